@@ -37,7 +37,11 @@ def test_every_architecture_has_every_release_that_supports_it():
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("sm86-trt1O", "sm86-trt10"), ("sm8", "sm80"), ("sm87-rtx1", "sm80-rtx1|sm86-rtx1|sm89-rtx1")],
+    [
+        ("sm86_trt10", "sm86-trt10"),
+        ("sm8", "sm80|sm86|sm87|sm89"),
+        ("sm87-rtx1", "sm80-rtx1|sm86-rtx1|sm89-rtx1"),
+    ],
 )
 def test_unknown_target_names_the_nearest(wrong, near):
     with pytest.raises(InputError) as caught:
@@ -57,7 +61,7 @@ def test_row_is_sourced_and_consistent(name):
     t = targets.load(name)
     assert t.source and all(t.source)
     assert t.checked.year >= 2026
-    known = {f for f in Target.__dataclass_fields__} | {"supported"}
+    known = set(Target.__dataclass_fields__) | {"supported"}
     assert t.unconfirmed <= known, "an unconfirmed entry that names no field has no effect"
     assert not t.sparse_dtypes & t.sparse_dtypes_unconfirmed
     assert t.opset_min <= t.opset_max
