@@ -1,0 +1,258 @@
+"""The table of diagnostic codes; `onnx24 explain CODE` and docs/codes.md print it.
+
+Ranges: 0xx input, 1xx pruning, 2xx quantization and precision, 3xx rewrites, 4xx target,
+5xx backend, 6xx policy, 8xx verifier, 9xx our own fault. A code is never reused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Code:
+    """`severity` is the default ("note", "warning", "error"); `hint` the usual next step."""
+
+    id: str
+    severity: str
+    title: str
+    explanation: str
+    hint: str = ""
+
+
+_TABLE = (
+    # --- 0xx input -------------------------------------------------------------------------
+    Code("O24-001", "error", "file cannot be read",
+         "The path does not exist, is a directory, or may not be read.",
+         "check the path and its permissions"),
+    Code("O24-002", "error", "not an ONNX model",
+         "The bytes are not a serialized onnx.ModelProto: another format, or garbage.",
+         "pass the .onnx file itself; unpack archives first"),
+    Code("O24-003", "error", "truncated model",
+         "The file ends in the middle of a field: a cut download or an interrupted write.",
+         "fetch or export the model again"),
+    Code("O24-004", "error", "no graph",
+         "The model holds no graph, or a graph with no outputs, so there is nothing to compile.",
+         "export the model again"),
+    Code("O24-005", "error", "external data missing",
+         "An initializer keeps its values in a file that is not there.",
+         "put the data file next to the model, under the name that the model gives"),
+    Code("O24-006", "error", "external data outside the model's folder",
+         "An external path is absolute, climbs out with '..', or is a symlink that leads out. "
+         "A model must not make the compiler read arbitrary files.",
+         "move the data file into the model's folder and save the model with a relative path"),
+    Code("O24-007", "error", "external data out of bounds",
+         "Offset and length of an external tensor do not lie within its file.",
+         "fetch or export model and data again, together"),
+    Code("O24-008", "error", "weights are not finite",
+         "An initializer that feeds a matrix product holds NaN or Inf; every result would be "
+         "meaningless.", "repair the checkpoint, or exclude the layer"),
+    Code("O24-009", "error", "opset too old",
+         "The model's ai.onnx opset is below the oldest that is supported.",
+         "export with a newer opset"),
+    Code("O24-010", "error", "opset too new",
+         "The model's ai.onnx opset is newer than the installed onnx package knows.",
+         "upgrade the onnx package, or export with an older opset"),
+    Code("O24-011", "error", "operator without a definition",
+         "A node's operator is in no known domain and is no function of the model, so its "
+         "meaning is unknown.", "register the operator, or export without it"),
+    Code("O24-012", "error", "graph has a cycle",
+         "Some nodes need their own results.", "export the model again"),
+    Code("O24-013", "error", "duplicated name",
+         "Two values of one scope have the same name.", "export the model again"),
+    Code("O24-014", "error", "initializer of the wrong size",
+         "The bytes of an initializer do not fill its shape and dtype.", "export the model again"),
+    Code("O24-015", "error", "invalid model",
+         "onnx.checker refuses the model.", "export the model again"),
+    Code("O24-016", "error", "ONNX Runtime refuses the model",
+         "The reference execution cannot load or run the model, so no result could be verified.",
+         "see the message; operators of other runtimes cannot be compiled here"),
+    Code("O24-017", "error", "input limit exceeded",
+         "The file is nested deeper, or holds more, than any honest model does.",
+         "check where the file comes from"),
+    Code("O24-018", "warning", "initializer shadows a graph input",
+         "An initializer is also a graph input: a caller may override it at run time, so it is "
+         "no constant. It is left alone.", "export with keep_initializers_as_inputs=False"),
+    Code("O24-020", "error", "pipeline syntax",
+         "The pipeline text does not parse.", "see `onnx24 passes` for the syntax"),
+    Code("O24-021", "error", "unknown pass", "No pass has this name.",
+         "see `onnx24 passes`"),
+    Code("O24-022", "error", "unknown option", "The pass has no such option.",
+         "see `onnx24 PASS --help`"),
+    Code("O24-023", "error", "bad option value", "The value does not fit the option's type.",
+         "see `onnx24 PASS --help`"),
+    Code("O24-024", "error", "unknown preset", "No preset has this name.",
+         "see `onnx24 passes`"),
+    Code("O24-025", "error", "unknown target", "No target has this name.",
+         "see `onnx24 targets`"),
+    Code("O24-026", "error", "pass order", "The ordering constraints of the passes contradict.",
+         "reorder the pipeline"),
+    Code("O24-027", "error", "unknown code", "No diagnostic has this code.",
+         "see docs/codes.md"),
+    Code("O24-028", "error", "plug-in pass is broken",
+         "A third-party pass could not be loaded, or its name is already taken.",
+         "fix or uninstall the plug-in package"),
+    Code("O24-030", "error", "data cannot be read",
+         "Calibration or test data is not an .npz, a folder of .npz, or ONNX test data.",
+         "see `onnx24 compile --help` for the forms of DATA"),
+    Code("O24-031", "error", "data has the wrong names",
+         "The arrays' names are not the model's input names.",
+         "name each array after the model's input"),
+    Code("O24-032", "error", "data has the wrong shape",
+         "An array does not fit the model's input shape.", "stack samples along the first axis"),
+    Code("O24-033", "error", "data has the wrong dtype",
+         "An array's dtype is not the model's input dtype.", "convert the array before saving"),
+    Code("O24-034", "warning", "random data",
+         "Random numbers stand in for real data: numbers measured on them say nothing about the "
+         "accuracy on real inputs.", "pass real samples"),
+    Code("O24-035", "error", "calibration data needed",
+         "The pipeline needs real activations.", "pass --calib DATA"),
+    Code("O24-036", "error", "dynamic dimension without a size",
+         "An input has a dynamic dimension and nothing says its size.",
+         "pass --shapes NAME:MINxOPTxMAX, or data of a concrete shape"),
+    Code("O24-040", "error", "output cannot be written",
+         "The folder is missing or read-only, or the disk is full. Nothing was left behind.",
+         "choose another output path"),
+    Code("O24-041", "error", "output would overwrite the input",
+         "The output path, or its data file, is the input's. The input is never modified.",
+         "choose another output path"),
+    Code("O24-042", "error", "standard streams cannot carry external data",
+         "A model with external data needs a folder.", "use paths instead of '-'"),
+    Code("O24-043", "error", "wrong usage", "The command line contradicts itself.",
+         "see --help"),
+    # --- 1xx pruning -----------------------------------------------------------------------
+    Code("O24-100", "note", "pruned to 2:4",
+         "Two of every four values along the reduction axis are zero now."),
+    Code("O24-101", "note", "eligible for 2:4",
+         "The weight could be stored in the compressed 2:4 form. Eligible does not mean that "
+         "TensorRT will choose a sparse kernel."),
+    Code("O24-102", "note", "already 2:4", "The weight already satisfies the pattern."),
+    Code("O24-110", "note", "not a matrix product's weight",
+         "No consumer is a Conv, Gemm, MatMul or plain Einsum product."),
+    Code("O24-111", "note", "grouped convolution",
+         "TensorRT does not consider grouped convolutions for sparse kernels "
+         "(NVIDIA/TensorRT issue 4054)."),
+    Code("O24-112", "note", "depthwise convolution",
+         "One input channel per group leaves nothing to choose from."),
+    Code("O24-113", "note", "reduction size is not a multiple of 4",
+         "Groups of four must tile the reduction axis exactly.", "pad K or exclude the layer"),
+    Code("O24-114", "note", "too small to gain",
+         "The target's row says that kernels of this size do not profit."),
+    Code("O24-115", "warning", "consumers want different axes",
+         "The weight is shared and its consumers reduce over different axes; 2:4 along one "
+         "is not 2:4 along the other."),
+    Code("O24-116", "warning", "also read by something else",
+         "A consumer that is not a matrix product reads the values too (a tied embedding's "
+         "Gather, for instance); pruning would change its result.",
+         "ask for it with prune24{tied=prune}"),
+    Code("O24-117", "note", "not constant", "Both operands are computed at run time."),
+    Code("O24-118", "note", "dtype not supported",
+         "Values of this dtype cannot be pruned, or the target has no sparse kernels for it."),
+    Code("O24-119", "note", "recurrent layer",
+         "TensorRT runs LSTM, GRU and RNN weights dense."),
+    Code("O24-120", "note", "excluded", "An include or exclude option leaves this weight out."),
+    Code("O24-121", "note", "path not traced",
+         "An operator between weight and consumer rearranges or computes values in a way that "
+         "is not followed."),
+    Code("O24-122", "note", "transposed convolution",
+         "Nothing confirms sparse kernels for ConvTranspose."),
+    Code("O24-123", "note", "operator not eligible on the target",
+         "The target's row says that this operator gets no sparse kernels there."),
+    Code("O24-125", "warning", "pruned by magnitude only",
+         "Without calibration data the survivors cannot be chosen by their effect on the "
+         "outputs. The accuracy loss is often large.", "pass --calib DATA, then check accuracy"),
+    Code("O24-126", "note", "graph input or output",
+         "The value is visible outside the graph, so it must keep its values."),
+    Code("O24-127", "note", "target has no sparse tensor cores",
+         "The target's compute capability has no 2:4 support."),
+    # --- 2xx quantization and precision ----------------------------------------------------
+    Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
+    Code("O24-210", "note", "matrix-vector product",
+         "M or N is 1: memory-bound, not worth quantizing (Model-Optimizer's rule)."),
+    Code("O24-211", "note", "K or N below 16",
+         "Too small to gain from INT8 tensor cores (Model-Optimizer's rule)."),
+    Code("O24-212", "note", "fewer than 16 channels",
+         "Too few channels to gain from INT8, unless the first layer (Model-Optimizer's rule)."),
+    Code("O24-213", "note", "no constant weight", "Only layers with constant weights are taken."),
+    Code("O24-214", "note", "already quantized", "The layer already stands behind Q/DQ."),
+    Code("O24-215", "warning", "activation never varies",
+         "The tensor was zero on every calibration sample, so no scale can be derived."),
+    Code("O24-216", "note", "dtype not quantizable", "Only floating-point layers are quantized."),
+    Code("O24-218", "note", "excluded", "An option leaves this layer out."),
+    Code("O24-219", "warning", "activation not observed",
+         "The tensor cannot be observed (it lies in a subgraph that calibration does not reach)."),
+    Code("O24-220", "warning", "activation overflowed",
+         "NaN or Inf appeared in the tensor during calibration; the layer stays in float."),
+    Code("O24-221", "warning", "target has no INT8",
+         "The target's row lists no INT8 kernels for this TensorRT major."),
+    Code("O24-230", "note", "weight folded to INT8",
+         "QuantizeLinear was applied at compile time; the initializer is int8 now."),
+    Code("O24-231", "note", "weight kept in float behind Q/DQ",
+         "The target's TensorRT major does not take int8 initializers."),
+    Code("O24-232", "note", "redundant Q/DQ removed", "Merged, cancelled or unused Q/DQ nodes."),
+    Code("O24-240", "note", "cast to 16 bit", "The tensor is stored in 16 bit now."),
+    Code("O24-241", "note", "kept in float32",
+         "The operator loses precision or range in 16 bit."),
+    Code("O24-242", "warning", "value out of 16-bit range",
+         "The tensor holds values beyond what the 16-bit type can represent."),
+    # --- 3xx rewrites ----------------------------------------------------------------------
+    Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
+    Code("O24-310", "note", "target prefers the MatMul",
+         "On this TensorRT major MatMul itself is eligible and the conv form costs reformats.",
+         "force it with matmul-to-conv1x1{when=always}"),
+    Code("O24-311", "note", "form not covered", "The product cannot be written as a 1x1 Conv."),
+    Code("O24-312", "note", "no constant operand", "Both operands are computed at run time."),
+    Code("O24-320", "note", "constant folded", "A constant expression was computed."),
+    Code("O24-321", "note", "dead code removed", "Nothing used the result."),
+    Code("O24-322", "note", "function inlined", "A local function's body replaced its call."),
+    Code("O24-330", "note", "opset converted",
+         "onnx.version_converter raised the model's opset, which a later pass needs."),
+    Code("O24-331", "error", "opset cannot be converted",
+         "A later pass needs a newer opset, and onnx.version_converter refuses the model.",
+         "export the model with a newer opset"),
+    # --- 4xx target ------------------------------------------------------------------------
+    Code("O24-400", "warning", "unconfirmed on this target",
+         "No public evidence says how this TensorRT treats the construct."),
+    # --- 5xx backend -----------------------------------------------------------------------
+    Code("O24-500", "error", "backend missing", "The backend's package or program is not there."),
+    Code("O24-501", "error", "parser error", "The backend's ONNX parser refuses a node."),
+    Code("O24-502", "error", "build failed", "The backend parsed the model but built no engine."),
+    Code("O24-503", "error", "backend crashed",
+         "The backend's process ended by a signal; its log is in the report."),
+    Code("O24-504", "error", "backend timed out", "The build took longer than --timeout."),
+    Code("O24-505", "error", "bad shapes", "--shapes does not fit the model's inputs."),
+    Code("O24-506", "warning", "backend warning", "The backend's log holds a warning."),
+    Code("O24-507", "error", "target not supported by the backend",
+         "The backend cannot build for this compute capability or major."),
+    # --- 6xx policy ------------------------------------------------------------------------
+    Code("O24-600", "error", "tolerance not met",
+         "The compiled model differs from the original by more than was allowed."),
+    Code("O24-610", "error", "not 2:4", "A weight that should be 2:4 is not."),
+    # --- 8xx verifier ----------------------------------------------------------------------
+    Code("O24-800", "error", "checker", "onnx.checker refuses the model after the pass."),
+    Code("O24-801", "error", "interface changed",
+         "An input or output changed its name, type or shape."),
+    Code("O24-802", "error", "name defined twice", "A value is produced twice in its scope."),
+    Code("O24-803", "error", "name undefined", "A node reads a value that nothing defines."),
+    Code("O24-804", "error", "not sorted", "A node stands before one whose result it needs."),
+    Code("O24-805", "error", "opset import missing", "A node's domain is not imported."),
+    Code("O24-806", "error", "weight unreadable", "An initializer's payload is missing or short."),
+    Code("O24-807", "error", "2:4 lost",
+         "A weight that was recorded as 2:4 is not 2:4 any more in the values that its "
+         "consumer sees, or has disappeared without a successor."),
+    # --- 9xx our own fault -----------------------------------------------------------------
+    Code("O24-900", "error", "internal error",
+         "A bug in onnx24. The reproducer folder replays it.",
+         "please report it with the reproducer"),
+    Code("O24-901", "error", "undeclared effect",
+         "A pass changed what it declares not to change."),
+    Code("O24-902", "error", "numeric check failed",
+         "A pass that should preserve the function changed the outputs."),
+)
+
+CODES: dict[str, Code] = {entry.id: entry for entry in _TABLE}
+
+
+def lookup(code: str) -> Code:
+    """The entry of a code. Raises: KeyError for one that does not exist."""
+    return CODES[code]

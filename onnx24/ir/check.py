@@ -1,0 +1,171 @@
+"""Whether an input file is a model at all: one clear error before anything else starts.
+
+Beyond what onnx.checker says, this names the subject: which tensor, which node, which file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import onnx
+from onnx import GraphProto
+
+from onnx24.errors import InputError
+from onnx24.ir.repair import dependencies, find_defects, repair_proto
+from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.weights import Reference, reference_of, set_reference
+
+if TYPE_CHECKING:
+    from onnx24.ir.model import Model
+
+MIN_OPSET = 7
+"""The oldest ai.onnx opset that is taken. Source: ONNX Runtime supports opset 7 and later."""
+
+
+def check_input(model: Model) -> None:
+    """Refuse an invalid model. Harmless defects (ir.repair) are noted in `model.defects`.
+
+    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015.
+    """
+    file = str(model.path or "-")
+    proto = model.proto
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise InputError.of("O24-004", "the graph has no outputs", file=file)
+    for tensor in tensors(proto):
+        if min(tensor.dims, default=0) < 0:
+            raise InputError.of(
+                "O24-014", f"negative dimension in {list(tensor.dims)}", tensor=tensor.name
+            )
+        model.weights.check(tensor)
+        _check_inline(model, tensor)
+    _check_opset(model, file)
+    for scope in scopes(proto):
+        _check_operators(scope, file)
+        _check_names(scope, file)
+        _check_acyclic(scope, file)
+    model.defects = find_defects(proto)
+    if problem := run_checker(model):
+        raise InputError.of("O24-015", f"onnx.checker: {problem}", file=file)
+
+
+def run_checker(model: Model) -> str | None:
+    """What onnx.checker says of the model, weights and the input's own harmless defects aside;
+    None if it is content.
+
+    The checker wants the data of every tensor; one that is external only has to have a file, so
+    that an empty one stands in for all of them.
+    """
+    copy = model.skeleton()
+    for tensor in tensors(copy):
+        if (ref := reference_of(tensor)) is not None:
+            set_reference(tensor, Reference("weights", 0, ref.length))
+    repair_proto(copy, model.defects)
+    with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(copy.SerializeToString())
+        Path(folder, "weights").touch()
+        try:
+            onnx.checker.check_model(str(path))
+        except (onnx.checker.ValidationError, ValueError) as err:
+            return " ".join(str(err).split()).replace(f"{folder}/", "")
+    return None
+
+
+def _check_inline(model: Model, tensor: onnx.TensorProto) -> None:
+    """That values in the document itself fill the shape."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return
+    if tensor.data_type == onnx.TensorProto.UNDEFINED:
+        raise InputError.of("O24-014", "the tensor has no dtype", tensor=tensor.name)
+    if tensor.HasField("raw_data"):
+        model.weights.payload(tensor)
+        return
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    try:
+        model.weights.read(tensor)
+    except (ValueError, TypeError, KeyError) as err:
+        raise InputError.of(
+            "O24-014",
+            f"the values do not fill {list(tensor.dims)}: {err}",
+            tensor=tensor.name,
+        ) from err
+
+
+def _check_opset(model: Model, file: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if "" not in model.opsets:
+        if any(not node.domain for scope in model.scopes() for node in scope.graph.node):
+            raise InputError.of("O24-015", "no opset is imported for ai.onnx", file=file)
+        return
+    if model.opset < MIN_OPSET:
+        raise InputError.of(
+            "O24-009", f"opset {model.opset}; {MIN_OPSET} or newer is expected", file=file
+        )
+    if model.opset > newest:
+        raise InputError.of(
+            "O24-010",
+            f"opset {model.opset}; onnx {onnx.__version__} knows up to {newest}",
+            file=file,
+        )
+
+
+def _check_operators(scope: Scope, file: str) -> None:
+    for node in scope.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            raise InputError.of(
+                "O24-011",
+                f"ai.onnx defines no operator {node.op_type!r}",
+                file=file,
+                scope=scope.path,
+                node=node_label(node),
+                op=node.op_type,
+            )
+
+
+def _check_names(scope: Scope, file: str) -> None:
+    """Every value of a scope is defined once. An initializer may repeat an input (it is its
+    default) but nothing else."""
+    if not isinstance(scope.graph, GraphProto):
+        return
+    graph = scope.graph
+    seen = set()
+    groups = (
+        [value.name for value in graph.input],
+        [name for node in graph.node for name in node.output if name],
+    )
+    for name in (name for group in groups for name in group):
+        if name in seen:
+            raise InputError.of(
+                "O24-013", f"{name!r} is defined twice", file=file, scope=scope.path, tensor=name
+            )
+        seen.add(name)
+    produced = set(groups[1])
+    initialized = set()
+    for tensor in graph.initializer:
+        if tensor.name in initialized or tensor.name in produced:
+            raise InputError.of(
+                "O24-013",
+                f"{tensor.name!r} is defined twice",
+                file=file,
+                scope=scope.path,
+                tensor=tensor.name,
+            )
+        initialized.add(tensor.name)
+
+
+def _check_acyclic(scope: Scope, file: str) -> None:
+    order = dependencies(scope.graph.node)
+    if nx.is_directed_acyclic_graph(order):
+        return
+    cycle = [node_label(scope.graph.node[a]) for a, _ in nx.find_cycle(order)]
+    raise InputError.of(
+        "O24-012",
+        "these nodes need each other's results: " + " → ".join([*cycle, cycle[0]]),
+        file=file,
+        scope=scope.path,
+        node=cycle[0],
+    )

@@ -1,0 +1,111 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from onnx24.errors import InputError
+
+
+class AtomicFiles:
+    """A set of files that are renamed into place together, once all of them are complete.
+
+    Use as a context manager: `f = files.create(path)` gives an open binary file; leaving the
+    block without an exception renames all of them in the order of creation, an exception (a
+    full disk and Ctrl-C included) removes them.
+    Raises: InputError O24-040 for what the operating system refuses.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[tuple[IO[bytes], Path, Path]] = []
+
+    def create(self, path: Path) -> IO[bytes]:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            file = open(temporary, "xb")  # noqa: SIM115 - closed in __exit__
+        except OSError as err:
+            raise _cannot_write(path, err) from err
+        self._open.append((file, temporary, path))
+        return file
+
+    def __enter__(self) -> AtomicFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object):
+        path = None
+        try:
+            for file, _temporary, path in self._open:
+                file.close()
+            if exc is None:
+                for _file, temporary, path in self._open:
+                    os.replace(temporary, path)
+        except OSError as err:
+            self._discard()
+            raise _cannot_write(path or Path(), err) from err
+        except BaseException:
+            self._discard()
+            raise
+        if exc is not None:
+            self._discard()
+            if isinstance(exc, OSError) and exc.errno in _WRITE_ERRORS:
+                raise _cannot_write(self._open[-1][2] if self._open else Path(), exc) from exc
+        return False
+
+    def _discard(self) -> None:
+        for file, temporary, _ in self._open:
+            try:
+                file.close()
+            except OSError:
+                pass  # closing flushes; on a full disk it fails again, and the file goes anyway
+            temporary.unlink(missing_ok=True)
+
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def _cannot_write(path: Path, err: OSError) -> InputError:
+    reason = os.strerror(err.errno) if err.errno else str(err)
+    return InputError.of("O24-040", f"cannot write: {reason}", file=str(path))
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """One file that appears whole or not at all. Raises: InputError O24-040."""
+    with AtomicFiles() as files:
+        yield files.create(Path(path))
+
+
+def copy_range(source: IO[bytes], target: IO[bytes], offset: int, length: int) -> None:
+    """Append `length` bytes at `offset` of `source` to `target`, without mapping them.
+
+    Raises: OSError, also when the source ends early.
+    """
+    target.flush()
+    done = 0
+    use_kernel = hasattr(os, "copy_file_range")
+    while done < length:
+        want = min(length - done, 8 << 20)
+        if use_kernel:
+            try:
+                copied = os.copy_file_range(source.fileno(), target.fileno(), want, offset + done)
+            except OSError as err:
+                if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise
+                use_kernel = False  # another file system, or a kernel without it
+                continue
+            if copied:
+                done += copied
+                continue
+            use_kernel = False
+        chunk = os.pread(source.fileno(), want, offset + done)
+        if not chunk:
+            raise OSError(errno.EIO, "the source file became shorter")
+        target.write(chunk)
+        target.flush()
+        done += len(chunk)

@@ -1,0 +1,430 @@
+"""The document: an ONNX model without its weights in memory.
+
+`Model` owns a lean ModelProto (see ir/weights.py), the folder of its external data, and two
+generation counters. A model that no pass changed is written back byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+from onnx24.effects import Effects
+from onnx24.errors import InputError
+from onnx24.ir import wire
+from onnx24.ir.claims import Claims24
+from onnx24.ir.files import AtomicFiles, copy_range
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.scopes import Scope, scopes, tensors
+from onnx24.ir.weights import (
+    EMBEDDED,
+    INLINE_BYTES,
+    OVERLAY,
+    Reference,
+    Weights,
+    map_file,
+    payload_bytes,
+    reference_of,
+    set_reference,
+)
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+MAX_EMBEDDED_BYTES = (1 << 31) - (1 << 20)
+"""A protobuf message cannot exceed 2 GiB; a MiB is left for the graph."""
+
+External = Literal["auto", "embed", "external"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state to go back to; cheap, since weights are only referred to."""
+
+    proto: bytes
+    changed: bool
+
+
+class Metadata(MutableMapping[str, str]):
+    """metadata_props as a mapping; writing marks the model's structure as changed."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def _entry(self, key: str):
+        for entry in self._model.proto.metadata_props:
+            if entry.key == key:
+                return entry
+        raise KeyError(key)
+
+    def __getitem__(self, key: str) -> str:
+        return self._entry(key).value
+
+    def __setitem__(self, key: str, value: str) -> None:
+        try:
+            entry = self._entry(key)
+        except KeyError:
+            self._model.proto.metadata_props.add(key=key, value=value)
+        else:
+            if entry.value == value:
+                return
+            entry.value = value
+        self._model.touch(Effects.STRUCTURE)
+
+    def __delitem__(self, key: str) -> None:
+        entry = self._entry(key)
+        self._model.proto.metadata_props.remove(entry)
+        self._model.touch(Effects.STRUCTURE)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([entry.key for entry in self._model.proto.metadata_props])
+
+    def __len__(self) -> int:
+        return len(self._model.proto.metadata_props)
+
+
+class Model:
+    """An ONNX model. Construct with `load`, `from_bytes`, `from_proto` or `from_text`."""
+
+    def __init__(self, source: memoryview, path: Path | None) -> None:
+        self.path = path
+        self.base_dir = path.parent if path else None
+        self._source = source
+        self.changed = False
+        """Whether anything was touched since loading."""
+        self._structure = 0
+        self._weights_generation = 0
+        self._tensors: tuple[int, dict[ValueKey, TensorProto]] | None = None
+        self.defects: frozenset[str] = frozenset()
+        """Harmless defects of the input that `ir.repair` knows, found by `ir.check`."""
+        self.proto = _parse(source, str(path or "standard input"))
+        self.weights = Weights(
+            source, self.base_dir, self._initializers, lambda: self.touch(Effects.WEIGHTS)
+        )
+        self.metadata = Metadata(self)
+        self.claims = Claims24(self.metadata)
+
+    # --- construction ----------------------------------------------------------------------
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, check: bool = True) -> Model:
+        """Open a model; "-" reads standard input. Weights stay in the file, which must not
+        change meanwhile.
+
+        check: refuse what is not a valid model (ir.check), not only what does not parse.
+        Raises: InputError O24-001 to O24-017.
+        """
+        if str(path) == "-":
+            model = cls(memoryview(sys.stdin.buffer.read()), None)
+        else:
+            file_path = Path(path)
+            try:
+                with open(file_path, "rb") as file:
+                    source = map_file(file)
+            except OSError as err:
+                reason = os.strerror(err.errno) if err.errno else str(err)
+                raise InputError.of("O24-001", reason, file=str(path)) from err
+            model = cls(source, file_path)
+        return model._checked() if check else model
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, check: bool = True) -> Model:
+        model = cls(memoryview(data), None)
+        return model._checked() if check else model
+
+    @classmethod
+    def from_proto(cls, proto: ModelProto, *, check: bool = True) -> Model:
+        return cls.from_bytes(proto.SerializeToString(deterministic=True), check=check)
+
+    @classmethod
+    def from_text(cls, text: str) -> Model:
+        """ONNX's textual syntax (onnx.parser). Raises: InputError O24-002."""
+        try:
+            proto = onnx.parser.parse_model(text)
+        except onnx.parser.ParseError as err:
+            raise InputError.of("O24-002", f"the ONNX text does not parse: {err}") from err
+        return cls.from_proto(proto)
+
+    def _checked(self) -> Model:
+        from onnx24.ir.check import check_input
+
+        check_input(self)
+        return self
+
+    # --- state -----------------------------------------------------------------------------
+    def touch(self, effects: Effects) -> None:
+        """Say that the document was edited directly; caches and `save` go by it."""
+        self.changed = self.changed or bool(effects)
+        if Effects.STRUCTURE in effects:
+            self._structure += 1
+        if Effects.WEIGHTS in effects:
+            self._weights_generation += 1
+
+    def generation_key(self, depends: Effects) -> tuple[int, ...]:
+        return (
+            self._structure if Effects.STRUCTURE in depends else -1,
+            self._weights_generation if Effects.WEIGHTS in depends else -1,
+        )
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            self.proto.SerializeToString(deterministic=True), self.changed
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back. Generations only grow: an analysis of the abandoned state that is still
+        cached must not be taken for one of the restored state."""
+        self.proto = ModelProto.FromString(snapshot.proto)
+        self.touch(Effects.STRUCTURE | Effects.WEIGHTS)
+        self.changed = snapshot.changed
+
+    # --- reading ---------------------------------------------------------------------------
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Domain → version; ai.onnx is ""."""
+        return {
+            "" if entry.domain == "ai.onnx" else entry.domain: entry.version
+            for entry in self.proto.opset_import
+        }
+
+    @property
+    def opset(self) -> int:
+        """Version of ai.onnx; 1 where a model does not import it."""
+        return self.opsets.get("", 1)
+
+    def scopes(self) -> Iterator[Scope]:
+        return scopes(self.proto)
+
+    def _initializers(self) -> dict[ValueKey, TensorProto]:
+        if self._tensors is None or self._tensors[0] != self._structure:
+            found = {
+                ValueKey(scope.path, tensor.name): tensor
+                for scope in self.scopes()
+                for tensor in scope.initializers
+            }
+            self._tensors = (self._structure, found)
+        return self._tensors[1]
+
+    def surgeon(self) -> AbstractContextManager[gs.Graph]:
+        """A weightless onnx-graphsurgeon view whose difference is committed on exit; see
+        ir/surgeon.py."""
+        from onnx24.ir.surgeon import surgeon
+
+        return surgeon(self)
+
+    def skeleton(self) -> ModelProto:
+        """A weightless copy that onnx's C++ tools take: shape inference, the version converter
+        and the inliner look at no payload. For the checker use ir.check.run_checker."""
+        copy = ModelProto()
+        copy.CopyFrom(self.proto)
+        return copy
+
+    # --- writing ---------------------------------------------------------------------------
+    def full_proto(self) -> ModelProto:
+        """The whole model in memory. Raises: InputError O24-042 above 2 GiB."""
+        return ModelProto.FromString(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The whole model, weights embedded. Raises: InputError O24-042 above 2 GiB."""
+        if not self.changed and not self._external_locations():
+            return bytes(self._source)
+        rope = self._embedded_rope()
+        self._check_embeddable(rope)
+        return b"".join(
+            bytes(self.weights.resolve(Reference(*piece.reference, piece.length)))
+            if isinstance(piece, wire.Payload)
+            else bytes(piece)
+            for piece in rope
+        )
+
+    def save(self, path: str | os.PathLike[str], *, external: External = "auto") -> None:
+        """Write the model, whole or not at all; "-" is standard output.
+
+        external: "auto" keeps large weights in a data file `<name>.data` next to the model where
+        the input had external data or the whole would exceed 2 GiB, "embed" and "external" say
+        so. A model that nothing changed is copied byte for byte, its data files too.
+        Raises: InputError O24-040 to O24-042.
+        """
+        if str(path) == "-":
+            if self._external_locations():
+                raise InputError.of("O24-042", "the model has external data", file="-")
+            sys.stdout.buffer.write(self.to_bytes())
+            sys.stdout.buffer.flush()
+            return
+        target = Path(path)
+        self._refuse_overwriting(target)
+        if not self.changed and external == "auto":
+            self._copy_verbatim(target)
+            return
+        if external == "auto":
+            rope_bytes = sum(payload_bytes(t) for t in self._large_tensors())
+            if self._external_locations() or rope_bytes > MAX_EMBEDDED_BYTES:
+                external = "external"
+        if external == "external":
+            self._save_external(target)
+        else:
+            rope = self._embedded_rope()
+            self._check_embeddable(rope)
+            with AtomicFiles() as files:
+                out = files.create(target)
+                for piece in rope:
+                    if isinstance(piece, wire.Payload):
+                        self._copy_payload(Reference(*piece.reference, piece.length), out)
+                    else:
+                        out.write(piece)
+
+    def _external_locations(self) -> list[str]:
+        refs = (reference_of(tensor) for tensor in tensors(self.proto))
+        return sorted({r.location for r in refs if r and r.location not in (EMBEDDED, OVERLAY)})
+
+    def _large_tensors(self) -> Iterator[TensorProto]:
+        return (tensor for tensor in tensors(self.proto) if reference_of(tensor) is not None)
+
+    def _refuse_overwriting(self, target: Path) -> None:
+        if not target.exists() or self.path is None:
+            return
+        inputs = [self.path]
+        inputs += [self.base_dir / name for name in self._external_locations() if self.base_dir]
+        for source in inputs:
+            if source.exists() and target.samefile(source):
+                raise InputError.of("O24-041", "the output is the input", file=str(target))
+
+    def _copy_verbatim(self, target: Path) -> None:
+        with AtomicFiles() as files:
+            for location in self._external_locations():
+                source = self.weights.external_path(location, "")
+                copy = target.parent / location
+                if copy.exists() and copy.samefile(source):
+                    continue
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                with open(source, "rb") as file:
+                    copy_range(file, files.create(copy), 0, os.fstat(file.fileno()).st_size)
+            files.create(target).write(self._source)
+
+    def _embedded_rope(self) -> wire.Rope:
+        lean = memoryview(self.proto.SerializeToString(deterministic=True))
+        return wire.rewrite(lean, _embed) or [lean]
+
+    def _check_embeddable(self, rope: wire.Rope) -> None:
+        size = wire.rope_length(rope)
+        if size > MAX_EMBEDDED_BYTES + (1 << 20):
+            raise InputError.of(
+                "O24-042",
+                f"the model is {size / 2**30:.2f} GiB; a file without external data ends at 2 GiB",
+                file=str(self.path or "-"),
+            )
+
+    def _copy_payload(self, ref: Reference, out: IO[bytes]) -> None:
+        file = self.weights.open(ref)
+        if file is None:
+            if self.path is None:
+                out.write(self.weights.resolve(ref))
+                return
+            file = open(self.path, "rb")  # noqa: SIM115 - closed below
+        with file:
+            copy_range(file, out, ref.offset, ref.length)
+
+    def _save_external(self, target: Path) -> None:
+        data_name = target.name + ".data"
+        self._refuse_overwriting(target.with_name(data_name))
+        copy = ModelProto()
+        copy.CopyFrom(self.proto)
+        with AtomicFiles() as files:
+            data = files.create(target.with_name(data_name))
+            position = 0
+            placed: dict[Reference, Reference] = {}
+            for tensor in tensors(copy):
+                ref = reference_of(tensor)
+                if ref is None:
+                    continue
+                if ref not in placed:
+                    # Source: onnxruntime maps external data only at page-aligned offsets.
+                    align = 4096 if ref.length >= 1 << 16 else 64
+                    padding = -position % align
+                    data.write(bytes(padding))
+                    position += padding
+                    self._copy_payload(ref, data)
+                    placed[ref] = Reference(data_name, position, ref.length)
+                    position += ref.length
+                set_reference(tensor, placed[ref])
+            files.create(target).write(copy.SerializeToString(deterministic=True))
+
+
+def _parse(source: memoryview, name: str) -> ModelProto:
+    """The lean ModelProto of a serialized model."""
+    if not len(source):
+        raise InputError.of("O24-002", "the file is empty", file=name)
+    try:
+        rope = wire.rewrite(source, _elide)
+        lean = bytes(source) if rope is None else b"".join(bytes(p) for p in rope)  # type: ignore[arg-type]
+        proto = ModelProto.FromString(lean)
+    except (wire.WireError, DecodeError) as err:
+        raise _not_a_model(source, name, err) from err
+    if not proto.HasField("graph") and not proto.ir_version:
+        raise _not_a_model(source, name, None)
+    return proto
+
+
+_FORMATS = (
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x80", "a pickle"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the model itself"),
+    (b"<", "an HTML or XML page"),
+    (b"{", "JSON text"),
+)
+
+
+def _not_a_model(source: memoryview, name: str, err: Exception | None) -> InputError:
+    head = bytes(source[:32])
+    if isinstance(err, wire.WireError) and err.too_deep:
+        return InputError.of("O24-017", str(err), file=name)
+    for magic, what in _FORMATS:
+        if head.startswith(magic):
+            return InputError.of("O24-002", f"expected an ONNX model, found {what}", file=name)
+    # Every exporter writes ir_version (field 1, a small number) first.
+    looks_right = len(head) > 2 and head[0] == 0x08 and head[1] < 0x40
+    if isinstance(err, wire.WireError) and err.truncated and looks_right:
+        return InputError.of(
+            "O24-003", f"the model ends in the middle of a field, at byte {len(source)}", file=name
+        )
+    return InputError.of(
+        "O24-002", "expected a serialized ONNX ModelProto, found other bytes", file=name
+    )
+
+
+def _elide(buf: memoryview, start: int, end: int) -> wire.Rope | None:
+    """Replace a tensor's large raw_data by a reference to where it lies in the file."""
+    if end - start <= INLINE_BYTES:
+        return None
+    found = wire.find_raw_data(buf, start, end)
+    if found is None or found[2] - found[1] <= INLINE_BYTES:
+        return None
+    field_start, payload, stop = found
+    stub = TensorProto()
+    set_reference(stub, Reference(EMBEDDED, payload, stop - payload))
+    return [buf[start:field_start], buf[stop:end], stub.SerializeToString()]
+
+
+def _embed(buf: memoryview, start: int, end: int) -> wire.Rope | None:
+    """The inverse: a tensor whose reference becomes raw_data, to be filled while writing."""
+    tensor = TensorProto.FromString(bytes(buf[start:end]))
+    ref = reference_of(tensor)
+    if ref is None:
+        return None
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+    return [
+        tensor.SerializeToString(deterministic=True),
+        wire.RAW_DATA_TAG + wire.varint(ref.length),
+        wire.Payload((ref.location, ref.offset), ref.length),
+    ]

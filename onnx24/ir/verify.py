@@ -1,0 +1,159 @@
+"""The invariants that hold after every pass, and what is said when one does not.
+
+1. onnx.checker accepts the model (O24-800).
+2. Inputs and outputs keep names, types and shapes; what was unknown may become known (O24-801).
+3. Every name is defined once in its scope and shadows no outer name (O24-802).
+4. Every read name is defined in its scope or an enclosing one (O24-803).
+5. Nodes are topologically sorted (O24-804).
+6. Every node's domain has an opset import (O24-805).
+7. Every tensor's payload is there and fills its shape and dtype (O24-806).
+8. A weight that was recorded as 2:4 is 2:4 in the values that its consumer sees (O24-807); that
+   one needs analyses, so it lives in analysis/invariants.py.
+
+Defects that the input itself had (ir.repair) are not held against a pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnx import GraphProto
+
+from onnx24.diagnostics import Diagnostic, diagnostic
+from onnx24.errors import InputError
+from onnx24.ir.check import run_checker
+from onnx24.ir.index import Index
+from onnx24.ir.repair import is_sorted
+from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.shapes import ValueType, value_type
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+    from onnx24.ir.model import Model
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Names and types of a model's inputs and outputs, in order."""
+
+    inputs: tuple[tuple[str, ValueType | bytes], ...]
+    outputs: tuple[tuple[str, ValueType | bytes], ...]
+
+    @classmethod
+    def of(cls, model: Model) -> Interface:
+        graph = model.proto.graph
+        return cls(_signature(graph.input), _signature(graph.output))
+
+
+def _signature(values) -> tuple[tuple[str, ValueType | bytes], ...]:
+    return tuple((value.name, _type(value)) for value in values)
+
+
+def _type(value: ValueInfoProto) -> ValueType | bytes:
+    """Tensor types compare dimension by dimension, everything else by its serialization."""
+    return value_type(value.type) or value.type.SerializeToString(deterministic=True)
+
+
+def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]:
+    """Everything that is wrong with the document; empty if nothing is."""
+    problems: list[Diagnostic] = []
+    if interface is not None:
+        problems += _check_interface(interface, Interface.of(model))
+    domains = set(model.opsets) | {""}
+    defined: dict[str, set[str]] = {}
+    for scope in scopes(model.proto):
+        outer = set(defined.get(scope.parent, ())) if scope.parent is not None else set()
+        defined[scope.path] = outer | _check_definitions(scope, outer, problems)
+        if "unsorted" not in model.defects and not is_sorted(scope.graph.node):
+            problems.append(
+                diagnostic("O24-804", "nodes are not in topological order", scope=scope.path)
+            )
+        if not isinstance(scope.graph, GraphProto):
+            continue  # a function brings its own opset imports; the checker looks at them
+        for node in scope.graph.node:
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            if domain not in domains and not scope.path.startswith("function:"):
+                problems.append(
+                    diagnostic(
+                        "O24-805",
+                        f"domain {domain!r} is not imported",
+                        scope=scope.path,
+                        node=node_label(node),
+                        op=node.op_type,
+                    )
+                )
+    for use in Index.of(model.proto).undefined:
+        problems.append(
+            diagnostic(
+                "O24-803",
+                f"reads {use.site.proto.input[use.input]!r}, which nothing defines",
+                scope=use.site.scope,
+                node=use.site.name,
+                op=use.site.proto.op_type,
+            )
+        )
+    for tensor in tensors(model.proto):
+        try:
+            model.weights.check(tensor)
+        except InputError as err:
+            problems.append(diagnostic("O24-806", str(err), tensor=tensor.name))
+    if not problems and (complaint := run_checker(model)):
+        problems.append(diagnostic("O24-800", complaint))
+    return problems
+
+
+def _check_interface(before: Interface, after: Interface) -> list[Diagnostic]:
+    problems = []
+    for kind, old, new in (
+        ("input", before.inputs, after.inputs),
+        ("output", before.outputs, after.outputs),
+    ):
+        if [name for name, _ in old] != [name for name, _ in new]:
+            problems.append(
+                diagnostic(
+                    "O24-801",
+                    f"{kind}s were {[n for n, _ in old]}, are {[n for n, _ in new]}",
+                )
+            )
+            continue
+        problems += [
+            diagnostic("O24-801", f"{kind} was {was}, is {now}", tensor=name)
+            for (name, was), (_, now) in zip(old, new, strict=True)
+            if not _compatible(was, now)
+        ]
+    return problems
+
+
+def _compatible(was: ValueType | bytes, now: ValueType | bytes) -> bool:
+    if not isinstance(was, ValueType) or not isinstance(now, ValueType):
+        return was == now
+    if was.dtype != now.dtype:
+        return False
+    if was.shape is None:
+        return True
+    return now.shape is not None and len(was.shape) == len(now.shape) and all(
+        a == b or a is None for a, b in zip(was.shape, now.shape, strict=True)
+    )
+
+
+def _check_definitions(scope: Scope, outer: set[str], problems: list[Diagnostic]) -> set[str]:
+    graph = scope.graph
+    if isinstance(graph, GraphProto):
+        inputs = [value.name for value in graph.input]
+        # An initializer with an input's name is that input's default value.
+        constants = [t.name for t in graph.initializer if t.name not in set(inputs)]
+        constants += [sparse.values.name for sparse in graph.sparse_initializer]
+    else:
+        inputs, constants = list(graph.input), []
+    produced = [name for node in graph.node for name in node.output if name]
+    seen: set[str] = set()
+    for name in (*inputs, *constants, *produced):
+        if name in seen or name in outer:
+            what = "is defined twice" if name in seen else "shadows an outer value"
+            problems.append(
+                diagnostic("O24-802", f"{name!r} {what}", scope=scope.path, tensor=name)
+            )
+        seen.add(name)
+    return seen

@@ -1,0 +1,131 @@
+"""What a pass is, and what it is given.
+
+A pass is a frozen dataclass: its fields are the pipeline text, the command-line flags and the
+reference page; its docstring is its manual. `run` finds sites, asks the analyses, rewrites the
+model and says what happened.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from onnx24.analysis.cache import Analysis, AnalysisCache
+from onnx24.diagnostics import Diagnostics, diagnostic
+from onnx24.effects import Effects
+from onnx24.ir.model import Model
+
+if TYPE_CHECKING:
+    from onnx24.runtime.data import Calibration
+    from onnx24.targets import Target
+
+__all__ = ["Context", "Effects", "Pass", "SiteRecord"]
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Analysis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(abc.ABC):
+    """Base of all passes. Subclasses are frozen keyword-only dataclasses whose fields carry
+    `Annotated[type, "help text"]` and a default; the types understood are those of
+    `passmgr.options`."""
+
+    name: ClassVar[str]
+    effects: ClassVar[Effects]
+    requires: ClassVar[tuple[type[Analysis], ...]] = ()
+    codes: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()
+    """Passes that must stand earlier when both are in a pipeline."""
+    numeric: ClassVar[str] = "same"
+    """"same": outputs are equal to rounding; "close": they may differ (pruning, quantization)."""
+
+    @abc.abstractmethod
+    def run(self, model: Model, ctx: Context) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRecord:
+    """What one pass did, or refused to do, at one site. `weight` is the initializer's name in
+    the *input* model where there is one, so that records of several passes line up."""
+
+    pass_name: str
+    action: str  # "pruned", "quantized", "rewritten", "folded", "cast", "refused", …
+    code: str
+    weight: str = ""
+    node: str = ""
+    op: str = ""
+    scope: str = ""
+    reason: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {("pass" if k == "pass_name" else k): v for k, v in vars(self).items() if v}
+
+
+def _no_progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    yield from items
+
+
+@dataclass
+class Context:
+    """What the manager gives to a running pass."""
+
+    target: Target
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    calibration: Calibration | None = None
+    analyses: AnalysisCache = field(default_factory=AnalysisCache)
+    records: list[SiteRecord] = field(default_factory=list)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """Numbers of the pass that is running, for the report; the manager empties it before each."""
+    progress: Callable[..., Iterator[Any]] = _no_progress
+    work_dir: Path | None = None
+    site_limit: int | None = None
+    """`--stop-after N`: after N admitted sites, `admit` says no."""
+    sites: list[str] = field(default_factory=list)
+
+    def admit(self, site: str) -> bool:
+        """Ask before transforming a site (a layer, a weight). Counts it; False once the limit
+        is reached, so that bisection can name the site that breaks a model."""
+        if self.site_limit is not None and len(self.sites) >= self.site_limit:
+            return False
+        self.sites.append(f"{self.diagnostics.pass_name}: {site}")
+        return True
+
+    def analysis(self, model: Model, kind: type[A]) -> A:
+        """The analysis for the model as it is now; computed once per generation."""
+        return self.analyses.get(model, kind)
+
+    def record(
+        self,
+        action: str,
+        code: str,
+        *,
+        weight: str = "",
+        node: str = "",
+        op: str = "",
+        scope: str = "",
+        reason: str = "",
+        **facts: Any,
+    ) -> None:
+        """Say what happened at a site: a line of the report's ledger and a diagnostic."""
+        self.records.append(
+            SiteRecord(
+                pass_name=self.diagnostics.pass_name,
+                action=action,
+                code=code,
+                weight=weight,
+                node=node,
+                op=op,
+                scope=scope,
+                reason=reason,
+                facts=facts,
+            )
+        )
+        message = f"{action}: {reason}" if reason else action
+        self.diagnostics.add(
+            diagnostic(code, message, scope=scope, node=node, op=op, tensor=weight, facts=facts)
+        )

@@ -1,0 +1,21 @@
+"""The passes of onnx24, one a file. This module is their manifest and no more.
+
+Source: the names and order below are what `onnx24 passes` lists.
+"""
+
+if __name__ != "onnx24.passes":
+    raise ImportError(
+        f"this package is onnx24.passes; it must not be imported as {__name__!r} "
+        "(install the checkout, or import onnx24 first)"
+    )
+
+MANIFEST = {
+    "canonicalize": "onnx24.passes.canonicalize:Canonicalize",
+    "upgrade-opset": "onnx24.passes.upgrade_opset:UpgradeOpset",
+    "prune24": "onnx24.passes.prune24:Prune24",
+    "qdq": "onnx24.passes.qdq:Qdq",
+    "fold-qdq": "onnx24.passes.fold_qdq:FoldQdq",
+    "matmul-to-conv1x1": "onnx24.passes.matmul_to_conv1x1:MatmulToConv1x1",
+    "cast16": "onnx24.passes.cast16:Cast16",
+    "check24": "onnx24.passes.check24:Check24",
+}
