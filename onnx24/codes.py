@@ -246,6 +246,9 @@ _TABLE = (
          "please report it with the reproducer"),
     Code("O24-901", "error", "undeclared effect",
          "A pass changed what it declares not to change."),
+    Code("O24-903", "error", "refused edit",
+         "A pass tried an edit that the weightless view does not allow: weights through the view, "
+         "changed inputs or outputs, a name that is taken, a domain that is not imported."),
     Code("O24-902", "error", "numeric check failed",
          "A pass that should preserve the function changed the outputs."),
 )
