@@ -1,0 +1,106 @@
+"""Fixtures shared by all tests: real models and data, where they are at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load(path: Path, name: str) -> ModuleType:
+    """Import a module of fixtures/, which is no package, by its path."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def shared_folder(part: str) -> Path:
+    """`part` of the shared test material, or a skip that says where it was looked for.
+
+    The material is $ONNX24_SHARED or `../shared` beside the repository; it is no part of the
+    project, so every test that uses it must be skipped where it is absent. A folder that
+    ONNX24_SHARED names and that is missing is a mistake, not an absence: that fails.
+    """
+    named = os.environ.get("ONNX24_SHARED")
+    base = Path(named) if named else ROOT.parent / "shared"
+    folder = base / part
+    if folder.is_dir():
+        return folder
+    if named:
+        pytest.fail(f"ONNX24_SHARED is {named!r}, and {folder} is no folder")
+    pytest.skip(f"no shared test material: set ONNX24_SHARED to a folder that holds {part}/")
+
+
+@dataclass(frozen=True)
+class FixtureModel:
+    """A trained model of fixtures/models and its entry of models.json."""
+
+    name: str
+    path: Path
+    entry: dict[str, Any]
+
+    @property
+    def input(self) -> str:
+        return str(self.entry["input"])
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with `eval/` and `models/` of the shared test material."""
+    return shared_folder("data")
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The folder with the shared real models: `zoo/`, `structural/`, `negative/`, …"""
+    return shared_folder("data/models")
+
+
+@pytest.fixture(scope="session")
+def fixture_models() -> dict[str, FixtureModel]:
+    """The trained models of the project, by name: `vit` and `cnn`."""
+    folder = ROOT / "fixtures" / "models"
+    index = json.loads((folder / "models.json").read_text(encoding="utf-8"))
+    return {
+        name: FixtureModel(name, folder / entry["file"], entry) for name, entry in index.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def digits_data() -> ModuleType:
+    """The module fixtures/data.py: `digits()`, `write_calibration(…)`, `accuracy(…)`."""
+    return _load(ROOT / "fixtures" / "data.py", "onnx24_fixtures_data")
+
+
+@pytest.fixture(scope="session")
+def digits(digits_data: ModuleType) -> Any:
+    """`Digits(train_x, train_y, test_x, test_y)`; images `[N, 1, 8, 8]` float32 in [0, 1]."""
+    return digits_data.digits()
+
+
+@pytest.fixture(scope="session")
+def digits_calib(tmp_path_factory: pytest.TempPathFactory, digits_data: ModuleType) -> Path:
+    """An `.npz` of 256 training images under the fixture models' input name."""
+    path = tmp_path_factory.mktemp("calib") / "calib.npz"
+    digits_data.write_calibration(path, "image", 256)
+    return path
