@@ -102,8 +102,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for file in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "cli.py"):
         shutil.copy(ROOT / file, source / file)
     code = (
-        "from setuptools import build_meta as b; import sys; "
-        "print(b.build_sdist(sys.argv[1])); print(b.build_wheel(sys.argv[1]))"
+        "from setuptools import build_meta as b; import sys; out = sys.argv[1]; "  # b changes argv
+        "b.build_sdist(out); b.build_wheel(out)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(dist)], cwd=source, capture_output=True, text=True
