@@ -224,6 +224,9 @@ _TABLE = (
     Code("O24-506", "warning", "backend warning", "The backend's log holds a warning."),
     Code("O24-507", "error", "target not supported by the backend",
          "The backend cannot build for this compute capability or major."),
+    Code("O24-508", "note", "engine of another TensorRT",
+         "The backend builds for the target's compute capability but for another TensorRT than "
+         "the target names: the engine runs there, and says nothing about the target's kernels."),
     # --- 6xx policy ------------------------------------------------------------------------
     Code("O24-600", "error", "tolerance not met",
          "The compiled model differs from the original by more than was allowed."),

@@ -1,0 +1,124 @@
+"""The few facts about an ONNX file that a build needs, read without its external weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnx24.errors import InputError
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input. A dimension is its size, its name, or None; `shape` None: not even a rank."""
+
+    name: str
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def dynamic(self) -> bool:
+        return self.shape is None or any(not isinstance(s, int) for s in self.shape)
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name} of unknown shape"
+        return f"{self.name}: [{', '.join('?' if s is None else str(s) for s in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """`nodes`: (name, op, first output) of the main graph in order. `precisions`: reduced
+    precisions that the model is written in: "int8" (Q/DQ), "fp16", "bf16", "fp8"."""
+
+    inputs: tuple[Input, ...]
+    nodes: tuple[tuple[str, str, str], ...]
+    precisions: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path) -> OnnxFile:
+        """Raises: InputError O24-001 or O24-002."""
+        try:
+            model = onnx.load_model(path, load_external_data=False)
+        except OSError as err:
+            raise InputError.of(
+                "O24-001", f"{path} cannot be read: {err.strerror or err}", file=str(path)
+            ) from err
+        except DecodeError as err:
+            raise InputError.of(
+                "O24-002", f"{path} is not a serialized ONNX model", file=str(path)
+            ) from err
+        graph = model.graph
+        initialized = {t.name for t in graph.initializer}
+        return cls(
+            inputs=tuple(_input(v) for v in graph.input if v.name not in initialized),
+            nodes=tuple((n.name, n.op_type, next(iter(n.output), "")) for n in graph.node),
+            precisions=frozenset(_precisions(model)),
+        )
+
+    def node_name(self, index: int | None, op: str, output: str = "") -> str:
+        """The name of the node that a parser means: its name, else its first output, else ""."""
+        for name, _, first in self.nodes:
+            if output and first == output:
+                return name or first
+        if index is not None and 0 <= index < len(self.nodes):
+            name, kind, first = self.nodes[index]
+            if not op or kind == op:  # the index of a subgraph's node would name another operator
+                return name or first
+        return ""
+
+    def parser_names(self) -> dict[str, str]:
+        """The names that TensorRT's parser makes up for unnamed nodes → first output.
+
+        *Source:* experiment with tensorrt-rtx 1.7.1: `node_of_<first output>`.
+        """
+        taken = {name for name, _, _ in self.nodes}
+        made = {f"node_of_{first}": first for name, _, first in self.nodes if not name}
+        return {k: v for k, v in made.items() if k not in taken}
+
+
+def _input(value: onnx.ValueInfoProto) -> Input:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return Input(value.name, None)
+    return Input(value.name, tuple(_dim(d) for d in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
+
+
+_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
+}
+
+
+def _precisions(model: onnx.ModelProto) -> Iterator[str]:
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        kinds = {t.name: t.data_type for t in graph.initializer}
+        for kind in kinds.values():
+            yield from _named(kind)
+        for value in (*graph.input, *graph.output):
+            yield from _named(value.type.tensor_type.elem_type)
+        for node in graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                fp8 = onnx.TensorProto.FLOAT8E4M3FN in (kinds.get(name) for name in node.input)
+                yield "fp8" if fp8 else "int8"
+            for attribute in node.attribute:
+                if node.op_type == "Cast" and attribute.name == "to":
+                    yield from _named(attribute.i)
+                graphs += [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _named(kind: int) -> Iterator[str]:
+    if kind in _TYPES:
+        yield _TYPES[kind]
