@@ -40,8 +40,10 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing onnx24 [$(EXTRAS)] into $(VENV) (about 500 MB are downloaded the first time) ..."
-	@$(BIN)/python -m pip install --disable-pip-version-check -qq --editable '.[$(EXTRAS)]' \
-	  || { echo "installation failed; if only tensorrt-rtx has no wheel here, try: make $(MAKECMDGOALS) EXTRAS=dev" >&2; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	    --editable '.[$(EXTRAS)]' > $(VENV)/pip.log 2>&1 || { tail -n 30 $(VENV)/pip.log >&2; \
+	    echo "installation failed; all of pip's output: $(VENV)/pip.log." \
+	         "If only tensorrt-rtx has no wheel here: make EXTRAS=dev $(MAKECMDGOALS)" >&2; exit 1; }
 	@touch $@
 
 demo: $(INSTALLED)
