@@ -56,7 +56,7 @@ lint: $(INSTALLED)
 
 # Last of all pytest, so that its closing line is the last of the log.
 test: lint
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --maxprocesses=8 --dist=worksteal $(PYTEST_OPTIONS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,33 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# No deadline: tests share their cores. In CI the same examples each time, so that a red run can be
+# repeated; elsewhere new ones.
+settings.register_profile("onnx24", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("onnx24")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def _no_gpu() -> str | None:
+    """Why tests marked `gpu` can't run here, or None."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "no CUDA device: nvidia-smi is not installed"
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    if listed.returncode != 0 or "GPU" not in listed.stdout:
+        return "no CUDA device: nvidia-smi lists none"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        reason = _no_gpu()
+        if reason:
+            pytest.skip(reason)
 
 
 def _load(path: Path, name: str) -> ModuleType:
