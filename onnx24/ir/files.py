@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -37,32 +38,28 @@ class AtomicFiles:
     def __enter__(self) -> AtomicFiles:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object):
-        path = None
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _: object
+    ) -> None:
+        path = self._open[-1][2] if self._open else Path()
         try:
-            for file, _temporary, path in self._open:
-                file.close()
             if exc is None:
+                for file, _temporary, path in self._open:
+                    file.close()
                 for _file, temporary, path in self._open:
                     os.replace(temporary, path)
+                return
         except OSError as err:
+            raise _cannot_write(path, err) from err
+        finally:
             self._discard()
-            raise _cannot_write(path or Path(), err) from err
-        except BaseException:
-            self._discard()
-            raise
-        if exc is not None:
-            self._discard()
-            if isinstance(exc, OSError) and exc.errno in _WRITE_ERRORS:
-                raise _cannot_write(self._open[-1][2] if self._open else Path(), exc) from exc
-        return False
+        if isinstance(exc, OSError) and exc.errno in _WRITE_ERRORS:
+            raise _cannot_write(path, exc) from exc
 
     def _discard(self) -> None:
         for file, temporary, _ in self._open:
-            try:
-                file.close()
-            except OSError:
-                pass  # closing flushes; on a full disk it fails again, and the file goes anyway
+            with contextlib.suppress(OSError):
+                file.close()  # flushes; on a full disk that fails again, and the file goes anyway
             temporary.unlink(missing_ok=True)
 
 

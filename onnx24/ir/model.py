@@ -175,9 +175,7 @@ class Model:
         )
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(
-            self.proto.SerializeToString(deterministic=True), self.changed
-        )
+        return Snapshot(self.proto.SerializeToString(deterministic=True), self.changed)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back. Generations only grow: an analysis of the abandoned state that is still
@@ -234,7 +232,7 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """The whole model, weights embedded. Raises: InputError O24-042 above 2 GiB."""
-        if not self.changed and not self._external_locations():
+        if not self.changed and not self.external_locations():
             return bytes(self._source)
         rope = self._embedded_rope()
         self._check_embeddable(rope)
@@ -254,7 +252,7 @@ class Model:
         Raises: InputError O24-040 to O24-042.
         """
         if str(path) == "-":
-            if self._external_locations():
+            if self.external_locations():
                 raise InputError.of("O24-042", "the model has external data", file="-")
             sys.stdout.buffer.write(self.to_bytes())
             sys.stdout.buffer.flush()
@@ -266,7 +264,7 @@ class Model:
             return
         if external == "auto":
             rope_bytes = sum(payload_bytes(t) for t in self._large_tensors())
-            if self._external_locations() or rope_bytes > MAX_EMBEDDED_BYTES:
+            if self.external_locations() or rope_bytes > MAX_EMBEDDED_BYTES:
                 external = "external"
         if external == "external":
             self._save_external(target)
@@ -281,7 +279,7 @@ class Model:
                     else:
                         out.write(piece)
 
-    def _external_locations(self) -> list[str]:
+    def external_locations(self) -> list[str]:
         refs = (reference_of(tensor) for tensor in tensors(self.proto))
         return sorted({r.location for r in refs if r and r.location not in (EMBEDDED, OVERLAY)})
 
@@ -292,14 +290,14 @@ class Model:
         if not target.exists() or self.path is None:
             return
         inputs = [self.path]
-        inputs += [self.base_dir / name for name in self._external_locations() if self.base_dir]
+        inputs += [self.base_dir / name for name in self.external_locations() if self.base_dir]
         for source in inputs:
             if source.exists() and target.samefile(source):
                 raise InputError.of("O24-041", "the output is the input", file=str(target))
 
     def _copy_verbatim(self, target: Path) -> None:
         with AtomicFiles() as files:
-            for location in self._external_locations():
+            for location in self.external_locations():
                 source = self.weights.external_path(location, "")
                 copy = target.parent / location
                 if copy.exists() and copy.samefile(source):
@@ -363,13 +361,22 @@ def _parse(source: memoryview, name: str) -> ModelProto:
     if not len(source):
         raise InputError.of("O24-002", "the file is empty", file=name)
     try:
-        rope = wire.rewrite(source, _elide)
+        elided: set[int] = set()
+        rope = wire.rewrite(source, lambda *span: _elide(elided, *span))
         lean = bytes(source) if rope is None else b"".join(bytes(p) for p in rope)  # type: ignore[arg-type]
         proto = ModelProto.FromString(lean)
     except (wire.WireError, DecodeError) as err:
         raise _not_a_model(source, name, err) from err
     if not proto.HasField("graph") and not proto.ir_version:
         raise _not_a_model(source, name, None)
+    for tensor in tensors(proto):
+        ref = reference_of(tensor)
+        if ref is None or ref.location not in (EMBEDDED, OVERLAY):
+            continue
+        if ref.location == OVERLAY or ref.offset not in elided:
+            raise InputError.of(
+                "O24-006", f"external data at {ref.location!r}", file=name, tensor=tensor.name
+            )
     return proto
 
 
@@ -402,14 +409,16 @@ def _not_a_model(source: memoryview, name: str, err: Exception | None) -> InputE
     )
 
 
-def _elide(buf: memoryview, start: int, end: int) -> wire.Rope | None:
-    """Replace a tensor's large raw_data by a reference to where it lies in the file."""
+def _elide(elided: set[int], buf: memoryview, start: int, end: int) -> wire.Rope | None:
+    """Replace a tensor's large raw_data by a reference to where it lies in the file, and note
+    the offset: a file that brings such a reference itself is lying."""
     if end - start <= INLINE_BYTES:
         return None
     found = wire.find_raw_data(buf, start, end)
     if found is None or found[2] - found[1] <= INLINE_BYTES:
         return None
     field_start, payload, stop = found
+    elided.add(payload)
     stub = TensorProto()
     set_reference(stub, Reference(EMBEDDED, payload, stop - payload))
     return [buf[start:field_start], buf[stop:end], stub.SerializeToString()]

@@ -44,7 +44,9 @@ def dependencies(nodes: Sequence[NodeProto]) -> nx.DiGraph:
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(nodes)))
     graph.add_edges_from(
-        (producer[name], i) for i, node in enumerate(nodes) for name in reads(node) & producer.keys()
+        (producer[name], i)
+        for i, node in enumerate(nodes)
+        for name in reads(node) & producer.keys()
     )
     return graph
 

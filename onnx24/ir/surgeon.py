@@ -25,7 +25,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoPr
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnx24.effects import Effects
-from onnx24.errors import InternalError
+from onnx24.errors import InputError, InternalError
 from onnx24.ir.scopes import ScopeNames
 from onnx24.ir.shapes import value_type
 from onnx24.ir.weights import INLINE_BYTES, numpy_dtype, payload_bytes, reference_of
@@ -45,7 +45,9 @@ class StubValues(LazyValues):
         self.name, self.shape, self.dtype, self.nbytes = name, shape, dtype, nbytes
 
     def load(self) -> np.ndarray:
-        raise _refuse("read large weights with model.weights, not through the view", tensor=self.name)
+        raise _refuse(
+            "read large weights with model.weights, not through the view", tensor=self.name
+        )
 
 
 class Initializer(gs.Constant):
@@ -199,13 +201,16 @@ class _Scope:
 
 
 def _values(model: Model, proto: TensorProto) -> np.ndarray | StubValues:
-    if proto.data_type != TensorProto.STRING:
-        nbytes = payload_bytes(proto)
-        if reference_of(proto) is not None or nbytes > INLINE_BYTES:
-            return StubValues(
-                proto.name, tuple(proto.dims), numpy_dtype(proto.data_type), nbytes
-            )
-    return model.weights.read(proto)
+    """Real values up to INLINE_BYTES; a stub above, and where the file lacks the values."""
+    if proto.data_type == TensorProto.STRING:
+        return model.weights.read(proto)
+    nbytes = payload_bytes(proto)
+    if reference_of(proto) is None and nbytes <= INLINE_BYTES:
+        try:
+            return model.weights.read(proto)
+        except (InputError, ValueError):
+            pass  # an invalid file, opened unchecked
+    return StubValues(proto.name, tuple(proto.dims), numpy_dtype(proto.data_type), nbytes)
 
 
 def _variable(name: str, info: ValueInfoProto | None) -> gs.Variable:
@@ -269,9 +274,7 @@ def _import_graph(
         name=proto.name,
         doc_string=proto.doc_string,
     )
-    graph.initializers = {
-        name: scope.tensor(name) for name in (*scope.constants, *scope.sparse)
-    }
+    graph.initializers = {name: scope.tensor(name) for name in (*scope.constants, *scope.sparse)}
     return graph
 
 
@@ -402,9 +405,10 @@ class _Commit:
     # --- nodes ---------------------------------------------------------------------------
     def _node(self, node: gs.Node) -> NodeProto:
         domain = node.domain or ""
-        if domain not in ("", "ai.onnx") and domain not in self.model.opsets:
-            raise _refuse(f"domain {domain!r} has no opset import", node=node.name, op=node.op)
         origin = self.session.nodes.get(node) if isinstance(node, Node) else None
+        inherited = origin is not None and origin.proto.domain == domain
+        if not inherited and domain not in ("", "ai.onnx", *self.model.opsets):
+            raise _refuse(f"domain {domain!r} has no opset import", node=node.name, op=node.op)
         inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
         attributes, same_attributes = self._attributes(node, origin)
         if origin is None:
@@ -580,7 +584,9 @@ def _value_info(tensor: gs.Tensor) -> ValueInfoProto:
     if tensor.dtype is None:
         return info
     dtype = tensor.dtype
-    elem = dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    elem = (
+        dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    )
     info.type.CopyFrom(onnx.helper.make_tensor_type_proto(elem, tensor.shape))
     return info
 

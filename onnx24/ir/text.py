@@ -50,7 +50,9 @@ def dtype_name(data_type: int) -> str:
 def type_text(value: ValueType) -> str:
     if value.shape is None:
         return f"{dtype_name(value.dtype)}[*]"
-    return f"{dtype_name(value.dtype)}[{','.join('?' if d is None else str(d) for d in value.shape)}]"
+    return (
+        f"{dtype_name(value.dtype)}[{','.join('?' if d is None else str(d) for d in value.shape)}]"
+    )
 
 
 def dump(model: Model) -> str:
@@ -77,7 +79,7 @@ def _scope(
         outputs = ", ".join(_value(v) for v in graph.output)
         yield f'{indent}graph "{scope.path or graph.name}" ({inputs}) -> ({outputs})'
     else:
-        yield f'{indent}{scope.path} ({", ".join(graph.input)}) -> ({", ".join(graph.output)})'
+        yield f"{indent}{scope.path} ({', '.join(graph.input)}) -> ({', '.join(graph.output)})"
     indent += "  "
     for tensor in scope.initializers:
         mark = " 2:4" if ValueKey(scope.path, tensor.name) in claimed else ""

@@ -119,7 +119,7 @@ def _check_interface(before: Interface, after: Interface) -> list[Diagnostic]:
             )
             continue
         problems += [
-            diagnostic("O24-801", f"{kind} was {was}, is {now}", tensor=name)
+            diagnostic("O24-801", f"{kind} was {was!r}, is {now!r}", tensor=name)
             for (name, was), (_, now) in zip(old, new, strict=True)
             if not _compatible(was, now)
         ]
@@ -133,8 +133,10 @@ def _compatible(was: ValueType | bytes, now: ValueType | bytes) -> bool:
         return False
     if was.shape is None:
         return True
-    return now.shape is not None and len(was.shape) == len(now.shape) and all(
-        a == b or a is None for a, b in zip(was.shape, now.shape, strict=True)
+    return (
+        now.shape is not None
+        and len(was.shape) == len(now.shape)
+        and all(a == b or a is None for a, b in zip(was.shape, now.shape, strict=True))
     )
 
 

@@ -64,16 +64,26 @@ class WeightInfo:
 
 
 def reference_of(tensor: TensorProto) -> Reference | None:
-    """The reference of a lean tensor; None where the values are in the document."""
+    """The reference of a lean tensor; None where the values are in the document.
+
+    Raises: InputError O24-007 for an offset or length that is no number.
+    """
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    length = entries.get("length")
-    return Reference(
-        entries.get("location", ""),
-        int(entries.get("offset") or 0),
-        payload_bytes(tensor) if length is None else int(length),
-    )
+    offset, length = entries.get("offset") or "0", entries.get("length")
+    try:
+        return Reference(
+            entries.get("location", ""),
+            int(offset),
+            payload_bytes(tensor) if length is None else int(length),
+        )
+    except ValueError as err:
+        raise InputError.of(
+            "O24-007",
+            f"offset {offset!r} and length {length!r} of external data must be numbers",
+            tensor=tensor.name,
+        ) from err
 
 
 def set_reference(tensor: TensorProto, ref: Reference) -> None:
@@ -241,7 +251,7 @@ class Weights:
         if data_type in _PACKED_BITS:
             return memoryview(numpy_helper.from_array(array).raw_data)
         flat = np.ascontiguousarray(array).reshape(-1)
-        return memoryview(flat.view(np.uint8))
+        return memoryview(flat.view(np.uint8).data)
 
     def _store(self, tensor: TensorProto, data: memoryview) -> None:
         if len(data) > INLINE_BYTES:
@@ -295,9 +305,7 @@ class Weights:
     def external_path(self, location: str, name: str) -> Path:
         """The file of an external tensor, which must lie in the model's folder."""
         if self._base_dir is None:
-            raise InputError.of(
-                "O24-042", "the model has external data but no folder", tensor=name
-            )
+            raise InputError.of("O24-042", "the model has external data but no folder", tensor=name)
         relative = PurePosixPath(location)
         base = self._base_dir.resolve()
         path = (base / relative).resolve()
@@ -369,6 +377,4 @@ def _equal_bytes(a: memoryview, b: memoryview, chunk: int = 1 << 20) -> bool:
     if len(a) != len(b):
         return False
     x, y = np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)
-    return all(
-        np.array_equal(x[i : i + chunk], y[i : i + chunk]) for i in range(0, len(x), chunk)
-    )
+    return all(np.array_equal(x[i : i + chunk], y[i : i + chunk]) for i in range(0, len(x), chunk))
