@@ -44,7 +44,7 @@ class AtomicFiles:
         path = self._open[-1][2] if self._open else Path()
         try:
             if exc is None:
-                for file, _temporary, path in self._open:
+                for file, _temporary, path in self._open:  # noqa: B007 - named in the error below
                     file.close()
                 for _file, temporary, path in self._open:
                     os.replace(temporary, path)
