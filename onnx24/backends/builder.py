@@ -34,7 +34,8 @@ class Request:
 
 
 class Refused(Exception):
-    """The build cannot go on. `status`: "target", "parser", "shapes", "write" or "build"."""
+    """The build cannot go on. `status`: "target", "parser", "shapes", "write", "cache" or
+    "build"."""
 
     def __init__(self, status: str, message: str, errors: Iterable[dict[str, Any]] = ()) -> None:
         super().__init__(message)
@@ -198,6 +199,10 @@ def _save_timing_cache(config: Any, request: Request) -> None:
     if not request.timing_cache:
         return
     cache = config.get_timing_cache()
-    if cache is not None:
+    if cache is None:
+        return
+    try:
         with open(request.timing_cache, "wb") as file:
             file.write(cache.serialize())
+    except OSError as err:
+        raise Refused("cache", f"{request.timing_cache}: {err.strerror or err}") from err

@@ -1,4 +1,4 @@
-"""The few facts about an ONNX file that a build needs, read without its external weights."""
+"""The few facts about an ONNX file that a build needs, read without its weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
-from onnx24.errors import InputError
+from onnx24.ir.model import Model
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,8 @@ class OnnxFile:
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
-        """Raises: InputError O24-001 or O24-002."""
-        try:
-            model = onnx.load_model(path, load_external_data=False)
-        except OSError as err:
-            raise InputError.of(
-                "O24-001", f"{path} cannot be read: {err.strerror or err}", file=str(path)
-            ) from err
-        except DecodeError as err:
-            raise InputError.of(
-                "O24-002", f"{path} is not a serialized ONNX model", file=str(path)
-            ) from err
+        """Raises: InputError O24-001 to O24-004 and O24-017."""
+        model = Model.load(path, check=False).proto
         graph = model.graph
         initialized = {t.name for t in graph.initializer}
         return cls(

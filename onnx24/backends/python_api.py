@@ -177,6 +177,8 @@ class PythonBackend(Backend):
             raise InputError.of("O24-505", message)
         if status == "write":
             raise cannot_write(engine, message)
+        if status == "cache":
+            raise InputError.of("O24-040", f"the timing cache cannot be written: {message}")
         reason = facts.errors[-1] if facts.errors else message
         raise failed("O24-502", f"{self.name} built no engine: {reason}", facts)
 
