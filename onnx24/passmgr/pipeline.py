@@ -156,7 +156,8 @@ class _Parser:
         try:
             cls = self.registry.get(name)
         except InputError as err:
-            raise self._error(err.code, err.diagnostics[0].message, start) from err
+            found = err.diagnostics[0]
+            raise self._error(err.code, found.message, start, hint=found.hint) from err
         return [self._pass(cls, start)]
 
     def _preset(self) -> list[Pass]:
@@ -256,8 +257,11 @@ class _Parser:
     def _syntax(self, message: str) -> InputError:
         return self._error("O24-020", message, self.at, self.at + 1)
 
-    def _error(self, code: str, message: str, start: int, end: int | None = None) -> InputError:
-        """An error at text[start:end]; `end` defaults to where the parser stands."""
+    def _error(
+        self, code: str, message: str, start: int, end: int | None = None, *, hint: str = ""
+    ) -> InputError:
+        """An error at text[start:end]; `end` defaults to where the parser stands, `hint` to the
+        code's."""
         end = self.at if end is None else end
         end = max(start + 1, start + len(self.text[start:end].rstrip()))
         line_start = self.text.rfind("\n", 0, start) + 1
@@ -267,10 +271,10 @@ class _Parser:
         left = max(0, column - _SHOWN // 2)
         shown = line[left : left + _SHOWN].replace("\t", " ")
         excerpt = f"{shown}\n  {' ' * (column - left)}{'^' * width}"
-        usual = diagnostic(code, "").hint
+        hint = hint or diagnostic(code, "").hint
         return InputError.of(
             code,
             f"{self.label}{message}",
-            hint=f"{excerpt}\n  {usual}" if usual else excerpt,
+            hint=f"{excerpt}\n  {hint}" if hint else excerpt,
             facts={"line": self.text.count("\n", 0, start) + 1, "column": column + 1},
         )

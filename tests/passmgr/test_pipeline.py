@@ -160,6 +160,17 @@ def test_parse_of_print_is_identity(passes):
     assert read(str(pipeline)) == pipeline
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="prune,qdq{bits=8} include|@int8\"'\\\n", max_size=40) | st.text())
+def test_any_text_is_a_pipeline_or_an_error_of_the_user(text):
+    try:
+        pipeline = read(text)
+    except InputError as err:
+        assert err.code in ("O24-020", "O24-021", "O24-022", "O24-023", "O24-024", "O24-026")
+    else:
+        assert read(str(pipeline)) == pipeline
+
+
 def error_of(text: str) -> InputError:
     with pytest.raises(InputError) as caught:
         read(text)
@@ -223,6 +234,15 @@ def test_a_long_text_is_cut_around_the_error():
     quoted, caret = found.hint.split("\n")[:2]
     assert len(quoted) <= 100
     assert quoted[caret[2:].index("^") :].startswith("zzz")
+
+
+def test_a_broken_plugin_is_blamed_at_its_place():
+    registry = Registry([Entry("gone", "no_such_module:X", "acme 1.0")])
+    with pytest.raises(InputError) as caught:
+        parse("gone", registry=registry, presets={})
+    (found,) = caught.value.diagnostics
+    assert found.code == "O24-028"
+    assert found.hint == "gone\n  ^^^^\n  fix or uninstall acme"
 
 
 def test_order():

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from passmgr_support import chain
 
+from onnx24 import targets
 from onnx24.effects import Effects
 from onnx24.errors import InputError, InternalError
+from onnx24.ir.text import dump
 from onnx24.passmgr import registry as registry_module
 from onnx24.passmgr.base import Pass
+from onnx24.passmgr.manager import run
 from onnx24.passmgr.options import reference
 from onnx24.passmgr.pipeline import parse
 from onnx24.passmgr.registry import Entry, Registry, own_entries, plugin_entries
@@ -233,3 +237,16 @@ def test_a_fresh_process_finds_the_plugin(installed: Path, root: Path):
         env={"PYTHONPATH": f"{installed}:{root}", "PATH": "/usr/bin:/bin"},
     )
     assert (done.stdout, done.returncode) == ("example-strip-docs 2\n", 0), done.stderr
+
+
+def test_an_installed_plugin_runs(registry: Registry):
+    model = chain()
+    for node in model.proto.graph.node:
+        node.doc_string = "/home/someone/train.py"
+    before = dump(model)
+    pipeline = parse("example-strip-docs{keep=*3|*4}", registry=registry)
+    result = run(model, pipeline, target=targets.load(targets.DEFAULT))
+    assert result.passes[0].statistics == {"stripped": 3}
+    assert result.passes[0].changed == Effects.STRUCTURE
+    assert [bool(node.doc_string) for node in model.proto.graph.node] == [False] * 3 + [True] * 2
+    assert before in dump(model).replace(f"meta onnx24.pipeline={str(pipeline)!r}\n", "")

@@ -1,0 +1,450 @@
+"""What watches the passes: verification, dumps, time and memory, numeric comparison.
+
+Instruments nest. Before a pass they are called from the outermost to the innermost, after it in
+reverse. Each instrument whose `before_pass` returned gets exactly one of `after_pass` and
+`on_error`; the latter where the pass, or an instrument further inside, failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx24.diagnostics import Diagnostic
+from onnx24.effects import Effects
+from onnx24.errors import InputError, InternalError
+from onnx24.ir.files import atomic_write
+from onnx24.ir.model import Model
+from onnx24.ir.text import dump
+from onnx24.ir.verify import Interface, verify
+from onnx24.passmgr.base import Context, Pass
+from onnx24.passmgr.options import to_text
+
+if TYPE_CHECKING:
+    from onnx24.runtime.data import Calibration
+
+
+@dataclass
+class Step:
+    """One pass that is about to run, runs, or has run.
+
+    index: its position in the pipeline, from 0. changed: None until it has run.
+    """
+
+    index: int
+    instance: Pass
+    model: Model
+    context: Context
+    changed: Effects | None = None
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    @property
+    def text(self) -> str:
+        return to_text(self.instance)
+
+
+class Instrument:
+    """Does nothing. `depth` orders the instruments of a run: the larger, the closer to the
+    pass; equal ones keep the caller's order."""
+
+    depth: ClassVar[int] = 20
+
+    def before_pipeline(self, model: Model, context: Context) -> None:
+        """Called once, before the first pass."""
+
+    def before_pass(self, step: Step) -> None: ...
+
+    def after_pass(self, step: Step) -> None: ...
+
+    def on_error(self, step: Step, err: BaseException) -> None:
+        """The model is still as the failure left it; it is rolled back afterwards."""
+
+
+class Ledger(Instrument):
+    """Keeps the run's context, so that its diagnostics, records and sites can be read after a
+    failure too."""
+
+    context: Context
+
+    def before_pipeline(self, model: Model, context: Context) -> None:
+        self.context = context
+
+
+class VerifyEach(Instrument):
+    """The invariants of ir/verify.py, and 2:4 of the recorded weights in the values that their
+    consumers see, after every pass that changed something. What was wrong with the input is not
+    held against a pass.
+
+    Raises: InternalError O24-800 to O24-807.
+    """
+
+    depth = 10
+
+    def before_pipeline(self, model: Model, context: Context) -> None:
+        self._interface = Interface.of(model)
+        self._known = {_identity(p) for p in self._problems(model, context)}
+
+    def after_pass(self, step: Step) -> None:
+        if step.changed == Effects.NONE:
+            return
+        problems = [
+            replace(p, message=f"after pass {step.name!r}: {p.message}", pass_name=step.name)
+            for p in self._problems(step.model, step.context)
+            if _identity(p) not in self._known
+        ]
+        if problems:
+            raise InternalError(problems)
+
+    def _problems(self, model: Model, context: Context) -> list[Diagnostic]:
+        problems = verify(model, self._interface)
+        if problems or not len(model.claims):
+            return problems
+        from onnx24.analysis.invariants import broken_claims
+
+        return broken_claims(model, context.analyses)
+
+
+def _identity(problem: Diagnostic) -> tuple[str, str, str]:
+    return problem.code, str(problem.where), problem.message
+
+
+class Dump(Instrument):
+    """Numbered files of the model as text, `001-prune24.after.txt`, and as ONNX on request.
+
+    before: also before each pass. after: after each pass, or only where it changed something.
+    A failing pass leaves `NNN-name.failed.txt`.
+    Raises: InputError O24-040.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        before: bool = False,
+        after: Literal["always", "change", "never"] = "change",
+        onnx: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.before = before
+        self.after = after
+        self.onnx = onnx
+
+    def before_pipeline(self, model: Model, context: Context) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise InputError.of(
+                "O24-040", f"cannot write: {err.strerror}", file=str(self.folder)
+            ) from err
+        self._write(model, "000-input")
+
+    def before_pass(self, step: Step) -> None:
+        if self.before:
+            self._write(step.model, f"{self._stem(step)}.before")
+
+    def after_pass(self, step: Step) -> None:
+        if self.after == "always" or (self.after == "change" and step.changed != Effects.NONE):
+            self._write(step.model, f"{self._stem(step)}.after")
+
+    def on_error(self, step: Step, err: BaseException) -> None:
+        if isinstance(err, Exception):
+            self._write_text(
+                f"{self._stem(step)}.failed", f"{_dump_of_a_wreck(step.model)}\n{err}\n"
+            )
+
+    @staticmethod
+    def _stem(step: Step) -> str:
+        return f"{step.index + 1:03d}-{step.name}"
+
+    def _write(self, model: Model, stem: str) -> None:
+        self._write_text(stem, dump(model))
+        if self.onnx:
+            model.save(self.folder / f"{stem}.onnx")
+
+    def _write_text(self, stem: str, text: str) -> None:
+        with atomic_write(self.folder / f"{stem}.txt") as file:
+            file.write(text.encode())
+
+
+def _dump_of_a_wreck(model: Model) -> str:
+    """The text of a model that a failing pass may have left in any state."""
+    try:
+        return dump(model)
+    except Exception as err:  # noqa: BLE001 - the pass's failure matters, not that of its dump
+        return f"(the model cannot be printed: {type(err).__name__}: {err})"
+
+
+class PrintAfter(Instrument):
+    """Hands the model's text to `write` after the named passes; after all that changed
+    something where no name is given."""
+
+    def __init__(self, write: Callable[[str], Any], names: Collection[str] = ()) -> None:
+        self.write = write
+        self.names = names
+
+    def after_pass(self, step: Step) -> None:
+        wanted = step.name in self.names if self.names else step.changed != Effects.NONE
+        if wanted:
+            self.write(f"// after {step.index + 1}: {step.text}\n{dump(step.model)}")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """text: the pass. peak_bytes: the process's peak resident size [bytes], mapped weights
+    included; None where the system does not say. before_bytes: the size when it began."""
+
+    text: str
+    seconds: float
+    before_bytes: int | None
+    peak_bytes: int | None
+
+
+class Timing(Instrument):
+    """Time and peak memory of each pass.
+
+    Source: proc_pid_clear_refs(5): writing 5 resets VmHWM of proc_pid_status(5), so that the
+    peak is the pass's own. Where that is not possible, no peak is given rather than the peak of
+    the whole process.
+    """
+
+    depth = 30
+
+    def __init__(self) -> None:
+        self.rows: list[Measurement] = []
+        self._before: int | None = None
+
+    def before_pass(self, step: Step) -> None:
+        self._before = _status_bytes("VmRSS") if _reset_peak() else None
+
+    def after_pass(self, step: Step) -> None:
+        if self._before is not None:
+            step.peak_bytes = _status_bytes("VmHWM")
+        self.rows.append(Measurement(step.text, step.seconds, self._before, step.peak_bytes))
+
+    def render(self) -> str:
+        """A table, one pass a line, the sum below."""
+        lines = [f"{'seconds':>9}  {'peak MiB':>9}  {'growth MiB':>10}  pass"]
+        for row in self.rows:
+            peak, growth = "-", "-"
+            if row.peak_bytes is not None and row.before_bytes is not None:
+                peak = f"{row.peak_bytes / 2**20:.1f}"
+                growth = f"{(row.peak_bytes - row.before_bytes) / 2**20:.1f}"
+            lines.append(f"{row.seconds:9.3f}  {peak:>9}  {growth:>10}  {row.text}")
+        lines.append(f"{sum(row.seconds for row in self.rows):9.3f}  {'':>9}  {'':>10}  in all")
+        return "\n".join(lines) + "\n"
+
+
+def _reset_peak() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _status_bytes(key: str) -> int | None:
+    """A line of /proc/self/status, which counts in kB [bytes]."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+TOLERANCES = {
+    # Relative L2 of an output. Reordering a sum of K products errs by about sqrt(K) units in the
+    # last place: 4e-6 for float32 and K = 4096. 16-bit types: four units in the last place,
+    # because each layer rounds its result. Quantized: a difference in the last place flips an
+    # occasional activation to the neighbouring level, 1/127 of the largest.
+    "float64": 1e-12,
+    "float32": 1e-5,
+    "float16": 4e-3,
+    "bfloat16": 3e-2,
+    "quantized": 2e-2,
+}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The worst output after one pass: relative L2 against the model before it."""
+
+    text: str
+    output: str
+    rel_l2: float
+    tolerance: float | None
+
+
+class Numeric(Instrument):
+    """Runs the model before and after each pass in ONNX Runtime and compares the outputs.
+
+    A pass that declares `numeric = "same"` must stay within the tolerance (by the model's
+    coarsest arithmetic, see TOLERANCES); of the others the drift is only noted, and that finite
+    outputs stay finite is checked.
+    data: the run's calibration data where None, or else random samples of the inputs' shapes.
+    samples: how many batches of it are run.
+    Raises: InternalError O24-902; InputError O24-016, O24-036.
+    """
+
+    depth = 0
+
+    def __init__(
+        self,
+        data: Calibration | None = None,
+        *,
+        samples: int = 2,
+        tolerance: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.data = data
+        self.samples = samples
+        self.tolerance = tolerance
+        self.seed = seed
+        self.drifts: list[Drift] = []
+        self._feeds: list[dict[str, np.ndarray]] = []
+        self._outputs: list[dict[str, Any]] | None = None
+
+    def before_pipeline(self, model: Model, context: Context) -> None:
+        from onnx24.runtime.data import load_data
+
+        data = context.calibration if self.data is None else self.data
+        if data is None:
+            data = load_data(f"random:{self.samples}", model, seed=self.seed)
+        self._feeds = []
+        for feeds in data.batches(model):
+            self._feeds.append(feeds)
+            if len(self._feeds) == self.samples:
+                break
+        self._outputs = None
+
+    def before_pass(self, step: Step) -> None:
+        if self._outputs is None:
+            self._outputs = self._run(step.model)
+
+    def after_pass(self, step: Step) -> None:
+        if step.changed == Effects.NONE:
+            return
+        before, after = self._outputs or [], self._run(step.model)
+        self._outputs = after
+        tolerance = None
+        if step.instance.numeric == "same":
+            kind = arithmetic(step.model)
+            tolerance = TOLERANCES[kind] if self.tolerance is None else self.tolerance
+        drift = self._worst(step, before, after, tolerance)
+        self.drifts.append(drift)
+        if tolerance is not None and not drift.rel_l2 <= tolerance:
+            raise InternalError.of(
+                "O24-902",
+                f"pass {step.name!r} changed output {drift.output!r}: relative L2 "
+                f"{drift.rel_l2:.3g}, allowed {tolerance:.3g}",
+                facts={"output": drift.output, "rel_l2": drift.rel_l2, "tolerance": tolerance},
+            )
+        for old, new in zip(before, after, strict=True):
+            for name, value in old.items():
+                if not stays_finite(value, new[name]):
+                    raise InternalError.of(
+                        "O24-902",
+                        f"pass {step.name!r} made output {name!r} NaN or infinite where it was "
+                        "finite, or changed its shape",
+                        facts={"output": name},
+                    )
+
+    def on_error(self, step: Step, err: BaseException) -> None:
+        self._outputs = None
+
+    def _run(self, model: Model) -> list[dict[str, Any]]:
+        from onnx24.runtime.session import Session
+
+        session = Session(model, None)
+        return [session.run(feeds) for feeds in self._feeds]
+
+    def _worst(
+        self,
+        step: Step,
+        before: Sequence[dict[str, Any]],
+        after: Sequence[dict[str, Any]],
+        tolerance: float | None,
+    ) -> Drift:
+        worst = Drift(step.text, "", 0.0, tolerance)
+        for old, new in zip(before, after, strict=True):
+            for name, value in old.items():
+                rel_l2 = relative_l2(value, new[name])
+                if not rel_l2 <= worst.rel_l2:
+                    worst = Drift(step.text, name, rel_l2, tolerance)
+        return worst
+
+
+def relative_l2(reference: Any, value: Any) -> float:
+    """|reference - value| / |reference| in float64; 0 where both are equal, NaN and infinities
+    in the same places included; inf where they differ in kind, shape or places of those."""
+    if isinstance(reference, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(reference) != len(value):
+            return np.inf
+        pairs = zip(reference, value, strict=True)
+        return max((relative_l2(a, b) for a, b in pairs), default=0.0)
+    a, b = np.asarray(reference), np.asarray(value)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return np.inf
+    if a.dtype.kind in "OSU":
+        return 0.0 if np.array_equal(a, b) else np.inf
+    a, b = _widen(a), _widen(b)
+    finite = np.isfinite(a)
+    if (
+        not np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        or not np.isfinite(b[finite]).all()
+    ):
+        return np.inf
+    error = float(np.linalg.norm(a[finite] - b[finite]))
+    norm = float(np.linalg.norm(a[finite]))
+    if error == 0:
+        return 0.0
+    return error / norm if norm else np.inf
+
+
+def stays_finite(reference: Any, value: Any) -> bool:
+    """Whether `value` has the shape and dtype of `reference` and is finite where that is."""
+    if isinstance(reference, (list, tuple)):
+        return len(reference) == len(value) and all(map(stays_finite, reference, value))
+    a, b = np.asarray(reference), np.asarray(value)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.kind in "OSU":
+        return True
+    return bool(np.isfinite(_widen(b)[np.isfinite(_widen(a))]).all())
+
+
+def _widen(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def arithmetic(model: Model) -> str:
+    """The coarsest arithmetic of the model, as a key of TOLERANCES."""
+    quantizing = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
+    kinds: set[str] = set()
+    for scope in model.scopes():
+        kinds.update("quantized" for node in scope.graph.node if node.op_type in quantizing)
+        for tensor in scope.initializers:
+            kinds.add(_KINDS.get(tensor.data_type, ""))
+    for value in (*model.proto.graph.input, *model.proto.graph.output):
+        kinds.add(_KINDS.get(value.type.tensor_type.elem_type, ""))
+    order = ("quantized", "bfloat16", "float16", "float32", "float64")
+    return next((kind for kind in order if kind in kinds), "float32")
+
+
+_KINDS = {
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+}
