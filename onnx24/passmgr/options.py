@@ -229,7 +229,8 @@ def construct(cls: type[P], values: Mapping[str, Any]) -> P:
 
 
 def from_flags(cls: type[P], flags: Mapping[str, bool | str | Sequence[str] | None]) -> P:
-    """A pass from command-line flags by option name; None stands for a flag that is not given.
+    """A pass from command-line flags by option name; None, and for a tuple an empty sequence,
+    stand for a flag that is not given.
 
     A tuple's flag may be repeated, and each of its values may hold several words with `|`.
     Raises: InputError O24-022, O24-023.
@@ -237,7 +238,7 @@ def from_flags(cls: type[P], flags: Mapping[str, bool | str | Sequence[str] | No
     options = {option.name: option for option in field_options(cls)}
     values: dict[str, Any] = {}
     for name, given in flags.items():
-        if given is None:
+        if given is None or given == [] or given == ():
             continue
         if name not in options:
             raise InputError.of("O24-022", unknown_option(cls, name))

@@ -157,6 +157,8 @@ def test_flags():
         {"method": "obs", "strict": True, "include": ["a|b", "c"], "limit": None, "note": "x y"},
     ) == Every(method=Method.OBS, strict=True, include=("a", "b", "c"), note="x y")
     assert from_flags(Every, {"include": "a|b"}) == Every(include=("a", "b"))
+    assert from_flags(Every, {"include": []}) == Every()
+    assert from_flags(Every, {"include": ["none"]}) == Every(include=())
 
 
 def test_bad_flags():
