@@ -1,0 +1,32 @@
+"""Diagnostics for a terminal: a code that repeats is said a few times and then counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx24.codes import CODES
+from onnx24.diagnostics import Diagnostic
+
+_SHOWN_PER_CODE = 3
+
+
+def aggregate(items: Iterable[Diagnostic], *, shown: int = _SHOWN_PER_CODE) -> list[str]:
+    """One text per diagnostic, errors first; of a code that repeats only the first few, then how
+    many more there are. A hint is given once per code."""
+    groups: dict[tuple[int, str], list[Diagnostic]] = {}
+    for item in items:
+        groups.setdefault((-item.severity, item.code), []).append(item)
+    texts = []
+    for (_, code), group in sorted(groups.items(), key=lambda pair: pair[0][0]):
+        said = set()
+        for item in group[:shown]:
+            lines = item.render().split("\n", 1)
+            hint = lines[1] if len(lines) > 1 and lines[1] not in said else ""
+            said.add(hint)
+            texts.append(f"{lines[0]}\n{hint}" if hint else lines[0])
+        if len(group) > shown:
+            texts.append(
+                f"{group[0].severity}: … and {len(group) - shown} more: "
+                f"{CODES[code].title} ({code})"
+            )
+    return texts

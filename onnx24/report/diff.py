@@ -1,0 +1,269 @@
+"""How two models differ: structure, values, interface, metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto
+
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.ir.scopes import node_label
+from onnx24.ir.shapes import ValueType, value_type
+from onnx24.ir.text import type_text
+from onnx24.report.jsontext import plain
+from onnx24.report.table import number_text, table
+
+_CHUNK = 1 << 20  # elements compared at a time, so that memory stays bounded
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Change:
+    """One property that differs. `before` or `after` is None for what came or went."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"+ {self.name}: {self.after}"
+        if self.after is None:
+            return f"- {self.name}: {self.before}"
+        return f"~ {self.name}: {self.before} → {self.after}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueChange:
+    """An initializer whose shape and dtype stayed and whose values did not.
+
+    max_abs, rel_l2: None where the values are no numbers. zeros: counts before and after.
+    """
+
+    name: str
+    type: str
+    elements: int
+    changed: int
+    max_abs: float | None
+    rel_l2: float | None
+    zeros: tuple[int, int] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDiff:
+    """Everything that differs; nothing is left out but the order of initializers."""
+
+    header: list[Change] = field(default_factory=list)
+    interface: list[Change] = field(default_factory=list)
+    metadata: list[Change] = field(default_factory=list)
+    nodes: list[Change] = field(default_factory=list)
+    initializers: list[Change] = field(default_factory=list)
+    values: list[ValueChange] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(vars(self).values())
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"equal": self.is_empty}
+        for name, changes in vars(self).items():
+            out[name] = [change.to_json() for change in changes]
+        return plain(out)
+
+
+def diff(a: Model, b: Model) -> ModelDiff:
+    """Compare two models. Nodes are matched by scope and name (an unnamed node's first output),
+    initializers by scope and name."""
+    moved, values = _initializers(a, b)
+    return ModelDiff(
+        header=_changes(_header(a), _header(b)),
+        interface=_changes(_interface(a), _interface(b)),
+        metadata=_changes(dict(a.metadata), dict(b.metadata)),
+        nodes=_changes(_nodes(a), _nodes(b)),
+        initializers=moved,
+        values=values,
+    )
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]:
+    names = [*before, *(name for name in after if name not in before)]
+    return [
+        Change(name, before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _header(model: Model) -> dict[str, str]:
+    proto = model.proto
+    out = {f"opset {domain or 'ai.onnx'}": str(v) for domain, v in sorted(model.opsets.items())}
+    out["ir_version"] = str(proto.ir_version)
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        value = getattr(proto, name)
+        if value:
+            out[name] = str(value)
+    return out
+
+
+def _interface(model: Model) -> dict[str, str]:
+    graph = model.proto.graph
+    out = {}
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for position, value in enumerate(values):
+            known: ValueType | None = value_type(value.type)
+            text = type_text(known) if known else (value.type.WhichOneof("value") or "untyped")
+            out[f"{kind} {value.name}"] = f"{text} at {position}"
+    return out
+
+
+def _nodes(model: Model) -> dict[str, str]:
+    """A unique label → the node in one line. Nodes that share a label are numbered."""
+    seen: dict[str, int] = {}
+    out = {}
+    for scope in model.scopes():
+        for node in scope.graph.node:
+            label = str(ValueKey(scope.path, node_label(node)))
+            count = seen[label] = seen.get(label, 0) + 1
+            out[label if count == 1 else f"{label}#{count}"] = _node_text(model, node)
+    return out
+
+
+def _node_text(model: Model, node: NodeProto) -> str:
+    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    attributes = ", ".join(
+        f"{a.name}={_attribute_text(model, a)}"
+        for a in sorted(node.attribute, key=lambda a: a.name)
+    )
+    text = f"{', '.join(node.output)} = {op}({', '.join(node.input)})"
+    return f"{text} {{{attributes}}}" if attributes else text
+
+
+def _attribute_text(model: Model, attribute: AttributeProto) -> str:
+    if attribute.ref_attr_name:
+        return f"@{attribute.ref_attr_name}"
+    if attribute.type == AttributeProto.TENSOR:
+        tensor = attribute.t
+        kind = type_text(ValueType(tensor.data_type, tuple(tensor.dims)))
+        return f"{kind} sha={model.weights.digest_of(tensor)[:12]}"
+    if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+        return "…"  # its nodes are listed under their own scope
+    value = onnx.helper.get_attribute_value(attribute)
+    return repr(value) if isinstance(value, int | float | bytes) else str(list(value))
+
+
+def _initializers(a: Model, b: Model) -> tuple[list[Change], list[ValueChange]]:
+    before, after = _types(a), _types(b)
+    names = {str(key): key for key in (*before, *after)}
+    moved = _changes(
+        {str(key): text for key, text in before.items()},
+        {str(key): text for key, text in after.items()},
+    )
+    values = [
+        _value_change(a, b, key, before[key])
+        for key in names.values()
+        if key in before
+        and before[key] == after.get(key)
+        and a.weights.digest(key) != b.weights.digest(key)
+    ]
+    return moved, values
+
+
+def _types(model: Model) -> dict[ValueKey, str]:
+    out = {}
+    for key in model.weights:
+        tensor = model.weights.tensor(key)
+        out[key] = type_text(ValueType(tensor.data_type, tuple(tensor.dims)))
+    return out
+
+
+def _value_change(a: Model, b: Model, key: ValueKey, kind: str) -> ValueChange:
+    old, new = a.weights[key].reshape(-1), b.weights[key].reshape(-1)
+    if old.dtype.kind in "OSU":
+        changed = int(np.count_nonzero(old != new))
+        return ValueChange(
+            name=str(key),
+            type=kind,
+            elements=old.size,
+            changed=changed,
+            max_abs=None,
+            rel_l2=None,
+            zeros=None,
+        )
+    changed, largest, error, energy, zeros = 0, 0.0, 0.0, 0.0, [0, 0]
+    for x, y in _chunks(old, new):
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        with np.errstate(invalid="ignore"):  # inf - inf, where both are the same
+            delta = np.where(same, 0.0, np.abs(x - y))
+        changed += int(np.count_nonzero(~same))
+        largest = float(np.maximum(largest, delta.max()))  # NaN stays NaN, unlike with max()
+        error += float(np.dot(delta, delta))
+        energy += float(np.vdot(x, x).real)
+        zeros[0] += int(np.count_nonzero(x == 0))
+        zeros[1] += int(np.count_nonzero(y == 0))
+    rel_l2 = math.sqrt(error / energy) if energy else math.inf
+    return ValueChange(
+        name=str(key),
+        type=kind,
+        elements=old.size,
+        changed=changed,
+        max_abs=largest,
+        rel_l2=rel_l2,
+        zeros=(zeros[0], zeros[1]),
+    )
+
+
+def _chunks(old: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    wide = np.complex128 if old.dtype.kind == "c" else np.float64
+    for start in range(0, old.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        yield old[part].astype(wide), new[part].astype(wide)
+
+
+def render_diff(result: ModelDiff, *, shown: int = _SHOWN) -> str:
+    """The difference as text: a section for each kind, long ones cut."""
+    if result.is_empty:
+        return "the models are equal"
+    parts = []
+    for name in ("header", "interface", "metadata", "nodes", "initializers"):
+        changes: Sequence[Change] = getattr(result, name)
+        if changes:
+            parts.append(_section(name, [f"  {change}" for change in changes], shown))
+    if result.values:
+        rows = [
+            (
+                change.name,
+                change.type,
+                f"{change.changed:,} of {change.elements:,}",
+                number_text(change.max_abs),
+                number_text(change.rel_l2),
+                "–" if change.zeros is None else f"{change.zeros[0]:,} → {change.zeros[1]:,}",
+            )
+            for change in result.values[:shown]
+        ]
+        header = ("initializer", "type", "changed", "max abs", "rel L2", "zeros")
+        parts.append(
+            f"values ({len(result.values)})\n"
+            + table(header, rows, right=(2, 3, 4, 5))
+            + _more(len(result.values), shown)
+        )
+    return "\n\n".join(parts)
+
+
+def _section(name: str, lines: Sequence[str], shown: int) -> str:
+    return f"{name} ({len(lines)})\n" + "\n".join(lines[:shown]) + _more(len(lines), shown)
+
+
+def _more(count: int, shown: int) -> str:
+    return f"\n  … and {count - shown} more (--json lists all)" if count > shown else ""

@@ -1,0 +1,380 @@
+"""The report: what happened to a model and to every weight of it, as one object.
+
+`to_json` is documented in docs/report.md. Everything that differs between two runs of the same
+command on the same files and versions is in `run`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx24 import __version__
+from onnx24.diagnostics import Diagnostic, Severity
+from onnx24.ir.keys import ValueKey
+from onnx24.passmgr.base import SiteRecord
+from onnx24.report.jsontext import plain
+from onnx24.report.limits import LimitResult
+
+if TYPE_CHECKING:
+    from onnx24.ir.model import Model
+    from onnx24.passmgr.manager import RunResult
+    from onnx24.runtime.compare import Comparison
+    from onnx24.runtime.data import Calibration
+    from onnx24.targets import Target
+
+SCHEMA = 1
+
+PRUNED, ALREADY = "O24-100", "O24-102"
+NO_PRODUCT = "O24-110"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFacts:
+    """An initializer as it stood in the input."""
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What identifies a model file. `nbytes` counts its data files too."""
+
+    file: str
+    sha256: str
+    nbytes: int
+    data_files: dict[str, str]
+    ir_version: int
+    opsets: dict[str, int]
+    producer: str
+    nodes: int
+    weights: tuple[WeightFacts, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, model: Model, file: str) -> ModelFacts:
+        """The facts of a model as it was loaded; `file` is what the user called it."""
+        data_files: dict[str, str] = {}
+        if model.path is None:
+            data = model.to_bytes()
+            digest, nbytes = hashlib.sha256(data).hexdigest(), len(data)
+        else:
+            digest, nbytes = _digest(model.path)
+            for location in model.external_locations():
+                path = model.weights.external_path(location, "")
+                data_files[location], size = _digest(path)
+                nbytes += size
+        return cls(
+            file=file,
+            sha256=digest,
+            nbytes=nbytes,
+            data_files=data_files,
+            ir_version=model.proto.ir_version,
+            opsets={domain or "ai.onnx": v for domain, v in sorted(model.opsets.items())},
+            producer=f"{model.proto.producer_name} {model.proto.producer_version}".strip(),
+            nodes=sum(len(scope.graph.node) for scope in model.scopes()),
+            weights=tuple(_weight_facts(model, key) for key in model.weights),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        out = {k: v for k, v in vars(self).items() if k not in ("weights", "nbytes")}
+        return {**out, "bytes": self.nbytes, "initializers": len(self.weights)}
+
+
+def _weight_facts(model: Model, key: ValueKey) -> WeightFacts:
+    info = model.weights.info(key)
+    return WeightFacts(
+        scope=key.scope,
+        name=key.name,
+        dtype=info.dtype.name,
+        shape=info.shape,
+        nbytes=info.nbytes,
+    )
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    """sha256 in hex, and the size [bytes]."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest(), os.fstat(file.fileno()).st_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """Which samples were used, for what. `use`: "calibration", "comparison" or both."""
+
+    use: str
+    description: str
+    samples: int
+    sha256: str
+    is_random: bool
+
+    @classmethod
+    def of(cls, data: Calibration, use: str) -> DataFacts:
+        return cls(
+            use=use,
+            description=data.describe(),
+            samples=len(data),
+            sha256=data.digest(),
+            is_random=data.is_random,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        out = dict(vars(self))
+        out["random"] = out.pop("is_random")
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightLine:
+    """One weight and everything that happened to it, in the order of the passes.
+
+    eligible: by the target, None where nothing judged it. code, reason: the verdict's.
+    """
+
+    scope: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    in_input: bool
+    eligible: bool | None
+    code: str
+    reason: str
+    steps: tuple[SiteRecord, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a pass pruned the weight, or found it 2:4 already."""
+        return any(step.code in (PRUNED, ALREADY) for step in self.steps)
+
+    @property
+    def is_bystander(self) -> bool:
+        """No matrix product's weight, and nothing was done to it."""
+        return not self.eligible and all(step.code == NO_PRODUCT for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"name": self.name}
+        if self.scope:
+            out["scope"] = self.scope
+        if self.in_input:
+            out |= {"dtype": self.dtype, "shape": list(self.shape), "elements": self.elements}
+        out["in_input"] = self.in_input
+        if self.eligible is not None:
+            out["verdict"] = {"eligible": self.eligible, "code": self.code, "reason": self.reason}
+        out["sparse"] = self.is_sparse
+        out["steps"] = [_step(step) for step in self.steps]
+        return out
+
+
+def _step(record: SiteRecord) -> dict[str, Any]:
+    out = record.to_json()
+    for key in ("weight", "scope"):
+        out.pop(key, None)
+    return plain(out)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of what could be 2:4 is 2:4. Counts of weights and of their elements."""
+
+    eligible: int
+    eligible_elements: int
+    sparse: int
+    sparse_elements: int
+    elements: int
+
+    @classmethod
+    def of(cls, lines: Iterable[WeightLine]) -> Coverage:
+        own = [line for line in lines if line.in_input]
+        eligible = [line for line in own if line.eligible or line.is_sparse]
+        sparse = [line for line in own if line.is_sparse]
+        return cls(
+            len(eligible),
+            sum(line.elements for line in eligible),
+            len(sparse),
+            sum(line.elements for line in sparse),
+            sum(line.elements for line in own),
+        )
+
+    @property
+    def share(self) -> float | None:
+        """Sparse elements by eligible elements; None where nothing is eligible."""
+        return self.sparse_elements / self.eligible_elements if self.eligible_elements else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "eligible_weights": self.eligible,
+            "eligible_elements": self.eligible_elements,
+            "sparse_weights": self.sparse,
+            "sparse_elements": self.sparse_elements,
+            "all_elements": self.elements,
+            "share": self.share,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One run of the compiler. `backend` and `run` are as their makers describe them."""
+
+    command: str
+    status: str
+    source: ModelFacts
+    output: ModelFacts | None
+    target: Mapping[str, Any]
+    pipeline: str
+    data: tuple[DataFacts, ...]
+    passes: tuple[Mapping[str, Any], ...]
+    weights: tuple[WeightLine, ...]
+    other_sites: tuple[SiteRecord, ...]
+    sites: tuple[str, ...]
+    comparison: Mapping[str, Any] | None
+    limits: tuple[LimitResult, ...]
+    backend: Mapping[str, Any] | None
+    diagnostics: tuple[Diagnostic, ...]
+    run: Mapping[str, Any]
+    version: str = __version__
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        return Coverage.of(self.weights)
+
+    def at_least(self, severity: Severity) -> list[Diagnostic]:
+        return [d for d in self.diagnostics if d.severity >= severity]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of docs/report.md."""
+        return plain(
+            {
+                "schema": SCHEMA,
+                "tool": {"name": "onnx24", "version": self.version},
+                "command": self.command,
+                "status": self.status,
+                "input": self.source.to_json(),
+                "output": self.output.to_json() if self.output else None,
+                "target": self.target,
+                "pipeline": self.pipeline,
+                "data": [d.to_json() for d in self.data],
+                "passes": self.passes,
+                "coverage": self.coverage.to_json(),
+                "weights": [line.to_json() for line in self.weights],
+                "other_sites": [record.to_json() for record in self.other_sites],
+                "sites": self.sites,
+                "comparison": self.comparison,
+                "limits": [limit.to_json() for limit in self.limits],
+                "backend": self.backend,
+                "diagnostics": [d.to_json() for d in self.diagnostics],
+                "run": self.run,
+            }
+        )
+
+
+def build_report(
+    *,
+    command: str,
+    source: ModelFacts,
+    result: RunResult,
+    target: Target,
+    status: str = "done",
+    output: ModelFacts | None = None,
+    verdicts: Mapping[ValueKey, Any] | None = None,
+    data: Sequence[DataFacts] = (),
+    comparison: Comparison | None = None,
+    limits: Sequence[LimitResult] = (),
+    backend: Mapping[str, Any] | None = None,
+    diagnostics: Sequence[Diagnostic] = (),
+    run: Mapping[str, Any] | None = None,
+) -> Report:
+    """Put a run's pieces together.
+
+    verdicts: eligibility of the *input's* weights (objects with eligible, code and reason).
+    diagnostics: those that no pass made; a pass's own come with `result`. `run`: whatever is not
+    deterministic; the seconds of passes and backend are moved there.
+    """
+    lines, others = _ledger(source, result.records, verdicts or {})
+    passes, seconds = [], []
+    for item in result.passes:
+        entry = dict(item.to_json())
+        timing = {key: entry.pop(key) for key in ("seconds", "peak_bytes") if key in entry}
+        passes.append(entry)
+        seconds.append({"pass": item.name, **timing})
+    times: dict[str, Any] = {**(run or {}), "passes": seconds}
+    if backend is not None:
+        backend = dict(backend)
+        times["backend"] = {key: backend.pop(key) for key in ("seconds",) if key in backend}
+    return Report(
+        command=command,
+        status=status,
+        source=source,
+        output=output,
+        target=target.to_json(),
+        pipeline=result.pipeline_text,
+        data=tuple(data),
+        passes=tuple(passes),
+        weights=tuple(lines),
+        other_sites=tuple(others),
+        sites=tuple(result.sites),
+        comparison=None if comparison is None else comparison.to_json(),
+        limits=tuple(limits),
+        backend=backend,
+        diagnostics=(*result.diagnostics, *diagnostics),
+        run=times,
+    )
+
+
+def _ledger(
+    source: ModelFacts, records: Sequence[SiteRecord], verdicts: Mapping[ValueKey, Any]
+) -> tuple[list[WeightLine], list[SiteRecord]]:
+    """One line for every weight of the input, then for weights that only passes name; and the
+    records that name no weight."""
+    own = {ValueKey(w.scope, w.name): w for w in source.weights}
+    steps: dict[ValueKey, list[SiteRecord]] = {key: [] for key in own}
+    others = []
+    for record in records:
+        if record.weight:
+            steps.setdefault(_weight_of(record, own), []).append(record)
+        else:
+            others.append(record)
+    lines = []
+    for key, happened in steps.items():
+        facts, verdict = own.get(key), verdicts.get(key)
+        lines.append(
+            WeightLine(
+                scope=key.scope,
+                name=key.name,
+                dtype=facts.dtype if facts else "",
+                shape=facts.shape if facts else (),
+                in_input=facts is not None,
+                eligible=None if verdict is None else bool(verdict.eligible),
+                code="" if verdict is None else verdict.code,
+                reason="" if verdict is None else verdict.reason,
+                steps=tuple(happened),
+            )
+        )
+    return lines, others
+
+
+def _weight_of(record: SiteRecord, own: Mapping[ValueKey, WeightFacts]) -> ValueKey:
+    """The weight that a record means: a node in a body may read a weight of an outer scope."""
+    scope = record.scope
+    while (key := ValueKey(scope, record.weight)) not in own and scope:
+        scope = scope.rpartition("/")[0]
+    return key if key in own else ValueKey(record.scope, record.weight)

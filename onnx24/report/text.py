@@ -1,0 +1,259 @@
+"""The report and diagnostics as text for a terminal of 100 columns."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from onnx24.codes import CODES
+from onnx24.diagnostics import Severity
+from onnx24.passmgr.base import SiteRecord
+from onnx24.report.aggregate import aggregate
+from onnx24.report.limits import LimitResult
+from onnx24.report.model import Report, WeightLine
+from onnx24.report.table import (
+    WIDTH,
+    bytes_text,
+    number_text,
+    shape_text,
+    share_text,
+    table,
+)
+
+_DIGITS = re.compile(r"\d+")
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+def render_text(report: Report) -> str:
+    """The whole report; nothing is wider than 100 columns unless a single word is."""
+    parts = [_head(report), _passes(report), _weights(report), _refusals(report)]
+    parts += [_comparison(report), _backend(report), _warnings(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(report: Report) -> str:
+    target = report.target
+    rows = [
+        ("input", f"{report.source.file}  {_identity(report.source)}"),
+        (
+            "output",
+            f"{report.output.file}  {_identity(report.output)}" if report.output else "none",
+        ),
+        ("target", f"{target['name']} (compute capability {target['compute_capability']})"),
+        ("pipeline", report.pipeline or "(empty)"),
+    ]
+    for data in report.data:
+        random = "RANDOM numbers, no real data: " if data.is_random else ""
+        rows.append((data.use, f"{random}{data.description}, sha256 {data.sha256[:12]}"))
+    if report.output:
+        before, after = report.source.nbytes, report.output.nbytes
+        rows.append(
+            (
+                "size",
+                f"{bytes_text(before)} → {bytes_text(after)} ({share_text(after, before)})",
+            )
+        )
+    rows.append(("2:4", _coverage(report)))
+    title = f"onnx24 {report.version} {report.command}: {report.status}"
+    width = max(len(label) for label, _ in rows)
+    lines = [title]
+    for label, text in rows:
+        indent = " " * (width + 4)
+        wrapped = textwrap.wrap(
+            text, WIDTH - len(indent), break_long_words=False, break_on_hyphens=False
+        )
+        lines.append(f"  {label.ljust(width)}  {wrapped[0] if wrapped else ''}")
+        lines += [indent + line for line in wrapped[1:]]
+    return "\n".join(lines)
+
+
+def _identity(facts: Any) -> str:
+    opset = facts.opsets.get("ai.onnx", "–")
+    return f"(opset {opset}, {facts.nodes} nodes, sha256 {facts.sha256[:12]})"
+
+
+def _coverage(report: Report) -> str:
+    c = report.coverage
+    if not c.eligible:
+        return "no weight is eligible"
+    return (
+        f"{c.sparse} of {c.eligible} eligible weights, {c.sparse_elements:,} of "
+        f"{c.eligible_elements:,} elements ({share_text(c.sparse_elements, c.eligible_elements)}); "
+        f"{c.elements:,} elements in all"
+    )
+
+
+def _passes(report: Report) -> str:
+    times = report.run.get("passes", [])
+    rows = []
+    for i, entry in enumerate(report.passes):
+        seconds = times[i].get("seconds") if i < len(times) else None
+        did = _actions([step for step in _all_records(report) if step.pass_name == entry["pass"]])
+        numbers = ", ".join(f"{k} {_short(v)}" for k, v in entry.get("statistics", {}).items())
+        rows.append(
+            (
+                entry["pass"],
+                "–" if seconds is None else f"{seconds:.2f}",
+                "+".join(entry["changed"]) or "nothing",
+                "; ".join(text for text in (did, numbers) if text),
+            )
+        )
+    if not rows:
+        return ""
+    return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,))
+
+
+def _short(value: Any) -> str:
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
+def _all_records(report: Report) -> Iterator[SiteRecord]:
+    for line in report.weights:
+        yield from line.steps
+    yield from report.other_sites
+
+
+def _actions(records: Sequence[SiteRecord]) -> str:
+    counts = Counter(record.action for record in records)
+    return ", ".join(f"{count} {action}" for action, count in counts.items())
+
+
+def _weights(report: Report) -> str:
+    """Weights with the same fate, and names that differ in numbers only, share a line."""
+    shown = [line for line in report.weights if not line.is_bystander]
+    hidden = len(report.weights) - len(shown)
+    groups: dict[tuple[Any, ...], list[WeightLine]] = {}
+    for line in shown:
+        fate = tuple((step.pass_name, step.action, step.code) for step in line.steps)
+        key = (_DIGITS.sub("*", line.name), line.scope, line.shape, line.dtype, fate)
+        groups.setdefault(key, []).append(line)
+    rows = [
+        (
+            _group_name(lines),
+            str(len(lines)),
+            shape_text(lines[0].shape) if lines[0].in_input else "–",
+            lines[0].dtype or "–",
+            _fate(lines[0]),
+        )
+        for lines in groups.values()
+    ]
+    text = ""
+    if rows:
+        text = "weights\n" + table(
+            ("weight", "n", "shape", "dtype", "what happened"), rows, right=(1,)
+        )
+    if hidden:
+        others = f"  {hidden} other initializers: no matrix product's weight ({_NO_PRODUCT})"
+        text = f"{text}\n{others}" if text else f"weights\n{others}"
+    return text
+
+
+_NO_PRODUCT = "O24-110"
+
+
+def _group_name(lines: Sequence[WeightLine]) -> str:
+    scope = f"{lines[0].scope}::" if lines[0].scope else ""
+    names = [line.name for line in lines]
+    return scope + (names[0] if len(names) == 1 else _DIGITS.sub("*", names[0]))
+
+
+def _fate(line: WeightLine) -> str:
+    """What the passes did, each action once: "pruned (O24-100), quantized (O24-200)"."""
+    said = dict.fromkeys(f"{step.action} ({step.code})" for step in line.steps)
+    return ", ".join(said) or "untouched"
+
+
+def _refusals(report: Report) -> str:
+    """What was refused, counted by code, with a reason."""
+    refused = [r for r in _all_records(report) if r.action == "refused" and r.code != _NO_PRODUCT]
+    groups: dict[tuple[str, str], list[SiteRecord]] = {}
+    for record in refused:
+        groups.setdefault((record.code, record.pass_name), []).append(record)
+    if not groups:
+        return ""
+    rows = [
+        (code, pass_name, str(len(records)), CODES[code].title, _example(records))
+        for (code, pass_name), records in sorted(groups.items())
+    ]
+    return "refused\n" + table(("code", "pass", "n", "why", "for instance"), rows, right=(2,))
+
+
+def _example(records: Sequence[SiteRecord]) -> str:
+    record = records[0]
+    return f"{record.weight or record.node}: {record.reason}" if record.reason else record.weight
+
+
+def _comparison(report: Report) -> str:
+    if report.comparison is None:
+        return ""
+    text = render_comparison(report.comparison)
+    return f"{text}\n\n{render_limits(report.limits)}" if report.limits else text
+
+
+def render_limits(limits: Sequence[LimitResult]) -> str:
+    """Every limit with the worst output under it."""
+    rows = [
+        (str(r.limit), number_text(r.value), r.output, "met" if r.met else "NOT MET")
+        for r in limits
+    ]
+    return "limits\n" + table(("limit", "measured", "output", ""), rows, right=(1,))
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """The document of a numeric comparison as a table."""
+    rows = [
+        (
+            str(out["name"]),
+            shape_text(out.get("shape") or ()),
+            number_text(_float(out.get("max_abs"))),
+            number_text(_float(out.get("rel_l2"))),
+            number_text(_float(out.get("cosine")), 6),
+            number_text(_float(out.get("sqnr_db"))),
+            number_text(_float(out.get("top1_agreement"))),
+        )
+        for out in comparison["outputs"]
+    ]
+    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "top-1")
+    title = f"original and result on {comparison['samples']} samples"
+    return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6))
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _backend(report: Report) -> str:
+    backend = report.backend
+    if backend is None:
+        return ""
+    if "error" in backend:
+        return f"engine\n  none: {backend['error']}"
+    seconds = report.run.get("backend", {}).get("seconds")
+    lines = [
+        f"  {backend['engine']}  {bytes_text(backend['engine_bytes'])}",
+        f"  {backend['backend']} {backend['version']} for {backend['target']}"
+        + (f", {seconds:.1f} s" if seconds is not None else ""),
+        f"  {len(backend['layers'])} layers; {sparse_layers(backend['sparsity'])}",
+    ]
+    return "engine\n" + "\n".join(lines)
+
+
+def sparse_layers(sparsity: Mapping[str, Any]) -> str:
+    """Eligible is not chosen, and the builder may say neither."""
+    eligible, chosen = sparsity.get("eligible"), sparsity.get("chosen")
+    counts = sparsity.get("counts")
+    if eligible is None and chosen is None and counts is None:
+        return "the builder does not say which layers it runs sparse"
+    if counts is not None:
+        return f"{counts[0]} eligible for sparse kernels, {counts[1]} chosen"
+    return f"{len(eligible or ())} eligible for sparse kernels, {len(chosen or ())} chosen"
+
+
+def _warnings(report: Report) -> str:
+    items = report.at_least(Severity.WARNING)
+    return "\n".join(aggregate(items))
