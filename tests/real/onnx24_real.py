@@ -1,0 +1,134 @@
+"""Compiling one real model in-process, and what is asked of the result."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from onnx24.analysis.invariants import broken_claims
+from onnx24.runtime.compare import Comparison, compare
+from onnx24.runtime.data import Calibration, load_data
+from onnx24.runtime.session import Session
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.effects import Effects
+from onnx24.errors import BackendError, InputError, Onnx24Error
+from onnx24.ir.model import Model
+from onnx24.ir.verify import Interface
+from onnx24.passmgr import manager, pipeline
+from onnx24.targets import DEFAULT, load, presets
+
+PRESETS = ("sparse-fp16", "sparse-int8")
+
+
+@dataclass
+class Outcome:
+    """What became of one model under one preset. `refused`: the error, where there was one."""
+
+    name: str
+    preset: str
+    refused: Onnx24Error | None = None
+    pruned: int = 0
+    eligible: int = 0
+    quantized: int = 0
+    changed: dict[str, str] = field(default_factory=dict)
+    """pass → "-" (nothing), "W", "S" or "WS" """
+    seconds: float = 0.0
+    same_interface: bool = False
+    finite: bool = True
+    dynamic: bool = False
+    broken_claims: list = field(default_factory=list)
+    comparison: Comparison | None = None
+
+
+def data_for(model: Model) -> Calibration:
+    """Random samples, with 8 for every unknown dimension but the first."""
+    shapes = {}
+    for value in model.proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = [
+            d.dim_value if d.HasField("dim_value") else (1 if i == 0 else 8)
+            for i, d in enumerate(dims)
+        ]
+    return load_data("random:8", model, shapes=shapes)
+
+
+def compile_real(source: Path, preset: str, out: Path) -> Outcome:
+    """Load, run the preset, verify every pass, save, and run both models on random data."""
+    outcome = Outcome(name=source.name, preset=preset)
+    try:
+        original = Model.load(source)
+        Session(original, None)
+        model = Model.load(source)
+        data = data_for(model)
+        result = manager.run(
+            model,
+            pipeline.parse(presets()[preset]),
+            target=load(DEFAULT),
+            calibration=data,
+            reproducer_dir=out.parent,
+        )
+    except InputError as err:
+        outcome.refused = err
+        return outcome
+    codes = [r.code for r in result.records if r.pass_name == "prune24"]
+    outcome.pruned = codes.count("O24-100") + codes.count("O24-102")
+    outcome.eligible = outcome.pruned
+    outcome.quantized = sum(r.code == "O24-200" for r in result.records)
+    marks = ((Effects.WEIGHTS, "W"), (Effects.STRUCTURE, "S"))
+    for run in result.passes:
+        outcome.changed[run.name] = "".join(m for e, m in marks if e in run.changed) or "-"
+        outcome.seconds += run.seconds
+    before, after = Interface.of(original), Interface.of(model)
+    outcome.same_interface = [n for n, _ in before.inputs + before.outputs] == [
+        n for n, _ in after.inputs + after.outputs
+    ]
+    outcome.dynamic = any(
+        not d.HasField("dim_value")
+        for v in original.proto.graph.input
+        for d in v.type.tensor_type.shape.dim
+    )
+    model.save(out)
+    saved = Model.load(out)
+    outcome.broken_claims = broken_claims(saved, AnalysisCache())
+    outcome.comparison = compare(original, saved, data)
+    for feeds in data.batches(saved):
+        reference = Session(original, None).run(feeds)
+        for name, value in Session(saved, None).run(feeds).items():
+            value = np.asarray(value)
+            if value.dtype.kind == "f" and np.isfinite(reference[name]).all():
+                outcome.finite &= bool(np.isfinite(value).all())
+        break
+    return outcome
+
+
+@cache
+def _manifest(shared_models: Path) -> dict[str, str]:
+    with open(shared_models.parent / "manifest.tsv", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    return {row[0].removeprefix("models/"): row[-1] for row in rows[1:]}
+
+
+def dense_builds(shared_models: Path, source: Path) -> bool:
+    """Whether the original builds in TensorRT-RTX, as the manifest records it."""
+    entry = _manifest(shared_models).get(str(source.relative_to(shared_models)), "")
+    return "build ok" in entry
+
+
+def rtx_builds(model: Path, engine: Path) -> str | None:
+    """Build a model; "" if an engine came out, the error if none did, None without the package."""
+    from onnx24 import backends
+
+    rtx = backends.get("tensorrt-rtx")
+    if not rtx.available().ok:
+        return None
+    try:
+        rtx.build(model, load("sm86-rtx1"), engine=engine, timeout_s=300)
+    except (BackendError, InputError) as err:
+        return str(err)
+    os.unlink(engine)
+    return ""
