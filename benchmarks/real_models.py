@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / part) for part in ("", "tests/real")]
 
-from onnx24_real import PRESETS, compile_real, rtx_builds
+from onnx24_real import PRESETS, compile_real, rtx_builds  # noqa: E402
 
 PASSES = (
     "canonicalize", "upgrade-opset", "prune24", "matmul-to-conv1x1", "qdq", "fold-qdq", "cast16",
