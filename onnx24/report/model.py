@@ -310,16 +310,19 @@ def build_report(
     deterministic; the seconds of passes and backend are moved there.
     """
     lines, others = _ledger(source, result.records, verdicts or {})
-    passes, seconds = [], []
+    passes: list[dict[str, Any]] = []
+    seconds: list[dict[str, Any]] = []
     for item in result.passes:
         entry = dict(item.to_json())
-        timing = {key: entry.pop(key) for key in ("seconds", "peak_bytes") if key in entry}
+        timing: dict[str, Any] = {
+            key: entry.pop(key) for key in ("seconds", "peak_bytes") if key in entry
+        }
         passes.append(entry)
         seconds.append({"pass": item.name, **timing})
     times: dict[str, Any] = {**(run or {}), "passes": seconds}
     if backend is not None:
-        backend = dict(backend)
-        times["backend"] = {key: backend.pop(key) for key in ("seconds",) if key in backend}
+        times["backend"] = {k: v for k, v in backend.items() if k == "seconds"}
+        backend = {k: v for k, v in backend.items() if k != "seconds"}
     return Report(
         command=command,
         status=status,

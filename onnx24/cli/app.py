@@ -1,0 +1,540 @@
+"""The commands and their options. What they do is in the other modules of this package, which
+are imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from onnx24.cli import options as o
+from onnx24.cli import pass_commands
+
+DEFAULT_TARGET = "sm86-trt10"
+"""targets.DEFAULT, said again so that --help need not read the table of targets (a test
+compares)."""
+
+_UsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _UsageError.__base__
+
+
+class Commands(TyperGroup):
+    """The commands of this file, and one for each pass, made when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*self.commands, *pass_commands.names()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """For a pass only what an overview shows; `resolve_command` makes the real one."""
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        return pass_commands.stub(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            from onnx24.cli.failure import usage
+            from onnx24.cli.nearest import did_you_mean
+
+            near = did_you_mean(name, self.list_commands(ctx))
+            raise usage(f"there is no command or pass {name!r}", f"{near}see `onnx24 --help`")
+        found, command, rest = super().resolve_command(ctx, args)
+        if found is not None and found not in self.commands:
+            command = pass_commands.command(found)
+        return found, command, rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        own = [(name, self.commands[name]) for name in self.commands]
+        passes = [(name, pass_commands.stub(name)) for name in pass_commands.names()]
+        for title, group in (("Commands", own), ("Passes, each by itself", passes)):
+            width = formatter.width - 6 - max(len(name) for name, _ in group)
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name, command.get_short_help_str(width)) for name, command in group]
+                )
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> Any:
+        """Also how typer's test runner gets in, so that exit codes are the same there."""
+        sys.exit(_run(self, list(sys.argv[1:] if args is None else args)))
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+    help="Compile ONNX models to NVIDIA's 2:4 sparsity and INT8, and hand them to TensorRT.",
+    epilog="Exit codes: 0 done; 1 a policy, tolerance or comparison was not met; 2 wrong usage or "
+    "bad input; 3 the backend is missing or failed; 70 a fault of onnx24.",
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line. Returns: its exit code."""
+    return _run(group(), list(argv))
+
+
+def group() -> Any:
+    """The group of all commands, as typer builds it."""
+    return typer.main.get_command(app)
+
+
+def _run(commands: Any, argv: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with commands.make_context("onnx24", list(argv)) as context:
+            code = int(commands.invoke(context) or 0)
+        sys.stdout.flush()
+        return code
+    except typer.Exit as done:
+        return done.exit_code
+    except BaseException as err:  # noqa: BLE001 - the outermost frame: everything ends here
+        from onnx24.cli import failure
+
+        if isinstance(err, _ClickException):
+            err = _usage_error(err)
+        return failure.exit_code_of(err, argv)
+
+
+def _usage_error(err: Any) -> Exception:
+    from onnx24.cli.failure import usage
+
+    context = getattr(err, "ctx", None)
+    command = context.command_path if context is not None else "onnx24"
+    return usage(err.format_message().strip(), f"see `{command} --help`")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from onnx24 import __version__
+
+        sys.stdout.write(f"onnx24 {__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compile(
+    model: o.ModelPath,
+    output: o.Output = None,
+    target: o.TargetName = DEFAULT_TARGET,
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--preset",
+            metavar="P",
+            help="A pipeline by name (`onnx24 passes` lists them). Default: sparse-int8 where "
+            "--calib is given, else sparse-fp16.",
+            show_default=False,
+        ),
+    ] = None,
+    pipeline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--pipeline", metavar="TEXT", help="The passes to run, instead of a preset."),
+    ] = None,
+    calib: o.Calib = None,
+    data: o.Data = None,
+    seed: o.Seed = 0,
+    max_drop: o.MaxDrop = None,
+    backend: o.Backend = None,
+    engine: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--engine",
+            metavar="FILE",
+            help="Build an engine into FILE. Default with --backend: OUT's stem + .engine.",
+            show_default=False,
+        ),
+    ] = None,
+    shapes: o.Shapes = None,
+    timeout: o.Timeout = None,
+    report: o.ReportFile = None,
+    external: o.External = "auto",
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
+    ] = True,
+    json: o.Json = False,
+) -> int:
+    """Compile a model, compare it with the original, and build an engine on request.
+
+    The original must run in ONNX Runtime. The result is compared with it on --data, or on the
+    eighth of the calibration samples that calibration then does not use (all of them below 16
+    samples). OUT is written only when every limit of --max-drop is met.
+    """
+    from onnx24.cli.compiling import CompileRequest, compile_model
+
+    return compile_model(
+        CompileRequest(
+            model=model,
+            output=output,
+            target=target,
+            preset=preset,
+            pipeline=pipeline,
+            calib=calib,
+            data=data,
+            seed=seed,
+            max_drop=tuple(max_drop or ()),
+            backend=backend,
+            engine=engine,
+            shapes=tuple(shapes or ()),
+            timeout_s=timeout,
+            reports=tuple(report or ()),
+            external=external,
+            verify=verify,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def opt(
+    model: o.ModelPath,
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            metavar="TEXT",
+            help="For instance 'canonicalize,prune24{include=encoder.*},check24', or '@sparse'.",
+        ),
+    ],
+    output: o.Output = None,
+    target: o.TargetName = DEFAULT_TARGET,
+    calib: o.Calib = None,
+    seed: o.Seed = 0,
+    shapes: o.Shapes = None,
+    print_after: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--print-after",
+            metavar="P",
+            help="Print the model as text on stderr after this pass; 'all': after every pass that "
+            "changed something. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    dump: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--dump", metavar="DIR", help="Write the model after every pass that changed it."
+        ),
+    ] = None,
+    dump_onnx: Annotated[
+        bool, typer.Option("--dump-onnx", help="With --dump, as .onnx too.")
+    ] = False,
+    time: Annotated[
+        bool, typer.Option("--time", help="Time and peak memory of each pass.")
+    ] = False,
+    numeric: Annotated[
+        bool,
+        typer.Option(
+            "--numeric",
+            help="Run the model before and after each pass and compare (on --calib, or on random "
+            "samples).",
+        ),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
+    ] = True,
+    stop_after: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--stop-after", metavar="N", help="Transform no more than N sites.", min=0),
+    ] = None,
+    report: o.ReportFile = None,
+    external: o.External = "auto",
+    json: o.Json = False,
+) -> int:
+    """Run a pipeline of passes, and look at what each of them does."""
+    from onnx24.cli.compiling import OptRequest, run_pipeline
+
+    return run_pipeline(
+        OptRequest(
+            command="opt",
+            model=model,
+            output=output,
+            target=target,
+            pipeline=pipeline,
+            calib=calib,
+            seed=seed,
+            shapes=tuple(shapes or ()),
+            print_after=tuple(print_after or ()),
+            dump=dump,
+            dump_onnx=dump_onnx,
+            time=time,
+            numeric=numeric,
+            verify=verify,
+            stop_after=stop_after,
+            reports=tuple(report or ()),
+            external=external,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def inspect(
+    model: o.ModelPath,
+    target: o.TargetName = DEFAULT_TARGET,
+    all_: Annotated[
+        bool,
+        typer.Option("--all", help="Also initializers that are no matrix product's weight."),
+    ] = False,
+    json: o.Json = False,
+) -> int:
+    """List every weight: shape, reduction axis, 2:4 or not, eligible or why not."""
+    from onnx24.cli.looking import inspect_model
+
+    return inspect_model(model, target, show_all=all_, as_json=json)
+
+
+@app.command()
+def check(
+    model: o.ModelPath,
+    policy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="A TOML policy (see docs/cli.md). Default: a valid model whose recorded and "
+            "eligible weights are all 2:4.",
+            show_default=False,
+        ),
+    ] = None,
+    target: o.TargetName = DEFAULT_TARGET,
+    format: Annotated[
+        str, typer.Option("--format", metavar="text|json", help="The form of the result.")
+    ] = "text",
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--output", "-o", metavar="FILE", help="Write the result there."),
+    ] = None,
+    json: o.Json = False,
+) -> int:
+    """Hold a model to a policy; exit code 1 where it is not met.
+
+    A policy is a TOML file. `[sparsity]`: min_coverage (share of the eligible elements that must
+    be in 2:4 weights, 0 to 1) and claims (true: recorded weights must be 2:4). `[model]`:
+    min_opset, max_opset, max_bytes. What is not written is not checked; unknown keys are refused.
+    """
+    from onnx24.cli.looking import check_model
+
+    return check_model(model, policy, target, form="json" if json else format, output=output)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The original model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The model to compare with it.")],
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help=f"{o.DATA_FORMS} Default: the test_data_set_* folders beside A.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: o.Seed = 0,
+    shapes: o.Shapes = None,
+    max_drop: o.MaxDrop = None,
+    json: o.Json = False,
+) -> int:
+    """Run two models on the same data and compare their outputs."""
+    from onnx24.cli.comparing import CompareRequest, compare_models
+
+    return compare_models(
+        CompareRequest(
+            a=a,
+            b=b,
+            data=data,
+            seed=seed,
+            shapes=tuple(shapes or ()),
+            max_drop=tuple(max_drop or ()),
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The one model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other model.")],
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Exit code 1 where the models differ."),
+    ] = False,
+    json: o.Json = False,
+) -> int:
+    """Say how two models differ: nodes, initializers and their values, interface, metadata."""
+    from onnx24.cli.comparing import diff_models
+
+    return diff_models(a, b, exit_code=exit_code, as_json=json)
+
+
+@app.command()
+def build(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX model's path.")],
+    target: o.TargetName = DEFAULT_TARGET,
+    backend: Annotated[
+        str,
+        typer.Option("--backend", metavar="B", help="auto, tensorrt, trtexec or tensorrt-rtx."),
+    ] = "auto",
+    engine: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--engine",
+            metavar="FILE",
+            help="The engine. Default: MODEL's stem + .engine in the current folder.",
+            show_default=False,
+        ),
+    ] = None,
+    shapes: o.Shapes = None,
+    timeout: o.Timeout = None,
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity/--no-sparsity", help="Let the builder use 2:4 kernels.")
+    ] = True,
+    workspace: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--workspace", metavar="MIB", help="Memory that kernels may use.", min=1),
+    ] = None,
+    optimization_level: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--optimization-level", metavar="0..5", help="How hard the builder tries.", min=0, max=5
+        ),
+    ] = None,
+    timing_cache: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--timing-cache", metavar="FILE", help="Read and write kernel timings there."),
+    ] = None,
+    log: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--log", metavar="FILE", help="Keep the builder's whole log."),
+    ] = None,
+    json: o.Json = False,
+) -> int:
+    """Build an engine with TensorRT."""
+    from onnx24.cli.building import BuildRequest, build_engine
+
+    return build_engine(
+        BuildRequest(
+            model=model,
+            target=target,
+            backend=backend,
+            engine=engine,
+            shapes=tuple(shapes or ()),
+            timeout_s=timeout,
+            sparsity=sparsity,
+            workspace_mib=workspace,
+            optimization_level=optimization_level,
+            timing_cache=timing_cache,
+            log=log,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def bisect(
+    model: o.ModelPath,
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", metavar="TEXT", help="The passes to search.")
+    ],
+    target: o.TargetName = DEFAULT_TARGET,
+    calib: o.Calib = None,
+    data: o.Data = None,
+    seed: o.Seed = 0,
+    shapes: o.Shapes = None,
+    max_drop: o.MaxDrop = None,
+    command: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--command",
+            metavar="CMD",
+            help="A shell command that judges instead: good is exit code 0. {model} in it stands "
+            "for the model's path.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="A --command that runs longer is bad.", min=0.001
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
+    ] = True,
+    json: o.Json = False,
+) -> int:
+    """Find the layer or weight whose transformation breaks a model.
+
+    The judge is --command, or --max-drop on --data (rel-l2=0.1 unless given); without either, a
+    model is bad where a pass fails or ONNX Runtime refuses the result. Exit code 1 where the
+    model is bad before anything is transformed.
+    """
+    from onnx24.cli.bisecting import BisectRequest, bisect_model
+
+    return bisect_model(
+        BisectRequest(
+            model=model,
+            pipeline=pipeline,
+            target=target,
+            calib=calib,
+            data=data,
+            seed=seed,
+            shapes=tuple(shapes or ()),
+            max_drop=tuple(max_drop or ()),
+            command=command,
+            timeout_s=timeout,
+            verify=verify,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def passes(json: o.Json = False) -> int:
+    """List the passes and the presets."""
+    from onnx24.cli.listing import list_passes
+
+    return list_passes(as_json=json)
+
+
+@app.command()
+def targets(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[T]", help="One target, with the sources of its facts."),
+    ] = None,
+    json: o.Json = False,
+) -> int:
+    """List the targets: what a GPU architecture can do under a TensorRT release."""
+    from onnx24.cli.listing import list_targets
+
+    return list_targets(name, as_json=json)
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="For instance O24-113, or 113.")],
+    json: o.Json = False,
+) -> int:
+    """Explain a diagnostic's code."""
+    from onnx24.cli.listing import explain_code
+
+    return explain_code(code, as_json=json)

@@ -1,0 +1,82 @@
+"""`compare` and `diff`: two models side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from onnx24.backends.base import parse_shapes
+from onnx24.cli.console import Console
+from onnx24.cli.data import data_beside, load_samples
+from onnx24.cli.failure import usage
+from onnx24.cli.files import STANDARD_STREAM, Source
+from onnx24.diagnostics import Severity, diagnostic
+from onnx24.report.diff import diff, render_diff
+from onnx24.report.limits import LimitResult, check_limits, parse_limits
+from onnx24.report.model import DataFacts
+from onnx24.report.text import render_comparison, render_limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest:
+    """`compare`, as the user wrote it."""
+
+    a: str
+    b: str
+    data: str | None
+    seed: int
+    shapes: tuple[str, ...]
+    max_drop: tuple[str, ...]
+    as_json: bool
+
+
+def compare_models(request: CompareRequest) -> int:
+    """Returns: 0, or 1 where a limit is not met. Raises: InputError."""
+    from onnx24.runtime.compare import compare
+
+    _check_streams(request.a, request.b)
+    limits = parse_limits(request.max_drop)
+    spec = request.data or data_beside(request.a)
+    profiles = parse_shapes(request.shapes)
+    a, b = Source(request.a).load(), Source(request.b).load()
+    console = Console(as_json=request.as_json)
+    data = load_samples(spec, a, profiles, request.seed)
+    with console.waiting("running both models"):
+        comparison = compare(a, b, data)
+    results = check_limits(limits, comparison.outputs)
+    facts = DataFacts.of(data, "comparison")
+    document: dict[str, Any] = {
+        "a": request.a,
+        "b": request.b,
+        "data": facts.to_json(),
+        "comparison": comparison.to_json(),
+        "limits": [result.to_json() for result in results],
+        "met": all(result.met for result in results),
+    }
+    console.report(_text(document, results), document)
+    if data.is_random:
+        message = f"{data.describe()}: the comparison says nothing about accuracy"
+        console.diagnostics([diagnostic("O24-034", message, severity=Severity.WARNING)])
+    unmet = [result.unmet() for result in results if not result.met]
+    console.diagnostics(unmet)
+    return 1 if unmet else 0
+
+
+def _check_streams(a: str, b: str) -> None:
+    if a == b == STANDARD_STREAM:
+        raise usage("both models are standard input", "give one of them a path")
+
+
+def _text(document: dict[str, Any], results: list[LimitResult]) -> str:
+    parts = [render_comparison(document["comparison"])]
+    if results:
+        parts.append(render_limits(results))
+    return "\n\n".join(parts)
+
+
+def diff_models(a: str, b: str, *, exit_code: bool, as_json: bool) -> int:
+    """Returns: 0, or 1 where the models differ and `exit_code` asks to say so that way."""
+    _check_streams(a, b)
+    result = diff(Source(a).load(), Source(b).load())
+    Console(as_json=as_json).report(render_diff(result), result)
+    return 1 if exit_code and not result.is_empty else 0

@@ -1,0 +1,111 @@
+"""From an exception to an exit code, a message on stderr, and `{"error": …}` with --json."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx24 import __version__
+from onnx24.errors import InputError, InternalError, Onnx24Error
+
+INTERRUPTED = 130  # 128 + SIGINT
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+TERMINATED = 143  # 128 + SIGTERM
+
+
+class Terminated(BaseException):
+    """SIGTERM, so that files that are half written are removed on the way out."""
+
+
+def exit_code_of(err: BaseException, argv: Sequence[str]) -> int:
+    """Say what went wrong, and return the exit code that belongs to it."""
+    if isinstance(err, BrokenPipeError):
+        return _pipe_closed()
+    if isinstance(err, KeyboardInterrupt):
+        _say("interrupted; nothing was written")
+        return INTERRUPTED
+    if isinstance(err, Terminated):
+        _say("terminated; nothing was written")
+        return TERMINATED
+    known = err if isinstance(err, Onnx24Error) else _internal(err, argv)
+    return _tell(known, as_json="--json" in _options(argv))
+
+
+def usage(message: str, hint: str) -> InputError:
+    """A command line that cannot be understood."""
+    return InputError.of("O24-043", message, hint=hint)
+
+
+def _options(argv: Sequence[str]) -> Sequence[str]:
+    """What stands before a bare `--`."""
+    return argv[: list(argv).index("--")] if "--" in argv else argv
+
+
+def _tell(err: Onnx24Error, *, as_json: bool) -> int:
+    from onnx24.report.aggregate import aggregate
+
+    for text in aggregate(err.diagnostics):
+        _say(text)
+    if as_json:
+        error: dict[str, Any] = {
+            "exit_code": err.exit_code,
+            "diagnostics": [d.to_json() for d in err.diagnostics],
+        }
+        if isinstance(err, InternalError) and err.reproducer:
+            error["reproducer"] = err.reproducer
+        # Facts may hold anything that a pass knows; the error itself must not fail here.
+        sys.stdout.write(json.dumps({"error": error}, indent=2, default=str) + "\n")
+        sys.stdout.flush()
+    return err.exit_code
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _pipe_closed() -> int:
+    """The reader of stdout went away. Python would complain again when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PIPE_CLOSED
+
+
+def _internal(err: BaseException, argv: Sequence[str]) -> InternalError:
+    """An exception that nobody expected, with its traceback in a file."""
+    what = f"{type(err).__name__}: {err}" if str(err) else type(err).__name__
+    path = _write_traceback(err, argv)
+    internal = InternalError.of(
+        "O24-900",
+        what,
+        hint=f"please report it, with {path}" if path else "please report it",
+    )
+    internal.reproducer = None if path is None else str(path)
+    return internal
+
+
+def _write_traceback(err: BaseException, argv: Sequence[str]) -> Path | None:
+    """Into the current folder, or where that is read-only the system's temporary one."""
+    text = (
+        f"onnx24 {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+        f"$ onnx24 {shlex.join(argv)}\n\n" + "".join(traceback.format_exception(err))
+    )
+    name = f"onnx24-crash-{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            (folder / name).write_text(text, encoding="utf-8")
+        except OSError:
+            continue
+        return folder / name
+    return None

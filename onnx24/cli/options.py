@@ -1,0 +1,96 @@
+"""Arguments and options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+MODEL_HELP = "The ONNX model; '-' reads standard input (no external data then)."
+DATA_FORMS = (
+    "An .npz (each array stacked along its first axis), a folder of .npz, or a folder of ONNX "
+    "test_data_set_*; 'random:N' makes N random samples, which say nothing about accuracy."
+)
+
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Output = Annotated[
+    Optional[str],  # noqa: UP045 - typer evaluates this on Python 3.10 as well
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="The new model; '-' is standard output. Default: MODEL's stem + .onnx24.onnx in the "
+        "current folder; '-' where MODEL is '-'.",
+        show_default=False,
+    ),
+]
+TargetName = Annotated[
+    str,
+    typer.Option("--target", metavar="T", help="GPU architecture and TensorRT release."),
+]
+Calib = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--calib", metavar="DATA", help=f"Calibration data. {DATA_FORMS}"),
+]
+Data = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--data", metavar="DATA", help=f"Data for the numeric comparison. {DATA_FORMS}"),
+]
+Shapes = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--shapes",
+        metavar="NAME:SHAPE",
+        help="The size of a dynamic input: NAME:DIMS, or NAME:MIN:OPT:MAX for an engine that "
+        "takes a range. Dimensions are joined by 'x' or ','. Repeat it for further inputs.",
+        show_default=False,
+    ),
+]
+MaxDrop = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--max-drop",
+        metavar="METRIC=NUMBER",
+        help="Limits that every output must meet, joined by commas: max-abs, rel-l2 and top1 (the "
+        "share of samples whose largest class changes) at most; sqnr (in dB) and cosine at least. "
+        "For instance sqnr=20,top1=0.01. Unmet: exit code 1.",
+        show_default=False,
+    ),
+]
+ReportFile = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write the report as .json, .html or .txt. May be repeated.",
+        show_default=False,
+    ),
+]
+External = Annotated[
+    str,
+    typer.Option(
+        "--external",
+        metavar="auto|embed|external",
+        help="Where large weights go: as in the input (or beside the model above 2 GiB), into the "
+        "model, or into OUT.data beside it.",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on standard output."),
+]
+Backend = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--backend",
+        metavar="B",
+        help="Who builds the engine: auto, tensorrt, trtexec, tensorrt-rtx or none. Default: none, "
+        "or auto where --engine is given.",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--timeout", metavar="SECONDS", help="Stop a build that takes longer.", min=0.001),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random:N data.", min=0)]
