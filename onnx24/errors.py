@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TypeVar
 
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 
-
 E = TypeVar("E", bound="Onnx24Error")
 
 
