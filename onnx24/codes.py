@@ -361,6 +361,14 @@ _TABLE = (
         "The target's row says that this operator gets no sparse kernels there.",
     ),
     Code(
+        "O24-124",
+        "note",
+        "quantization mixes the groups",
+        "The scale changes within groups of four, or the zero point is not 0, so that the stored "
+        "integers cannot be compared, or a stored zero is no zero for the consumer.",
+        "prune before quantizing",
+    ),
+    Code(
         "O24-125",
         "warning",
         "pruned by magnitude only",

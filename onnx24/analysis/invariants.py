@@ -1,0 +1,85 @@
+"""That weights recorded as 2:4 are 2:4 in the values that their consumers see.
+
+Folding, casting, quantizing and rewriting may not lose the pattern. What lies between the stored
+tensor and the consumer (Transpose, Reshape, Cast, Q, DQ) either moves whole groups or keeps zeros,
+so the stored tensor decides where it is 2:4; where it is not, the chain is computed, since rounding
+may still have made zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.sparsity.masks import Violations, violations, violations_by_stride
+
+__all__ = ["broken_claims", "broken_weights", "seen_violations"]
+
+
+def broken_claims(model: Model, cache: AnalysisCache) -> list[Diagnostic]:
+    """O24-807 for every recorded weight that is gone, that no product reads any more, or that is
+    not 2:4 for one that does."""
+    keys = model.claims.keys()
+    return broken_weights(model, cache, keys, "O24-807") if keys else []
+
+
+def broken_weights(
+    model: Model, cache: AnalysisCache, keys: list[ValueKey], code: str
+) -> list[Diagnostic]:
+    """A diagnostic with `code` for each of the weights that is not 2:4 for its consumers."""
+    found = cache.get(model, WeightUses)
+    problems = []
+    for key in keys:
+        where: dict[str, Any] = {"tensor": key.name, "scope": key.scope, "severity": Severity.ERROR}
+        if key not in found.uses:
+            message = "is recorded as 2:4, and is no weight of the model any more"
+            problems.append(diagnostic(code, message, **where))
+            continue
+        uses = [use for use in found.products(key) if use.k_axis_consumer is not None]
+        followed = [use for use in uses if use.code not in ("O24-113", "O24-121")]
+        if not followed:
+            reason = uses[0].reason if uses else "no product reads it"
+            message = f"is recorded as 2:4, and can't be: {reason}"
+            problems.append(diagnostic(code, message, **where))
+            continue
+        array = found.read(model, key)
+        for use in followed:
+            result = seen_violations(array, use)
+            if not result.violating:
+                continue
+            problems.append(
+                diagnostic(
+                    code,
+                    f"{result.violating:,} of {result.groups:,} groups of four have more than two "
+                    f"nonzeros for {use.node} ({use.op}), the first at {list(result.first or ())}",
+                    **where,
+                    facts={
+                        "groups": result.groups,
+                        "violating": result.violating,
+                        "first": list(result.first or ()),
+                        "consumer": use.node,
+                    },
+                )
+            )
+            break
+    return problems
+
+
+def seen_violations(array: np.ndarray, use: WeightUse) -> Violations:
+    """Violations of 2:4 in the values that a product sees; `first` is an index of its operand
+    unless no step stands between.
+
+    array: the stored values.
+    """
+    if use.k_stride is not None and use.code != "O24-124":
+        stored = violations_by_stride(array, use.k_stride)
+        if not stored.violating or not use.chain:
+            return stored
+    assert use.k_axis_consumer is not None
+    return violations(consumer_view(array, use), use.k_axis_consumer)

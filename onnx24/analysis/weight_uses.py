@@ -1,0 +1,731 @@
+"""Who reads each weight, through which chain of nodes, and along which axis it is reduced.
+
+A weight is followed from its initializer (of any scope, embedded or external) or its Constant
+node through Identity, Transpose, Reshape, Flatten, Squeeze, Unsqueeze, Cast, QuantizeLinear and
+DequantizeLinear to every final consumer, into nested bodies too. The consumer's reduction axis is
+led back to the stored tensor by `analysis.layout`. What is not followed is reported as such, never
+guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnx24.analysis.cache import Analysis, AnalysisCache
+from onnx24.analysis.dataflow import Dataflow
+from onnx24.analysis.layout import Layout, axis_with_stride
+from onnx24.effects import Effects
+from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.ir.weights import numpy_dtype
+
+__all__ = [
+    "Kind",
+    "Step",
+    "WeightUse",
+    "WeightUses",
+    "consumer_view",
+    "stored_values",
+]
+
+Kind = Literal["product", "recurrent", "parameter", "untraced", "visible", "other"]
+"""What a final consumer does with the values: multiplies and sums them (the only kind that can be
+sparse); so does a recurrent layer; takes them as scale or zero point; rearranges or computes in a
+way that is not followed; shows them outside the graph; anything else."""
+
+_SHAPE_ONLY = frozenset({"Shape", "Size"})
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+_REARRANGING = frozenset(
+    {
+        "Concat",
+        "DepthToSpace",
+        "DynamicQuantizeLinear",
+        "Einsum",
+        "Expand",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "If",
+        "Loop",
+        "Pad",
+        "Reshape",
+        "Scan",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Unsqueeze",
+        "Where",
+    }
+)
+"""Operators behind which the same values may still reach a product."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of a chain. `perm` for Transpose; `shape`: the output's, for the reshaping ones;
+    `dtype`: the output's, for Cast, Q and DQ; scale, zero_point, axis and block for Q and DQ
+    (axis None: per tensor; block 0: none)."""
+
+    op: str
+    site: NodeSite
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    perm: tuple[int, ...] = ()
+    scale: np.ndarray | None = None
+    zero_point: np.ndarray | None = None
+    axis: int | None = None
+    block: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeightUse:
+    """One final consumer of a weight. `consumer` is None where the value is a graph output.
+
+    code: why this use can't be sparse, None where it can. `data`: the name, in the consumer's
+    scope, of the operand that the weight is multiplied with. k_axis: the reduction axis in the
+    stored tensor, None where no single axis is it; k_stride: how far apart, in the flat stored
+    tensor, the members of a group of four lie, None where groups straddle. K and N: sizes
+    [elements] of the reduction axis (input channels, for a convolution) and of the outputs.
+    spatial: positions of a convolution's kernel. batch: matrices of a batched product.
+    """
+
+    kind: Kind
+    consumer: NodeSite | None
+    input: int = 0
+    op: str = ""
+    code: str | None = None
+    reason: str = ""
+    chain: tuple[Step, ...] = ()
+    data: str = ""
+    k_axis_consumer: int | None = None
+    k_axis: int | None = None
+    k_stride: int | None = None
+    K: int = 0
+    N: int = 0
+    groups: int = 1
+    spatial: int = 1
+    batch: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def k_axis_stored(self) -> int | None:
+        return self.k_axis
+
+    @property
+    def eligible(self) -> bool:
+        return self.kind == "product" and self.code is None
+
+    @property
+    def node(self) -> str:
+        return self.consumer.name if self.consumer else ""
+
+    @property
+    def scope(self) -> str:
+        return self.consumer.scope if self.consumer else ""
+
+
+@dataclass
+class WeightUses(Analysis):
+    """`uses`: every initializer of every scope, and every tensor of a Constant node (under the
+    node's scope and output), with its final consumers in document order."""
+
+    depends: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
+    """Zero points and the shapes of Reshape are values."""
+
+    uses: dict[ValueKey, list[WeightUse]]
+    tensors: dict[ValueKey, TensorProto]
+    constants: frozenset[ValueKey]
+    """Those that are Constant nodes."""
+    dynamic: list[NodeSite]
+    """Products whose operands are both computed at run time."""
+    index: Index
+
+    @classmethod
+    def compute(cls, model: Model, cache: AnalysisCache) -> WeightUses:
+        index = cache.get(model, Dataflow).index
+        tensors = dict(index.initializers)
+        constants = dict(_constant_tensors(index))
+        tensors.update(constants)
+        tracer = _Tracer(model, index)
+        uses = {key: tracer.trace(key, tensor) for key, tensor in tensors.items()}
+        weighted = {
+            id(use.consumer.proto)
+            for found in uses.values()
+            for use in found
+            if use.kind == "product" and use.consumer
+        }
+        dynamic = [
+            site
+            for site in index.nodes
+            if site.proto.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            and _is_onnx(site)
+            and id(site.proto) not in weighted
+        ]
+        return cls(uses, tensors, frozenset(constants), dynamic, index)
+
+    def read(self, model: Model, key: ValueKey) -> np.ndarray:
+        """The stored values, as a read-only array."""
+        return model.weights.read(self.tensors[key])
+
+    def products(self, key: ValueKey) -> list[WeightUse]:
+        return [use for use in self.uses[key] if use.kind == "product"]
+
+
+def consumer_view(array: np.ndarray, use: WeightUse) -> np.ndarray:
+    """The values as the consumer sees them: the chain applied. A view where it can be.
+
+    Q and DQ are computed in float32, as ONNX Runtime does.
+    """
+    for step in use.chain:
+        if step.op == "Transpose":
+            array = array.transpose(step.perm)
+        elif step.op == "Reshape":
+            array = array.reshape(step.shape)
+        elif step.op == "Cast":
+            array = array.astype(step.dtype)
+        elif step.op == "QuantizeLinear":
+            array = _quantize(array, step, step.dtype)
+        elif step.op == "DequantizeLinear":
+            array = _dequantize(array, step, step.dtype)
+    return array
+
+
+def stored_values(values: np.ndarray, use: WeightUse, stored: np.ndarray) -> np.ndarray:
+    """The inverse of `consumer_view`: what to store so that the consumer sees `values`, as nearly
+    as the stored dtype can say it.
+
+    stored: the array as it is; it gives shape and dtype.
+    """
+    dtypes = [stored.dtype, *(step.dtype for step in use.chain)]
+    shapes = [stored.shape, *(step.shape for step in use.chain)]
+    for i in range(len(use.chain) - 1, -1, -1):
+        step = use.chain[i]
+        if step.op == "Transpose":
+            values = values.transpose(np.argsort(step.perm))
+        elif step.op == "Reshape":
+            values = values.reshape(shapes[i])
+        elif step.op == "Cast":
+            values = values.astype(dtypes[i])
+        elif step.op == "QuantizeLinear":
+            values = _dequantize(values, step, dtypes[i])
+        elif step.op == "DequantizeLinear":
+            values = _quantize(values, step, dtypes[i])
+    return np.ascontiguousarray(values.astype(stored.dtype, copy=False))
+
+
+def _per_element(parameter: np.ndarray, step: Step, shape: tuple[int, ...]) -> np.ndarray:
+    """A scale or zero point in a shape that broadcasts over the tensor's."""
+    if step.axis is None:
+        return parameter.reshape(())
+    if step.block:
+        repeated = np.repeat(parameter, step.block, axis=step.axis)
+        return repeated[tuple(slice(n) for n in shape)]
+    return parameter.reshape([-1 if i == step.axis else 1 for i in range(len(shape))])
+
+
+def _dequantize(array: np.ndarray, step: Step, dtype: np.dtype) -> np.ndarray:
+    assert step.scale is not None
+    values = array.astype(np.float32)
+    if step.zero_point is not None:
+        values = values - _per_element(step.zero_point.astype(np.float32), step, array.shape)
+    return (values * _per_element(step.scale.astype(np.float32), step, array.shape)).astype(dtype)
+
+
+def _quantize(array: np.ndarray, step: Step, dtype: np.dtype) -> np.ndarray:
+    assert step.scale is not None
+    values = array.astype(np.float32)
+    values = values / _per_element(step.scale.astype(np.float32), step, array.shape)
+    info: Any
+    if _is_integer(dtype):
+        import ml_dtypes
+
+        info = np.iinfo(dtype) if dtype.kind in "iu" else ml_dtypes.iinfo(dtype)
+        values = np.rint(values)
+    else:
+        import ml_dtypes
+
+        info = ml_dtypes.finfo(dtype)
+    if step.zero_point is not None:
+        values = values + _per_element(step.zero_point.astype(np.float32), step, array.shape)
+    return np.clip(values, float(info.min), float(info.max)).astype(dtype)
+
+
+def _is_integer(dtype: np.dtype) -> bool:
+    return dtype.kind in "iu" or dtype.name in ("int4", "uint4", "int2", "uint2")
+
+
+def _is_onnx(site: NodeSite) -> bool:
+    return site.proto.domain in ("", "ai.onnx")
+
+
+def _constant_tensors(index: Index) -> Iterator[tuple[ValueKey, TensorProto]]:
+    for site in index.nodes:
+        if site.proto.op_type != "Constant" or not _is_onnx(site) or not site.proto.output:
+            continue
+        for attr in site.proto.attribute:
+            if attr.name == "value" and attr.HasField("t"):
+                yield ValueKey(site.scope, site.proto.output[0]), attr.t
+
+
+def _attribute(site: NodeSite, name: str, default: Any = None) -> Any:
+    for attr in site.proto.attribute:
+        if attr.name == name:
+            return default if attr.ref_attr_name else onnx.helper.get_attribute_value(attr)
+    return default
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Where the trace stands: a value, how it lies in the stored tensor, and how it came there."""
+
+    key: ValueKey
+    layout: Layout
+    dtype: np.dtype
+    steps: tuple[Step, ...]
+    layouts: tuple[Layout, ...]
+    """The layout at the input of each step."""
+
+
+class _Tracer:
+    def __init__(self, model: Model, index: Index) -> None:
+        self._model = model
+        self._index = index
+        # Source: onnx/docs/IR.md. Before IR 4 every initializer had to be listed as an input, and
+        # runtimes take it for a constant (onnxruntime, Graph::CanOverrideInitializer).
+        self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
+        self._functions = {(f.domain, f.name) for f in model.proto.functions}
+
+    def trace(self, key: ValueKey, tensor: TensorProto) -> list[WeightUse]:
+        if tensor.data_type == TensorProto.STRING:
+            return [
+                self._unfollowed("other", use.site, use.input, (), "no numbers")
+                for use in self._index.consumers(key.name, key.scope)
+            ]
+        shape = tuple(tensor.dims)
+        if 0 in shape:
+            return [
+                WeightUse(
+                    kind="other",
+                    consumer=use.site,
+                    input=use.input,
+                    op=use.site.proto.op_type,
+                    code="O24-110",
+                    reason="the tensor is empty",
+                )
+                for use in self._index.consumers(key.name, key.scope)
+            ]
+        found: list[WeightUse] = []
+        if key in self._overridable:
+            found.append(_visible("an initializer that is a graph input may be overridden"))
+        start = _Value(key, Layout.of(shape), numpy_dtype(tensor.data_type), (), ())
+        self._follow(start, found)
+        return found
+
+    def _follow(self, value: _Value, found: list[WeightUse]) -> None:
+        key = value.key
+        if key in self._index.graph_outputs:
+            if key.scope == "":
+                found.append(_visible(f"{key.name!r} is an output of the graph"))
+            else:
+                found.append(
+                    WeightUse(
+                        kind="untraced",
+                        consumer=None,
+                        op=f"output of {key.scope}",
+                        code="O24-121",
+                        reason=f"{key.name!r} leaves the body {key.scope!r} as a result",
+                        chain=value.steps,
+                    )
+                )
+        for use in self._index.consumers(key.name, key.scope):
+            following = self._pass_through(value, use.site, use.input)
+            if following is not None:
+                self._follow(following, found)
+                continue
+            consumer = self._consumer(value, use.site, use.input)
+            if consumer is not None:
+                found.append(consumer)
+
+    # --- chains ----------------------------------------------------------------------------
+    def _pass_through(self, value: _Value, site: NodeSite, position: int) -> _Value | None:
+        """The value behind a node that only rearranges, casts, quantizes or dequantizes it."""
+        op = site.proto.op_type
+        if position != 0 or not _is_onnx(site) or not site.proto.output:
+            return None
+        layout, dtype = value.layout, value.dtype
+        step: Step | None = None
+        if op == "Identity":
+            pass
+        elif op == "Transpose":
+            rank = len(layout.dims)
+            perm = tuple(_attribute(site, "perm") or range(rank - 1, -1, -1))
+            if sorted(perm) != list(range(rank)):
+                return None
+            layout = layout.transposed(perm)
+            step = Step(op, site, layout.shape, dtype, perm=perm)
+        elif op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+            shape = self._new_shape(layout.shape, site)
+            reshaped = layout.reshaped(shape) if shape is not None else None
+            if reshaped is None:
+                return None
+            layout = reshaped
+            step = Step("Reshape", site, layout.shape, dtype)
+        elif op == "Cast":
+            target = numpy_dtype(_attribute(site, "to", TensorProto.FLOAT))
+            if _is_integer(target) or target.kind not in "fV":
+                return None
+            dtype = target
+            step = Step(op, site, layout.shape, dtype)
+        elif op in ("QuantizeLinear", "DequantizeLinear"):
+            step = self._quantizer(site, layout.shape)
+            if step is None:
+                return None
+            dtype = step.dtype
+        else:
+            return None
+        steps, layouts = value.steps, value.layouts
+        if step is not None:
+            steps, layouts = (*steps, step), (*layouts, value.layout)
+        out = self._index.resolve(site.proto.output[0], site.scope)
+        return None if out is None else _Value(out, layout, dtype, steps, layouts)
+
+    def _new_shape(self, shape: tuple[int, ...], site: NodeSite) -> tuple[int, ...] | None:
+        op = site.proto.op_type
+        if op == "Flatten":
+            axis = _attribute(site, "axis", 1)
+            axis += len(shape) if axis < 0 else 0
+            return math.prod(shape[:axis]), math.prod(shape[axis:])
+        if op == "Reshape":
+            wanted = self._numbers(site, 1, "shape")
+            if wanted is None:
+                return None
+            if not _attribute(site, "allowzero", 0):
+                wanted = [
+                    shape[i] if n == 0 and i < len(shape) else n for i, n in enumerate(wanted)
+                ]
+            if wanted.count(-1) == 1:
+                known = math.prod(n for n in wanted if n != -1)
+                if known <= 0 or math.prod(shape) % known:
+                    return None
+                wanted = [math.prod(shape) // known if n == -1 else n for n in wanted]
+            if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(shape):
+                return None
+            return tuple(wanted)
+        axes = self._numbers(site, 1, "axes")
+        if op == "Squeeze":
+            if axes is None:
+                if len(site.proto.input) > 1 and site.proto.input[1]:
+                    return None
+                return tuple(n for n in shape if n != 1)
+            dropped = {a % len(shape) for a in axes} if shape else set()
+            return tuple(n for i, n in enumerate(shape) if i not in dropped)
+        if axes is None:
+            return None
+        rank = len(shape) + len(axes)
+        added = {a % rank for a in axes}
+        rest = iter(shape)
+        return tuple(1 if i in added else next(rest) for i in range(rank))
+
+    def _numbers(self, site: NodeSite, position: int, attribute: str) -> list[int] | None:
+        """Constant integers that a node takes as an input, or as an attribute in old opsets."""
+        if len(site.proto.input) > position and site.proto.input[position]:
+            array = self._constant(site.proto.input[position], site.scope)
+            return None if array is None else [int(n) for n in array.reshape(-1)]
+        given = _attribute(site, attribute)
+        return None if given is None else [int(n) for n in given]
+
+    def _quantizer(self, site: NodeSite, shape: tuple[int, ...]) -> Step | None:
+        """A Q or DQ with constant parameters; None for anything else."""
+        inputs = list(site.proto.input)
+        scale = self._constant(inputs[1], site.scope) if len(inputs) > 1 else None
+        if scale is None:
+            return None
+        zero_point = None
+        if len(inputs) > 2 and inputs[2]:
+            zero_point = self._constant(inputs[2], site.scope)
+            if zero_point is None:
+                return None
+        block = int(_attribute(site, "block_size", 0))
+        axis: int | None = int(_attribute(site, "axis", 1)) if shape else None
+        if axis is not None and -len(shape) <= axis < len(shape):
+            axis %= len(shape)
+        elif scale.size > 1:
+            return None
+        if scale.size == 1 and not block:
+            axis = None
+        if axis is not None:
+            expected = shape[axis] if not block else -(-shape[axis] // block)
+            actual = scale.shape[axis] if block and scale.ndim == len(shape) else scale.size
+            if actual != expected:
+                return None
+        output = _attribute(site, "output_dtype", 0)
+        if site.proto.op_type == "DequantizeLinear":
+            dtype = numpy_dtype(output) if output else scale.dtype
+        elif zero_point is not None:
+            dtype = zero_point.dtype
+        else:
+            dtype = numpy_dtype(output or TensorProto.UINT8)
+        return Step(
+            site.proto.op_type,
+            site,
+            shape,
+            dtype,
+            scale=scale,
+            zero_point=zero_point,
+            axis=axis,
+            block=block,
+        )
+
+    def _constant(self, name: str, scope: str) -> np.ndarray | None:
+        """The value of an initializer or Constant node that nothing can override."""
+        key = self._index.resolve(name, scope)
+        if key is None or key in self._overridable:
+            return None
+        if key in self._index.initializers:
+            return self._model.weights.read(self._index.initializers[key])
+        site = self._index.producer(name, scope)
+        if site is None or not _is_onnx(site):
+            return None
+        if site.proto.op_type == "Identity":
+            return self._constant(site.proto.input[0], site.scope)
+        if site.proto.op_type != "Constant":
+            return None
+        for attr in site.proto.attribute:
+            if attr.name == "value" and attr.HasField("t"):
+                return self._model.weights.read(attr.t)
+            if attr.name in ("value_int", "value_ints"):
+                return np.asarray(onnx.helper.get_attribute_value(attr), np.int64)
+            if attr.name in ("value_float", "value_floats"):
+                return np.asarray(onnx.helper.get_attribute_value(attr), np.float32)
+        return None
+
+    # --- final consumers -------------------------------------------------------------------
+    def _consumer(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
+        op, steps = site.proto.op_type, value.steps
+        if not _is_onnx(site):
+            if (site.proto.domain, op) in self._functions:
+                why = f"goes into the function {op}, which is not inlined"
+                return self._unfollowed("untraced", site, position, steps, why)
+            why = f"{site.proto.domain}.{op} is unknown"
+            return self._unfollowed("other", site, position, steps, why)
+        if op in _SHAPE_ONLY:
+            return None
+        if op in ("QuantizeLinear", "DequantizeLinear") and position > 0:
+            return self._unfollowed("parameter", site, position, steps, "a scale or zero point")
+        if op in ("Reshape", "Squeeze", "Unsqueeze", "Expand", "Slice") and position > 0:
+            return self._unfollowed("parameter", site, position, steps, f"a parameter of {op}")
+        if op in _RECURRENT and position in (1, 2):
+            use = self._unfollowed("recurrent", site, position, steps, f"a weight of {op}")
+            return replace(use, code="O24-119")
+        product = self._product(value, site, position)
+        if product is not None:
+            return product
+        if op in _REARRANGING or op in ("Transpose", "QuantizeLinear", "DequantizeLinear", "Cast"):
+            if op == "Gather" and position == 0:
+                return self._unfollowed("other", site, position, steps, "rows are looked up")
+            why = f"{op} rearranges or converts the values in a way that is not followed"
+            return self._unfollowed("untraced", site, position, steps, why)
+        return self._unfollowed("other", site, position, steps, f"read by {op}")
+
+    @staticmethod
+    def _unfollowed(
+        kind: Kind, site: NodeSite, position: int, steps: tuple[Step, ...], why: str
+    ) -> WeightUse:
+        return WeightUse(
+            kind=kind,
+            consumer=site,
+            input=position,
+            op=site.proto.op_type,
+            code="O24-121" if kind == "untraced" else "O24-110",
+            reason=why,
+            chain=steps,
+        )
+
+    def _product(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
+        """The use as operand of a matrix product, or None if it is none."""
+        shape = value.layout.shape
+        form = _product_form(site, position, shape)
+        if form is None:
+            return None
+        inputs = site.proto.input
+        data = ""
+        if len(inputs) > 1:
+            data = inputs[1 - position] if position < 2 else ""
+        use = WeightUse(
+            kind="product",
+            consumer=site,
+            input=position,
+            op=site.proto.op_type,
+            code=form.code,
+            reason=form.reason,
+            chain=value.steps,
+            data=data,
+            k_axis_consumer=form.k_axis,
+            K=form.K,
+            N=form.N,
+            groups=form.groups,
+            spatial=form.spatial,
+            batch=form.batch,
+            notes=form.notes,
+        )
+        if form.k_axis is None:
+            return use
+        stored = value.layouts[0].shape if value.layouts else shape
+        stride = value.layout.group_stride(form.k_axis)
+        step = value.layout.step(form.k_axis) if stride is None else stride
+        k_axis = None if step is None else axis_with_stride(stored, step)
+        if stride is not None and k_axis is not None and stored[k_axis] % 4:
+            k_axis = None  # the groups run on from one row into the next
+        use = replace(use, k_stride=stride, k_axis=k_axis)
+        if use.code is not None:
+            return use
+        if form.K % 4:
+            where = "input channels" if site.proto.op_type == "Conv" else "K"
+            return replace(use, code="O24-113", reason=f"{where} = {form.K} is not a multiple of 4")
+        if stride is None:
+            why = "a reshape between weight and consumer cuts through the groups of four"
+            return replace(use, code="O24-121", reason=why)
+        return _through_quantizers(use, value, stride)
+
+
+def _visible(reason: str) -> WeightUse:
+    return WeightUse(kind="visible", consumer=None, op="graph", code="O24-126", reason=reason)
+
+
+def _through_quantizers(use: WeightUse, value: _Value, stride: int) -> WeightUse:
+    """A stored integer stands for a real number through its DequantizeLinear: the smallest stored
+    values of a group are the smallest real ones only under one scale, and a stored zero is a real
+    zero only under zero point 0."""
+    quantized = True  # the values stored are quantized until a QuantizeLinear makes them so
+    for step, layout in zip(value.steps, value.layouts, strict=True):
+        if step.op == "QuantizeLinear":
+            quantized = False
+        if step.op != "DequantizeLinear" or not quantized:
+            continue
+        if step.zero_point is not None and np.any(step.zero_point.astype(np.float32) != 0):
+            reason = f"the zero point of {step.site.name!r} is not 0"
+            return replace(use, code="O24-124", reason=reason)
+        if step.axis is not None and layout.varies(step.axis, stride, step.block or 1):
+            reason = f"the scale of {step.site.name!r} changes within groups of four"
+            return replace(use, code="O24-124", reason=reason)
+    return use
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How one operand of one product is reduced."""
+
+    k_axis: int | None
+    K: int = 0
+    N: int = 0
+    groups: int = 1
+    spatial: int = 1
+    batch: int = 1
+    code: str | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def _product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> _Form | None:
+    op = site.proto.op_type
+    if op in ("Conv", "ConvTranspose"):
+        return _conv_form(site, shape) if position == 1 and len(shape) >= 3 else None
+    if op == "Gemm" and position < 2 and len(shape) == 2:
+        transposed = bool(_attribute(site, "transB" if position else "transA", 0))
+        # A is [M, K], B is [K, N], each before its transposition.
+        k_axis = int(transposed) if position else int(not transposed)
+        return _Form(k_axis=k_axis, K=shape[k_axis], N=shape[1 - k_axis])
+    if op == "MatMul" and position < 2 and shape:
+        if len(shape) == 1:
+            return _Form(k_axis=0, K=shape[0], N=1)
+        k_axis = len(shape) - (2 if position else 1)
+        free = len(shape) - (1 if position else 2)
+        return _Form(k_axis=k_axis, K=shape[k_axis], N=shape[free], batch=math.prod(shape[:-2]))
+    if op == "Einsum":
+        return _einsum_form(site, position, shape)
+    return None
+
+
+def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> _Form:
+    groups = int(_attribute(site, "group", 1))
+    spatial = math.prod(shape[2:])
+    notes = []
+    if len(shape) == 5:
+        notes.append("3-D convolution")
+    if any(d != 1 for d in _attribute(site, "dilations") or ()):
+        notes.append("dilation")
+    if site.proto.op_type == "ConvTranspose":
+        return _Form(
+            k_axis=0,
+            K=shape[0] // groups,
+            N=shape[1] * groups,
+            groups=groups,
+            spatial=spatial,
+            code="O24-122",
+            reason="the weight of a transposed convolution",
+        )
+    form = _Form(
+        k_axis=1, K=shape[1], N=shape[0], groups=groups, spatial=spatial, notes=tuple(notes)
+    )
+    if groups > 1 and shape[1] == 1:
+        reason = f"depthwise: {groups} groups of one input channel"
+        return replace(form, code="O24-112", reason=reason)
+    if groups > 1:
+        reason = f"{groups} groups of {shape[1]} input channels"
+        return replace(form, code="O24-111", reason=reason)
+    return form
+
+
+def _einsum_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> _Form | None:
+    """A plain product: two operands, one letter summed, each letter once in an operand."""
+    equation = _attribute(site, "equation", b"")
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    left, arrow, output = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or len(site.proto.input) != 2:
+        return None
+    mine, other = terms[position], terms[1 - position]
+    if not arrow:
+        letters = "".join(terms).replace("...", "")
+        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    unfit = _Form(
+        k_axis=None,
+        code="O24-121",
+        reason=f"the Einsum {text!r} is no plain product of two matrices",
+    )
+    if "..." in mine or len(mine) != len(shape) or len(set(mine)) != len(mine):
+        return unfit
+    loose = other.replace("...", "")
+    if len(set(loose)) != len(loose):
+        return unfit
+    summed = [c for c in mine if c in loose and c not in output]
+    lost = [c for c in {*mine, *loose} if c not in output and not (c in mine and c in loose)]
+    if len(summed) != 1 or lost:
+        return unfit
+    sizes = dict(zip(mine, shape, strict=True))
+    free = [c for c in mine if c not in loose]
+    batch = [c for c in mine if c in loose and c in output]
+    return _Form(
+        k_axis=mine.index(summed[0]),
+        K=sizes[summed[0]],
+        N=math.prod(sizes[c] for c in free),
+        batch=math.prod(sizes[c] for c in batch),
+    )
+
+
+def names_of(uses: Sequence[WeightUse]) -> str:
+    """The consumers of a weight in a few words, for messages: `conv1 (Conv), 2 more`."""
+    texts = [f"{use.node} ({use.op})" if use.node else use.op for use in uses]
+    if len(texts) <= 2:
+        return ", ".join(texts)
+    return f"{texts[0]}, {texts[1]} and {len(texts) - 2} more"
