@@ -1,0 +1,282 @@
+"""The pass prune24."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from onnx24.analysis.eligibility import Eligibility, Verdict, stored_violations
+from onnx24.analysis.weight_uses import WeightUses, consumer_view
+from onnx24.diagnostics import diagnostic
+from onnx24.effects import Effects
+from onnx24.errors import InputError
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.passmgr.base import Context, Pass
+from onnx24.sparsity.masks import prune_24_by_stride
+from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energy
+
+
+class Method(str, enum.Enum):
+    MAGNITUDE = "magnitude"
+
+
+class Tied(str, enum.Enum):
+    REFUSE = "refuse"
+    PRUNE = "prune"
+
+
+class Small(str, enum.Enum):
+    PRUNE = "prune"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune24(Pass):
+    """Zero two of every four weights along each reduction axis.
+
+    Every weight of a Conv, Gemm, MatMul or plain Einsum product is pruned where TensorRT could use
+    it: its groups of four run along the axis that the product sums over (input channels, for each
+    kernel position of a convolution; never the flattened kernel), wherever that axis lies in the
+    stored tensor behind Transpose, Reshape, Cast and Q/DQ. Of each four the two largest magnitudes
+    stay, ties go to the lower index. INT8 and FP8 weights behind DequantizeLinear are pruned as
+    they are stored.
+
+    It refuses, with a code and the numbers: no product reads the weight (O24-110), grouped and
+    depthwise convolutions (O24-111, O24-112), K no multiple of 4 (O24-113), too few elements or
+    channels, on request (O24-114), consumers that reduce along different axes (O24-115), readers
+    that are no products, such as the Gather of a tied embedding (O24-116, unless tied=prune),
+    dtypes without sparse kernels (O24-118), recurrent layers (O24-119), what include and exclude
+    leave out (O24-120), chains that are not followed (O24-121), transposed convolutions (O24-122),
+    quantization that mixes the groups (O24-124), graph inputs and outputs (O24-126), targets
+    without sparse kernels (O24-123, O24-127). NaN or infinity in a weight is an error (O24-008),
+    raised before anything changes. A weight that is 2:4 already stays as it is (O24-102).
+
+    Names, shapes and dtypes stay. The pruned weights are recorded in the model, and every later
+    pass is held to them. Magnitude alone costs accuracy, often much (O24-125): check it.
+
+    Example: `prune24{exclude=classifier*|head.* min-elements=4096}`.
+
+    *Source:* TensorRT 8.5.3 developer guide §6.8 (the pattern); 2104.08378 (magnitude 2:4).
+    """
+
+    name: ClassVar = "prune24"
+    effects: ClassVar = Effects.WEIGHTS | Effects.STRUCTURE  # the record of 2:4 is metadata
+    requires: ClassVar = (WeightUses, Eligibility)
+    numeric: ClassVar = "close"
+    codes: ClassVar = (
+        "O24-008",
+        "O24-100",
+        "O24-102",
+        "O24-110",
+        "O24-111",
+        "O24-112",
+        "O24-113",
+        "O24-114",
+        "O24-115",
+        "O24-116",
+        "O24-117",
+        "O24-118",
+        "O24-119",
+        "O24-120",
+        "O24-121",
+        "O24-122",
+        "O24-123",
+        "O24-124",
+        "O24-125",
+        "O24-126",
+        "O24-127",
+    )
+
+    method: Annotated[Method, "how the survivors are chosen"] = Method.MAGNITUDE
+    include: Annotated[
+        tuple[str, ...], "prune only weights whose name, or whose node's, matches a pattern"
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], "leave out weights whose name, or whose node's, matches a pattern"
+    ] = ()
+    tied: Annotated[Tied, "weights that something else than a product reads, too"] = Tied.REFUSE
+    min_elements: Annotated[int, "leave out weights with fewer elements"] = 0
+    small: Annotated[Small, "weights below the channels from which the target is said to gain"] = (
+        Small.PRUNE
+    )
+
+    def run(self, model: Model, ctx: Context) -> None:
+        found = ctx.analysis(model, WeightUses)
+        verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
+        self._check_patterns(verdicts)
+        verdicts = {key: self._select(verdict) for key, verdict in verdicts.items()}
+        chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
+        _check_finite(model, found, chosen)
+
+        claims: list[ValueKey] = []
+        pruned = 0
+        for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
+            if not verdict.eligible:
+                _record(ctx, verdict, "refused", verdict.code, verdict.reason)
+                continue
+            stored = found.read(model, key)
+            before = stored_violations(stored, verdict)
+            if not before.violating:
+                claims.append(key)
+                facts = {"zeros": count_zeros(stored), "groups": before.groups}
+                _record(ctx, verdict, "kept", "O24-102", "already 2:4", **facts)
+                continue
+            if not ctx.admit(str(key)):
+                _record(ctx, verdict, "refused", "O24-120", "the limit of sites is reached")
+                continue
+            assert verdict.k_stride is not None
+            result = prune_24_by_stride(stored, verdict.k_stride)
+            facts = _facts(stored, result, verdict)
+            _replace(model, found, key, result)
+            claims.append(key)
+            pruned += 1
+            reason = f"energy kept {facts['energy_kept']:.1%}"
+            _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
+        _record_dynamic(ctx, found)
+        model.claims.update(claims)
+        ctx.statistics.update(
+            pruned=pruned, already=len(claims) - pruned, refused=len(verdicts) - len(claims)
+        )
+        if pruned:
+            ctx.diagnostics.add(
+                diagnostic(
+                    "O24-125",
+                    f"{pruned} weights were pruned by magnitude, without calibration data",
+                    facts={"weights": pruned},
+                )
+            )
+
+    def _select(self, verdict: Verdict) -> Verdict:
+        """The verdict after this pass's options."""
+
+        def refused(code: str, reason: str) -> Verdict:
+            return _with(verdict, code, reason, eligible=False)
+
+        if verdict.tied and self.tied is Tied.PRUNE:
+            verdict = _with(verdict, "O24-101", verdict.reason, eligible=True)
+        if not verdict.eligible:
+            return verdict
+        names = _names(verdict)
+        if self.include and not _match(self.include, names):
+            return refused("O24-120", f"include={'|'.join(self.include)} leaves it out")
+        if pattern := _match(self.exclude, names):
+            return refused("O24-120", f"exclude={pattern} leaves it out")
+        elements = verdict.facts["elements"]
+        if elements < self.min_elements:
+            return refused("O24-114", f"{elements:,} elements, min-elements={self.min_elements}")
+        if self.small is Small.SKIP and "small" in verdict.facts:
+            return refused("O24-114", str(verdict.facts["small"]))
+        return verdict
+
+    def _check_patterns(self, verdicts: Mapping[ValueKey, Verdict]) -> None:
+        """A pattern that means nothing is a mistake: the layer that it should protect would be
+        pruned. Raises: InputError O24-023."""
+        names = [name for verdict in verdicts.values() for name in _names(verdict)]
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not _match((pattern,), names):
+                    raise InputError.of(
+                        "O24-023",
+                        f"prune24{{{option}={pattern}}} matches no weight and no node that reads "
+                        "one",
+                        hint="`onnx24 inspect` lists the names",
+                    )
+
+
+def _names(verdict: Verdict) -> list[str]:
+    nodes = [use.node for use in verdict.uses if use.node]
+    return [verdict.key.name, str(verdict.key), *nodes]
+
+
+def _match(patterns: tuple[str, ...], names: list[str]) -> str | None:
+    """The first pattern that matches any of the names."""
+    return next((p for p in patterns if any(fnmatchcase(name, p) for name in names)), None)
+
+
+def _with(verdict: Verdict, code: str, reason: str, *, eligible: bool) -> Verdict:
+    return replace(verdict, code=code, reason=reason, eligible=eligible, tied=False)
+
+
+def _check_finite(model: Model, found: WeightUses, keys: list[ValueKey]) -> None:
+    """Raises: InputError O24-008, one diagnostic for each weight with NaN or infinity."""
+    problems = []
+    for key in keys:
+        array = found.read(model, key)
+        if count := count_nonfinite(array):
+            use = found.products(key)[0]
+            problems.append(
+                InputError.of(
+                    "O24-008",
+                    f"{count:,} of {array.size:,} values are NaN or infinite",
+                    tensor=key.name,
+                    scope=key.scope,
+                    node=use.node,
+                    op=use.op,
+                    facts={"nonfinite": count, "elements": array.size},
+                ).diagnostics[0]
+            )
+    if problems:
+        raise InputError(problems)
+
+
+def _replace(model: Model, found: WeightUses, key: ValueKey, array: np.ndarray) -> None:
+    if key not in found.constants:
+        model.weights.replace(key, array)
+        return
+    # The tensor of a Constant node is an attribute, which is structure.
+    tensor = found.tensors[key]
+    name = tensor.name
+    model.weights.set_values(tensor, array)
+    tensor.name = name
+    model.touch(Effects.STRUCTURE)
+
+
+def _facts(before: np.ndarray, after: np.ndarray, verdict: Verdict) -> dict[str, Any]:
+    """zeros: before. energy_kept: Σw² of the survivors over Σw² of all. relative_error:
+    ‖W − Ŵ‖ / ‖W‖. Both in the consumer's values where quantization scales rows differently."""
+    zeros = count_zeros(before)
+    use = verdict.products[0]
+    if before.dtype == np.int8 or any(step.op == "DequantizeLinear" for step in use.chain[:1]):
+        before, after = consumer_view(before, use), consumer_view(after, use)
+    total, kept = energy(before), energy(after)
+    share = kept / total if total else 1.0
+    return {
+        "zeros": zeros,
+        "energy_kept": share,
+        "relative_error": math.sqrt(max(0.0, 1.0 - share)),
+    }
+
+
+def _record(
+    ctx: Context, verdict: Verdict, action: str, code: str, reason: str, **facts: Any
+) -> None:
+    ctx.record(
+        action,
+        code,
+        weight=verdict.key.name,
+        scope=verdict.key.scope,
+        node=verdict.node,
+        op=verdict.op,
+        reason=reason,
+        **{**verdict.facts, **facts},
+    )
+
+
+def _record_dynamic(ctx: Context, found: WeightUses) -> None:
+    """Products of two activations have no weight to prune; the ledger says so once each."""
+    for site in found.dynamic:
+        ctx.record(
+            "refused",
+            "O24-117",
+            node=site.name,
+            op=site.proto.op_type,
+            scope=site.scope,
+            reason="both operands are computed at run time",
+        )
