@@ -32,12 +32,12 @@ class CompareRequest:
 
 def compare_models(request: CompareRequest) -> int:
     """Returns: 0, or 1 where a limit is not met. Raises: InputError."""
-    from onnx24.runtime.compare import compare
-
     _check_streams(request.a, request.b)
     limits = parse_limits(request.max_drop)
     spec = request.data or data_beside(request.a)
     profiles = parse_shapes(request.shapes)
+    from onnx24.runtime.compare import compare
+
     a, b = Source(request.a).load(), Source(request.b).load()
     console = Console(as_json=request.as_json)
     data = load_samples(spec, a, profiles, request.seed)

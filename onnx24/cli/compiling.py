@@ -258,8 +258,6 @@ class _Plan:
     def of(cls, request: CompileRequest) -> _Plan:
         source = Source(request.model)
         out = output_path(request.output, source)
-        target = targets.load(request.target)
-        pipeline = parse(_pipeline_text(request))
         limits = parse_limits(request.max_drop)
         if limits and request.data is None and request.calib is None:
             raise usage(
@@ -280,15 +278,17 @@ class _Plan:
             check_output(engine, source)
         reports = (("--report", path) for path in request.reports)
         check_distinct([("-o", out), ("--engine", engine), *reports])
+        target = targets.load(request.target)
+        backend = None if name == "none" else get_backend(name, target)
         return cls(
             source=source,
             out=out,
             console=Console(as_json=request.as_json, stdout_is_taken=True),
             target=target,
-            pipeline=pipeline,
+            pipeline=parse(_pipeline_text(request)),
             profiles=parse_shapes(request.shapes),
             limits=limits,
-            backend=None if name == "none" else get_backend(name, target),
+            backend=backend,
             engine=engine,
         )
 

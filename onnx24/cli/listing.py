@@ -38,7 +38,7 @@ def list_passes(*, as_json: bool) -> int:
         )
         for e in entries
     ]
-    text = "passes\n" + table(("name", "changes", "options", "what it does"), rows)
+    text = "passes\n" + table(("name", "changes", "options", "what it does"), rows, prose=(2, 3))
     text += "\n\npresets\n" + table(("name", "pipeline"), sorted(presets().items()))
     text += (
         "\n\nA pipeline: prune24{include=encoder.*|decoder.*},qdq,fold-qdq; commas between passes, "
@@ -107,7 +107,7 @@ def list_targets(name: str | None, *, as_json: bool) -> int:
         for t in found
     ]
     header = ("target", "cc", "architecture", "2:4", "int8", "fp8", "MatMul 2:4", "checked")
-    text = table(header, rows) + (
+    text = table(header, rows, prose=(2,)) + (
         "\n\n  ? no public evidence settles it. sm86 means sm86-trt10. `onnx24 targets NAME` "
         "gives the sources."
     )

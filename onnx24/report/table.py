@@ -13,13 +13,14 @@ def table(
     rows: Sequence[Sequence[str]],
     *,
     right: Sequence[int] = (),
+    prose: Sequence[int] = (),
     indent: int = 2,
     width: int = WIDTH,
 ) -> str:
     """A header line and one line a row, without a final newline.
 
-    right: columns aligned to the right. The widest of the other columns are shortened in the
-    middle until a line fits into `width`.
+    right: columns aligned to the right. The widest of the other columns are shortened until a
+    line fits into `width`: those in `prose` at their end, names in the middle.
     """
     columns = list(zip(header, *rows, strict=True)) if rows else [(text,) for text in header]
     widths = [max(map(len, column)) for column in columns]
@@ -33,7 +34,9 @@ def table(
     lines = []
     for row in (header, *rows):
         cells = [
-            text.rjust(size) if i in right else shorten(text, size).ljust(size)
+            text.rjust(size)
+            if i in right
+            else (cut(text, size) if i in prose else shorten(text, size)).ljust(size)
             for i, (text, size) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(" " * indent + _GAP.join(cells).rstrip())
@@ -46,6 +49,11 @@ def shorten(text: str, width: int) -> str:
         return text
     left = (width - 1) // 2
     return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
+
+
+def cut(text: str, width: int) -> str:
+    """The beginning of a sentence."""
+    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 
 def bytes_text(count: int) -> str:

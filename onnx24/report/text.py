@@ -105,7 +105,7 @@ def _passes(report: Report) -> str:
         )
     if not rows:
         return ""
-    return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,))
+    return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,), prose=(3,))
 
 
 def _short(value: Any) -> str:
@@ -145,7 +145,7 @@ def _weights(report: Report) -> str:
     text = ""
     if rows:
         text = "weights\n" + table(
-            ("weight", "n", "shape", "dtype", "what happened"), rows, right=(1,)
+            ("weight", "n", "shape", "dtype", "what happened"), rows, right=(1,), prose=(4,)
         )
     if hidden:
         others = f"  {hidden} other initializers: no matrix product's weight ({_NO_PRODUCT})"
@@ -180,7 +180,9 @@ def _refusals(report: Report) -> str:
         (code, pass_name, str(len(records)), CODES[code].title, _example(records))
         for (code, pass_name), records in sorted(groups.items())
     ]
-    return "refused\n" + table(("code", "pass", "n", "why", "for instance"), rows, right=(2,))
+    return "refused\n" + table(
+        ("code", "pass", "n", "why", "for instance"), rows, right=(2,), prose=(4,)
+    )
 
 
 def _example(records: Sequence[SiteRecord]) -> str:

@@ -171,7 +171,7 @@ def test_signals_end_with_one_line(work: Path, number: int, code: int, says: byt
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        time.sleep(5)  # until it waits for standard input; the start itself handles no signals
+        time.sleep(2)  # until it waits for standard input; only the very start is not ours
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (code, b"", says)
