@@ -32,7 +32,11 @@ def broken_claims(model: Model, cache: AnalysisCache) -> list[Diagnostic]:
 def broken_weights(
     model: Model, cache: AnalysisCache, keys: list[ValueKey], code: str
 ) -> list[Diagnostic]:
-    """A diagnostic with `code` for each of the weights that is not 2:4 for its consumers."""
+    """A diagnostic with `code` for each of the weights that is not 2:4 for its consumers.
+
+    Messages do not name the consumer (the facts do), so that the same defect reads the same after
+    a pass that renames nodes.
+    """
     found = cache.get(model, WeightUses)
     problems = []
     for key in keys:
@@ -57,7 +61,7 @@ def broken_weights(
                 diagnostic(
                     code,
                     f"{result.violating:,} of {result.groups:,} groups of four have more than two "
-                    f"nonzeros for {use.node} ({use.op}), the first at {list(result.first or ())}",
+                    f"nonzeros, the first at {list(result.first or ())}",
                     **where,
                     facts={
                         "groups": result.groups,
