@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ def exit_code_of(err: BaseException, argv: Sequence[str]) -> int:
         _say("terminated; nothing was written")
         return TERMINATED
     known = err if isinstance(err, Onnx24Error) else _internal(err, argv)
-    return _tell(known, as_json="--json" in _options(argv))
+    return _tell(known, as_json=_wants_json(_options(argv)))
 
 
 def usage(message: str, hint: str) -> InputError:
@@ -49,6 +50,11 @@ def usage(message: str, hint: str) -> InputError:
 def _options(argv: Sequence[str]) -> Sequence[str]:
     """What stands before a bare `--`."""
     return argv[: list(argv).index("--")] if "--" in argv else argv
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    spelled = ("--format", "json") in itertools.pairwise(argv)
+    return spelled or "--json" in argv or "--format=json" in argv
 
 
 def _tell(err: Onnx24Error, *, as_json: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from onnx24.cli.console import Console
 from onnx24.cli.nearest import did_you_mean
 from onnx24.codes import CODES, Code
+from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
 from onnx24.report.table import WIDTH, table
 
@@ -22,13 +23,13 @@ def list_passes(*, as_json: bool) -> int:
 
     console = Console(as_json=as_json)
     known = registry.default()
-    problems = known.problems()
-    broken = {d.message.split("'")[1] for d in problems if "'" in d.message}
+    problems: list[Diagnostic] = []
     entries: list[dict[str, Any]] = []
     for name in known.names():
-        if name in broken:
-            continue
-        entries.append({"summary": summary(name), **_pass_document(name)})
+        try:
+            entries.append({"summary": summary(name), **_pass_document(name)})
+        except InputError as err:  # a plug-in's fault, O24-028
+            problems += err.diagnostics
     rows = [
         (
             e["name"],

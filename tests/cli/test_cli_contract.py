@@ -91,6 +91,12 @@ def test_an_error_is_one_json_document_on_request(work: Path, arguments: list[st
     assert list(work.iterdir()) == []
 
 
+def test_check_says_errors_in_the_form_that_was_asked_for(work: Path) -> None:
+    for flags in (["--format", "json"], ["--format=json"]):
+        assert document(invoke("check", "missing.onnx", *flags))["error"]["exit_code"] == 2
+    assert invoke("check", "missing.onnx").stdout == ""
+
+
 def test_a_bare_double_dash_ends_the_options(work: Path) -> None:
     result = invoke("explain", "--", "--json")
     assert result.exit_code == 2 and result.stdout == ""
