@@ -32,10 +32,10 @@ def load_samples(
 
     Raises: InputError O24-030 to O24-036.
     """
-    from onnx24.runtime.data import load_data
-
     if spec is None:
         return None
+    from onnx24.runtime.data import load_data
+
     shapes = {name: profile.opt for name, profile in profiles.items()}
     return load_data(spec, model, shapes=shapes, seed=seed)
 

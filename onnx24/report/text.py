@@ -93,14 +93,14 @@ def _passes(report: Report) -> str:
     rows = []
     for i, entry in enumerate(report.passes):
         seconds = times[i].get("seconds") if i < len(times) else None
-        did = _actions([step for step in _all_records(report) if step.pass_name == entry["pass"]])
         numbers = ", ".join(f"{k} {_short(v)}" for k, v in entry.get("statistics", {}).items())
+        did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
         rows.append(
             (
                 entry["pass"],
                 "–" if seconds is None else f"{seconds:.2f}",
                 "+".join(entry["changed"]) or "nothing",
-                "; ".join(text for text in (did, numbers) if text),
+                numbers or _actions(did),
             )
         )
     if not rows:

@@ -85,7 +85,7 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
                 text="prune24{include=w*}",
                 changed=Effects.WEIGHTS | Effects.STRUCTURE,
                 seconds=seconds,
-                statistics={"energy_kept": 0.9123456},
+                statistics={"pruned": 2, "energy_kept": 0.9123456},
             ),
             PassRun(name="qdq", text="qdq", changed=Effects.NONE, seconds=seconds),
         ],
@@ -181,6 +181,7 @@ def test_the_text_fits_100_columns_and_says_what_matters() -> None:
     text = render_text(report())
     assert max(map(len, text.splitlines())) <= 100
     assert "2 of 2 eligible weights" in text
+    assert "pruned 2, energy_kept 0.9123" in text and "2 quantized" in text
     assert "RANDOM numbers, no real data: random:40, seed 0" in text
     assert re.search(r"w\* +2 +8×8 +float32 +pruned \(O24-100\), quantized \(O24-200\)", text)
     assert "K = 6 is not a multiple of 4" in text
