@@ -1,0 +1,715 @@
+"""Calibration and test data: samples from files or from a seeded generator, streamed.
+
+Four forms of DATA:
+
+- one `.npz`: one array for each input, samples stacked along the first axis. An array of the
+  input's rank feeds *rows*: a dynamic first dimension takes any number of them at once, a fixed
+  one takes exactly that many a run (a rest that fills no run is left out). An array of one more
+  rank holds *whole inputs*, one a run: `[N, 784, 1]` for an input `[784, 1]`.
+- a folder of `.npz`: each file is one run, its arrays are exactly what the model takes.
+- a folder of ONNX `test_data_set_*` (or one such set, with its `input_*.pb`): each is one run.
+- `random:N`: N runs of seeded random numbers, for tests of structure only.
+
+Nothing is held but the run that is being fed.
+*Source of the test data's layout:* onnx/docs/OnnxBackendTest.md.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, numpy_helper
+
+from onnx24.errors import InputError
+from onnx24.ir.index import Index
+from onnx24.ir.model import Model
+from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
+
+__all__ = ["Calibration", "load_data"]
+
+Feeds = dict[str, np.ndarray]
+
+ROWS_PER_RUN = 16
+BYTES_PER_RUN = 1 << 20
+"""Rows of a dynamic batch are grouped into runs until one of the two is reached."""
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy.lib.format raise for files that are cut, encrypted, pickled or garbage."""
+
+
+class Calibration:
+    """Samples for one model. Made by `load_data`.
+
+    `names`: the inputs that are fed. `len()`: samples. `runs`: how often the model is run over all
+    of them. `is_random`: they say nothing about accuracy.
+    """
+
+    def __init__(self, source: _Source, units: np.ndarray | None = None) -> None:
+        self._source = source
+        self._units = np.arange(source.units) if units is None else units
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._source.names
+
+    @property
+    def is_random(self) -> bool:
+        return isinstance(self._source, _Random)
+
+    @property
+    def runs(self) -> int:
+        return math.ceil(len(self._units) / self._source.units_per_run)
+
+    def __len__(self) -> int:
+        return len(self._units) * self._source.samples_per_unit
+
+    def batches(self, model: Model) -> Iterator[Feeds]:
+        """What to feed, run by run: one array for each input.
+
+        model: the one the data were loaded for, or one of the same inputs.
+        Raises: InputError O24-030 to O24-033.
+        """
+        source = self._source.fitted(input_specs(model))
+        return source.feeds(self._units)
+
+    def describe(self) -> str:
+        """In words, for reports."""
+        total = self._source.units * self._source.samples_per_unit
+        count = f"{len(self)} of its {total}" if len(self) < total else str(total)
+        return f"{self._source.description}: {count} {self._source.noun}{'s' * (total != 1)}"
+
+    def digest(self) -> str:
+        """sha256 of the values that `batches` gives, in hex."""
+        digest = hashlib.sha256()
+        self._source.hash(digest, self._units)
+        return digest.hexdigest()
+
+    def split(self, fraction: float) -> tuple[Calibration, Calibration]:
+        """A first part of about `fraction` of the samples and the rest, spread evenly over the
+        whole so that sorted data stay balanced. What the model takes in one run is not divided;
+        with a single run, both parts are all of it.
+
+        Raises: ValueError unless 0 < fraction < 1.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"a fraction lies between 0 and 1, not at {fraction}")
+        count = len(self._units)
+        if count < 2:
+            return self, self
+        first = min(max(round(count * fraction), 1), count - 1)
+        marks = np.arange(count + 1) * first // count
+        chosen = np.diff(marks) > 0
+        return (
+            Calibration(self._source, self._units[chosen]),
+            Calibration(self._source, self._units[~chosen]),
+        )
+
+
+def load_data(
+    spec: str,
+    model: Model,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """The samples that `spec` (see the module) names, checked against the model's inputs.
+
+    shapes: for `random:N`, sizes by input name; without, a dynamic first dimension is 1.
+    Raises: InputError O24-030 to O24-033; O24-036 for a dynamic dimension of unknown size,
+    O24-505 for shapes that contradict the model.
+    """
+    specs = input_specs(model)
+    if spec.startswith("random:"):
+        return Calibration(_Random(spec, model, specs, shapes or {}, seed))
+    path = Path(spec)
+    source: _Source
+    if path.is_dir():
+        source = _folder(path, spec, specs)
+    elif path.is_file():
+        source = _Stacked(path, spec, specs)
+    else:
+        raise _unreadable(spec, "there is no such file or folder")
+    if not source.units:
+        raise _unreadable(spec, "it holds no samples")
+    return Calibration(source)
+
+
+def _folder(path: Path, spec: str, specs: list[InputSpec]) -> _Source:
+    sets = [path] if _input_files(path) else []
+    sets = sets or [p for p in _sorted(path.glob("test_data_set_*")) if p.is_dir()]
+    archives = _sorted(path.glob("*.npz"))
+    if sets and archives:
+        raise _unreadable(spec, "expected .npz files or ONNX test data, the folder holds both")
+    if sets:
+        return _TestData(sets, spec, specs)
+    if archives:
+        return _Archives(archives, spec, specs)
+    raise _unreadable(spec, "the folder holds no .npz and no test_data_set_*")
+
+
+def _unreadable(spec: str, why: str) -> InputError:
+    return InputError.of("O24-030", f"{spec}: {why}", file=spec)
+
+
+def _sorted(paths: Iterator[Path]) -> list[Path]:
+    """By name, numbers in it by value."""
+    return sorted(paths, key=lambda p: [(len(s), s) for s in re.findall(r"\d+|\D+", p.name)])
+
+
+# --- what every source checks --------------------------------------------------------------
+def _check_names(where: str, given: Sequence[str], specs: list[InputSpec]) -> None:
+    required = [s.name for s in specs if s.required]
+    unknown = sorted(set(given) - {s.name for s in specs})
+    missing = [name for name in required if name not in given]
+    if not unknown and not missing:
+        return
+    optional = [s.name for s in specs if not s.required]
+    expected = f"arrays named {required}" + (f" and perhaps {optional}" if optional else "")
+    raise InputError.of(
+        "O24-031",
+        f"{where}: expected {expected}, found {sorted(given)}",
+        file=where,
+        facts={"missing": missing, "unknown": unknown},
+    )
+
+
+def _check_dtype(where: str, spec: InputSpec, found: np.dtype) -> None:
+    if spec.element == TensorProto.STRING:
+        fits = found.kind in "USO"
+    elif found.kind == "V" and found.names is None:
+        # numpy writes bfloat16, float8 and int4 as raw bytes of their size.
+        fits = spec.dtype.kind == "V" and found.itemsize == spec.dtype.itemsize
+        fits = fits or found == spec.dtype
+    else:
+        fits = found.newbyteorder("=") == spec.dtype
+    if not fits:
+        raise InputError.of(
+            "O24-033",
+            f"{where}: {spec.name!r}: expected {spec.dtype_text}, found {found}",
+            file=where,
+            tensor=spec.name,
+        )
+
+
+def _bad_shape(where: str, name: str, expected: str, found: tuple[int, ...]) -> InputError:
+    return InputError.of(
+        "O24-032",
+        f"{where}: {name!r}: expected {expected}, found {list(found)}",
+        file=where,
+        tensor=name,
+    )
+
+
+def _fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
+    return len(dims) == len(shape) and all(
+        not isinstance(d, int) or d == n for d, n in zip(dims, shape, strict=True)
+    )
+
+
+def _check_run(where: str, given: Mapping[str, tuple[np.dtype, tuple[int, ...]]], specs) -> None:
+    """That arrays are exactly what one run takes."""
+    _check_names(where, list(given), specs)
+    for spec in specs:
+        if spec.name not in given:
+            continue
+        dtype, shape = given[spec.name]
+        _check_dtype(where, spec, dtype)
+        if spec.dims is not None and not _fits(spec.dims, shape):
+            raise _bad_shape(where, spec.name, spec.dims_text, shape)
+
+
+def _native(array: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """In the dtype and layout that the model takes."""
+    if spec.element == TensorProto.STRING:
+        return array.astype(object)
+    if array.dtype.kind == "V":
+        return np.ascontiguousarray(array).view(spec.dtype)
+    return np.require(array.astype(spec.dtype, copy=False), requirements="C")
+
+
+def _hash_array(digest: Any, name: str, array: np.ndarray) -> None:
+    digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
+    if array.dtype == object:
+        for text in array.reshape(-1):
+            digest.update(str(text).encode() + b"\0")
+    else:
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+class _Source(abc.ABC):
+    """Where samples come from. A unit is the least that can be fed; `units` counts them."""
+
+    units: int
+    units_per_run: int = 1
+    samples_per_unit: int = 1
+    noun = "sample"
+
+    def __init__(self, description: str, specs: list[InputSpec]) -> None:
+        self.description = description
+        self.specs = specs
+
+    @property
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]: ...
+
+    @abc.abstractmethod
+    def fitted(self, specs: list[InputSpec]) -> _Source:
+        """This source for a model of these inputs. Raises: InputError O24-031 to O24-033."""
+
+    @abc.abstractmethod
+    def feeds(self, units: np.ndarray) -> Iterator[Feeds]: ...
+
+    def hash(self, digest: Any, units: np.ndarray) -> None:
+        for feeds in self.feeds(units):
+            for name in sorted(feeds):
+                _hash_array(digest, name, feeds[name])
+
+
+# --- one .npz ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Header:
+    """Of one array in an archive; `start`: where its values begin in the member [bytes]."""
+
+    member: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+    start: int
+
+
+def _headers(path: Path) -> dict[str, _Header]:
+    """Name → header of every array of an `.npz`; no values are read.
+
+    Raises: InputError O24-030.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, fortran, dtype = read(file)
+                    if dtype.hasobject:
+                        raise ValueError(f"{member} holds Python objects (a pickle)")
+                    name = member.removesuffix(".npy")
+                    found[name] = _Header(member, shape, dtype, fortran, file.tell())
+    except _UNREADABLE as err:
+        raise _unreadable(str(path), f"expected a numpy .npz archive: {err}") from err
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How an archive's rows become runs. `rows`: of each array in one unit; `whole`: arrays whose
+    first axis counts runs."""
+
+    units: int
+    units_per_run: int
+    rows: dict[str, int]
+    whole: frozenset[str]
+
+
+class _Stacked(_Source):
+    def __init__(self, path: Path, description: str, specs: list[InputSpec]) -> None:
+        super().__init__(description, specs)
+        self._path = path
+        self._headers = _headers(path)
+        self._plan = self._make_plan()
+        self.units = self._plan.units
+        self.units_per_run = self._plan.units_per_run
+        self.samples_per_unit = next(iter(self._plan.rows.values()), 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.specs if s.name in self._headers)
+
+    def fitted(self, specs: list[InputSpec]) -> _Source:
+        if specs == self.specs:
+            return self
+        source = _Stacked(self._path, self.description, specs)
+        if (source.units, source._plan.rows) != (self.units, self._plan.rows):
+            expected, found = self._plan.rows, source._plan.rows
+            raise InputError.of(
+                "O24-032",
+                f"{self.description}: expected a model that takes {expected} rows of each array, "
+                f"this one takes {found}",
+            )
+        return source
+
+    def _make_plan(self) -> _Plan:
+        _check_names(self.description, list(self._headers), self.specs)
+        fixed: dict[str, int] = {}
+        free: list[str] = []
+        whole: set[str] = set()
+        counts: dict[str, int] = {}
+        for spec in self.specs:
+            header = self._headers.get(spec.name)
+            if header is None:
+                continue
+            _check_dtype(self.description, spec, header.dtype)
+            if not header.shape:
+                raise _bad_shape(self.description, spec.name, _stacked_text(spec), header.shape)
+            counts[spec.name] = header.shape[0]
+            if spec.dims is not None and _fits(spec.dims, header.shape[1:]):
+                whole.add(spec.name)
+                fixed[spec.name] = 1
+            elif spec.dims is None or (spec.dims and _fits(spec.dims[1:], header.shape[1:])):
+                first = spec.dims[0] if spec.dims else None
+                if isinstance(first, int):
+                    fixed[spec.name] = first
+                else:
+                    free.append(spec.name)
+            else:
+                raise _bad_shape(self.description, spec.name, _stacked_text(spec), header.shape)
+        if min(counts.values(), default=0) == 0:
+            raise _unreadable(self.description, "it holds no samples")
+        if fixed:
+            return self._fixed_plan(fixed, free, frozenset(whole), counts)
+        if len(set(counts.values())) > 1:
+            raise self._uneven(f"as many rows of each array, found {counts}")
+        return _Plan(
+            units=next(iter(counts.values())),
+            units_per_run=self._group(),
+            rows=dict.fromkeys(counts, 1),
+            whole=frozenset(),
+        )
+
+    def _fixed_plan(
+        self,
+        fixed: dict[str, int],
+        free: list[str],
+        whole: frozenset[str],
+        counts: dict[str, int],
+    ) -> _Plan:
+        runs = {name: counts[name] // rows if rows else 0 for name, rows in fixed.items()}
+        if len(set(runs.values())) > 1:
+            raise self._uneven(f"every array to fill as many runs, found {runs}")
+        total = next(iter(runs.values()))
+        if not total:
+            raise self._uneven(f"at least {fixed} rows for one run, found {counts}")
+        rows = dict(fixed)
+        for name in free:
+            sizes = sorted((r for r in fixed.values() if counts[name] // r == total), reverse=True)
+            if not sizes and counts[name] % total:
+                raise self._uneven(f"{name!r} to fill {total} runs, found {counts[name]} rows")
+            rows[name] = sizes[0] if sizes else counts[name] // total
+        in_order = {s.name: rows[s.name] for s in self.specs if s.name in rows}
+        return _Plan(total, 1, in_order, whole)
+
+    def _uneven(self, what: str) -> InputError:
+        return InputError.of(
+            "O24-032", f"{self.description}: expected {what}", file=self.description
+        )
+
+    def _group(self) -> int:
+        """Rows of a dynamic batch that are fed at once."""
+        row_bytes = sum(h.dtype.itemsize * math.prod(h.shape[1:]) for h in self._headers.values())
+        return min(ROWS_PER_RUN, max(1, BYTES_PER_RUN // max(1, row_bytes)))
+
+    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+        with ExitStack() as stack:
+            try:
+                archive = stack.enter_context(zipfile.ZipFile(self._path))
+                readers = {
+                    s.name: _Rows(stack, archive, self._path, self._headers[s.name])
+                    for s in self.specs
+                    if s.name in self._headers
+                }
+            except _UNREADABLE as err:
+                raise _unreadable(self.description, str(err)) from err
+            step = self._plan.units_per_run
+            for start in range(0, len(units), step):
+                yield self._run(readers, units[start : start + step])
+
+    def _run(self, readers: dict[str, _Rows], units: np.ndarray) -> Feeds:
+        feeds = {}
+        stretches = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
+        for spec in self.specs:
+            if spec.name not in readers:
+                continue
+            rows = self._plan.rows[spec.name]
+            try:
+                parts = [
+                    readers[spec.name].read(int(s[0]) * rows, len(s) * rows) for s in stretches
+                ]
+            except _UNREADABLE as err:
+                raise _unreadable(self.description, f"{spec.name!r}: {err}") from err
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if spec.name in self._plan.whole:
+                array = array[0]
+            feeds[spec.name] = _native(array, spec)
+        return feeds
+
+
+def _stacked_text(spec: InputSpec) -> str:
+    """The shapes of stacked arrays that an input takes."""
+    dims = spec.dims or ()
+    inputs = shape_text(("N", *dims))
+    rows = shape_text(("N", *dims[1:])) if dims else inputs
+    return rows if rows == inputs else f"{rows} (rows) or {inputs} (whole inputs)"
+
+
+class _Rows:
+    """Rows of one array of an archive, compressed or not, without reading the others."""
+
+    def __init__(
+        self, stack: ExitStack, archive: zipfile.ZipFile, path: Path, header: _Header
+    ) -> None:
+        self._header = header
+        self._whole: np.ndarray | None = None
+        self._file: IO[bytes] | None = None
+        if header.fortran and len(header.shape) > 1:
+            # Its rows are not contiguous in the file.
+            with np.load(path, allow_pickle=False) as arrays:
+                self._whole = arrays[header.member.removesuffix(".npy")]
+        else:
+            self._file = stack.enter_context(archive.open(header.member))
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Raises: ValueError where the file ends before."""
+        header = self._header
+        if self._whole is not None:
+            return self._whole[start : start + count]
+        assert self._file is not None
+        row_bytes = header.dtype.itemsize * math.prod(header.shape[1:])
+        self._file.seek(header.start + start * row_bytes)
+        data = self._file.read(count * row_bytes)
+        if len(data) != count * row_bytes:
+            raise ValueError(f"the archive ends within row {start + len(data) // row_bytes}")
+        return np.frombuffer(data, header.dtype).reshape(count, *header.shape[1:])
+
+
+# --- folders -------------------------------------------------------------------------------
+class _Archives(_Source):
+    """Each `.npz` of a folder is one run."""
+
+    noun = "run"
+
+    def __init__(self, paths: list[Path], description: str, specs: list[InputSpec]) -> None:
+        super().__init__(description, specs)
+        self._paths = paths
+        self.units = len(paths)
+        given: set[str] = set()
+        for path in paths:
+            headers = _headers(path)
+            given |= headers.keys()
+            _check_run(str(path), {n: (h.dtype, h.shape) for n, h in headers.items()}, specs)
+        self._names = tuple(s.name for s in specs if s.name in given)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def fitted(self, specs: list[InputSpec]) -> _Source:
+        return self if specs == self.specs else _Archives(self._paths, self.description, specs)
+
+    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+        by_name = {s.name: s for s in self.specs}
+        for unit in units:
+            path = self._paths[unit]
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    yield {name: _native(arrays[name], by_name[name]) for name in arrays.files}
+            except _UNREADABLE as err:
+                raise _unreadable(str(path), str(err)) from err
+
+
+def _input_files(folder: Path) -> list[Path]:
+    return _sorted(folder.glob("input_*.pb"))
+
+
+class _TestData(_Source):
+    """ONNX test data: `input_0.pb`, `input_1.pb`, … hold a TensorProto for each input, by name or,
+    where they have none of the model's, by position."""
+
+    noun = "run"
+
+    def __init__(self, sets: list[Path], description: str, specs: list[InputSpec]) -> None:
+        super().__init__(description, specs)
+        self._sets = sets
+        self.units = len(sets)
+        given: set[str] = set()
+        for folder in sets:
+            arrays = self._read(folder)
+            given |= arrays.keys()
+            found = {name: (a.dtype, a.shape) for name, a in arrays.items()}
+            _check_run(str(folder), found, specs)
+        self._names = tuple(s.name for s in specs if s.name in given)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def fitted(self, specs: list[InputSpec]) -> _Source:
+        return self if specs == self.specs else _TestData(self._sets, self.description, specs)
+
+    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+        by_name = {s.name: s for s in self.specs}
+        for unit in units:
+            arrays = self._read(self._sets[unit])
+            yield {name: _native(array, by_name[name]) for name, array in arrays.items()}
+
+    def _read(self, folder: Path) -> dict[str, np.ndarray]:
+        names = {s.name for s in self.specs}
+        in_order = [s.name for s in self.specs if s.required]
+        arrays: dict[str, np.ndarray] = {}
+        for position, path in enumerate(_input_files(folder)):
+            tensor = TensorProto()
+            try:
+                tensor.ParseFromString(path.read_bytes())
+                if tensor.data_location == TensorProto.EXTERNAL or not tensor.data_type:
+                    raise ValueError("it holds no tensor with values")
+                array = numpy_helper.to_array(tensor)
+            except (OSError, DecodeError, ValueError, TypeError, KeyError) as err:
+                raise _unreadable(str(path), f"expected a TensorProto: {err}") from err
+            name = tensor.name
+            if name not in names and position < len(in_order):
+                name = in_order[position]
+            arrays[name] = array
+        return arrays
+
+
+# --- random numbers ------------------------------------------------------------------------
+class _Random(_Source):
+    """Seeded values that fit each dtype: normal floats; integers below the size of the table they
+    select from, else 0 or 1 (a mask, a token type; in range for every table of two rows);
+    8-bit integers over their whole range."""
+
+    noun = "random sample"
+
+    def __init__(
+        self,
+        text: str,
+        model: Model,
+        specs: list[InputSpec],
+        shapes: Mapping[str, Sequence[int]],
+        seed: int,
+    ) -> None:
+        super().__init__(f"{text} (seed {seed})", specs)
+        count = text.removeprefix("random:")
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", count):
+            raise InputError.of(
+                "O24-030", f"{text}: expected random:N with N from 1 up, found {count!r}"
+            )
+        self.units = int(count)
+        self._seed = seed
+        self._specs = [s for s in specs if s.required]
+        self._shapes = _concrete_shapes(specs, shapes)
+        for spec in self._specs:
+            if spec.element == TensorProto.STRING:
+                raise _unreadable(text, f"input {spec.name!r} takes strings; pass real samples")
+        index = Index.of(model.proto)
+        self._bounds = {
+            s.name: index_bound(model, index, s.name) or 2
+            for s in self._specs
+            if s.dtype.kind in "iu" and s.dtype.itemsize > 1
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self._specs)
+
+    def fitted(self, specs: list[InputSpec]) -> _Source:
+        given = {s.name: (s.dtype, self._shapes[s.name]) for s in self._specs}
+        _check_run(self.description, given, specs)
+        return self
+
+    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+        for unit in units:
+            yield {
+                spec.name: self._values(spec, np.random.default_rng([self._seed, int(unit), i]))
+                for i, spec in enumerate(self._specs)
+            }
+
+    def _values(self, spec: InputSpec, rng: np.random.Generator) -> np.ndarray:
+        shape, dtype = self._shapes[spec.name], spec.dtype
+        if dtype.kind == "b":
+            return rng.integers(0, 2, shape).astype(bool)
+        if spec.name in self._bounds:
+            return rng.integers(0, max(1, self._bounds[spec.name]), shape).astype(dtype)
+        if dtype.kind in "iu":
+            info = np.iinfo(dtype)
+            return rng.integers(info.min, info.max, shape, endpoint=True).astype(dtype)
+        if dtype.name in ("int4", "uint4", "int2", "uint2"):
+            return rng.integers(0, 2, shape).astype(dtype)
+        if dtype.kind == "c":
+            return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+
+
+def _concrete_shapes(
+    specs: list[InputSpec], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    """A size for every dimension: as given, as the same symbol has elsewhere, or 1 where it is the
+    first. Raises: InputError O24-036, O24-505."""
+    known = {s.name for s in specs}
+    if unknown := sorted(set(shapes) - known):
+        raise InputError.of(
+            "O24-505", f"shapes for {unknown}: expected names of inputs, {sorted(known)}"
+        )
+    symbols: dict[str, int] = {}
+    for spec in specs:
+        given = shapes.get(spec.name)
+        if given is None:
+            continue
+        if min(given, default=1) < 0 or (spec.dims is not None and not _fits(spec.dims, given)):
+            raise InputError.of(
+                "O24-505",
+                f"shape of {spec.name!r}: expected {spec.dims_text}, found {list(given)}",
+                tensor=spec.name,
+            )
+        for dim, size in zip(spec.dims or (), given, strict=False):
+            if isinstance(dim, str):
+                symbols.setdefault(dim, size)
+    concrete = {}
+    for spec in specs:
+        given = shapes.get(spec.name)
+        concrete[spec.name] = tuple(given) if given is not None else _sizes(spec, symbols)
+    return concrete
+
+
+def _sizes(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
+    if spec.dims is None:
+        raise InputError.of(
+            "O24-036",
+            f"input {spec.name!r} has no known rank: expected its shape, found none",
+            tensor=spec.name,
+        )
+    sizes = []
+    for axis, dim in enumerate(spec.dims):
+        size = dim if isinstance(dim, int) else symbols.get(dim or "", 1 if axis == 0 else -1)
+        if size < 0:
+            raise InputError.of(
+                "O24-036",
+                f"input {spec.name!r} is {spec.dims_text}: nothing says how large dimension "
+                f"{axis} ({dim or '?'}) is",
+                tensor=spec.name,
+            )
+        sizes.append(size)
+    return tuple(sizes)
