@@ -44,7 +44,10 @@ class Interface:
     @classmethod
     def of(cls, model: Model) -> Interface:
         graph = model.proto.graph
-        return cls(_signature(graph.input), _signature(graph.output))
+        # Before IR version 4 every initializer is listed as an input, and is none (docs/IR.md).
+        constants = {t.name for t in graph.initializer} if model.proto.ir_version < 4 else set()
+        inputs = [value for value in graph.input if value.name not in constants]
+        return cls(_signature(inputs), _signature(graph.output))
 
 
 def _signature(values) -> tuple[tuple[str, ValueType | bytes], ...]:

@@ -33,6 +33,8 @@ def session(data: bytes) -> ort.InferenceSession:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    # Prepacked constant weights are summed in another order than computed ones.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
