@@ -350,6 +350,12 @@ def compare(
     ] = None,
     seed: o.Seed = 0,
     shapes: o.Shapes = None,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers", help="Also every inner value that both models compute under the same name."
+        ),
+    ] = False,
     max_drop: o.MaxDrop = None,
     json: o.Json = False,
 ) -> int:
@@ -363,6 +369,7 @@ def compare(
             data=data,
             seed=seed,
             shapes=tuple(shapes or ()),
+            layers=layers,
             max_drop=tuple(max_drop or ()),
             as_json=json,
         )

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from onnx import TensorProto
+
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
 from onnx24.cli.data import data_beside, load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source
 from onnx24.diagnostics import Severity, diagnostic
+from onnx24.ir.model import Model
+from onnx24.ir.shapes import infer
 from onnx24.report.diff import diff, render_diff
 from onnx24.report.limits import LimitResult, check_limits, parse_limits
 from onnx24.report.model import DataFacts
@@ -26,6 +30,7 @@ class CompareRequest:
     data: str | None
     seed: int
     shapes: tuple[str, ...]
+    layers: bool
     max_drop: tuple[str, ...]
     as_json: bool
 
@@ -43,6 +48,7 @@ def compare_models(request: CompareRequest) -> int:
     data = load_samples(spec, a, profiles, request.seed)
     with console.waiting("running both models"):
         comparison = compare(a, b, data)
+        layers = compare(a, b, data, outputs=common_values(a, b)) if request.layers else None
     results = check_limits(limits, comparison.outputs)
     facts = DataFacts.of(data, "comparison")
     document: dict[str, Any] = {
@@ -50,6 +56,7 @@ def compare_models(request: CompareRequest) -> int:
         "b": request.b,
         "data": facts.to_json(),
         "comparison": comparison.to_json(),
+        "layers": None if layers is None else layers.to_json(),
         "limits": [result.to_json() for result in results],
         "met": all(result.met for result in results),
     }
@@ -69,9 +76,25 @@ def _check_streams(a: str, b: str) -> None:
 
 def _text(document: dict[str, Any], results: list[LimitResult]) -> str:
     parts = [render_comparison(document["comparison"])]
+    if document["layers"] is not None:
+        parts.append("inner values, " + render_comparison(document["layers"]))
     if results:
         parts.append(render_limits(results))
     return "\n\n".join(parts)
+
+
+def common_values(a: Model, b: Model) -> list[str]:
+    """Names of the floating-point values that the main graphs of both compute, in the order of
+    `a`. The same name need not mean the same thing, but it does in a model and its compilation."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    types = infer(a)
+    theirs = {name for node in b.proto.graph.node for name in node.output}
+    return [
+        name
+        for node in a.proto.graph.node
+        for name in node.output
+        if name and name in theirs and (known := types.get(name)) and known.dtype in floats
+    ]
 
 
 def diff_models(a: str, b: str, *, exit_code: bool, as_json: bool) -> int:

@@ -34,7 +34,7 @@ from onnx24.cli.files import (
 )
 from onnx24.cli.nearest import did_you_mean
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
-from onnx24.errors import BackendError, InputError
+from onnx24.errors import BackendError, InputError, InternalError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager
@@ -348,8 +348,15 @@ def _data(
 def _compare(
     original: Model, compiled: Model, data: Calibration | None, plan: _Plan, console: Console
 ) -> tuple[Comparison | None, list[LimitResult], list[Diagnostic]]:
-    if data is None:
+    try:
         _must_run(compiled)
+    except InputError as err:  # the original did run
+        raise InternalError.of(
+            "O24-900",
+            f"the compiled model is refused: {err.diagnostics[0].message}",
+            hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
+        ) from err
+    if data is None:
         return None, [], []
     from onnx24.runtime.compare import compare
 

@@ -15,12 +15,18 @@ from onnx24.errors import InputError
 class Diff(Protocol):
     """One output of a numeric comparison, as `runtime.compare` measures it."""
 
-    name: str
-    max_abs: Any
-    rel_l2: Any
-    cosine: Any
-    sqnr_db: Any
-    top1_agreement: Any
+    @property
+    def name(self) -> str: ...
+    @property
+    def max_abs(self) -> float | None: ...
+    @property
+    def rel_l2(self) -> float | None: ...
+    @property
+    def cosine(self) -> float | None: ...
+    @property
+    def sqnr_db(self) -> float | None: ...
+    @property
+    def top1_agreement(self) -> float | None: ...
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,7 @@ def _coverage(report: Report) -> str:
         return "no weight is eligible"
     return (
         f"{c.sparse} of {c.eligible} eligible weights, {c.sparse_elements:,} of "
-        f"{c.eligible_elements:,} elements ({share_text(c.sparse_elements, c.eligible_elements)}); "
-        f"{c.elements:,} elements in all"
+        f"{c.eligible_elements:,} elements ({share_text(c.sparse_elements, c.eligible_elements)})"
     )
 
 

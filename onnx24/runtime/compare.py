@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,14 +78,22 @@ class Comparison:
         }
 
 
-def compare(a: Model, b: Model, data: Calibration, *, optimize: bool = True) -> Comparison:
+def compare(
+    a: Model,
+    b: Model,
+    data: Calibration,
+    *,
+    outputs: Sequence[str] | None = None,
+    optimize: bool = True,
+) -> Comparison:
     """Run both models on the same samples in ONNX Runtime; `a` is the reference.
 
-    optimize: as for Session. Only one run's outputs are held at a time.
+    outputs: names of values of both main graphs; the models' outputs where None. optimize: as for
+    Session. Only one run's outputs are held at a time.
     Raises: InputError O24-016; O24-031 to O24-033 where the samples do not fit both models;
     O24-801 where the outputs' names differ.
     """
-    sessions = Session(a, None, optimize=optimize), Session(b, None, optimize=optimize)
+    sessions = Session(a, outputs, optimize=optimize), Session(b, outputs, optimize=optimize)
     ours, theirs = (session.outputs for session in sessions)
     if sorted(ours) != sorted(theirs):
         raise InputError.of("O24-801", f"expected the outputs {ours}, found {theirs}")

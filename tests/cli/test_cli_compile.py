@@ -286,7 +286,7 @@ def test_compare_looks_for_test_data_beside_the_model(work: Path, model_path: Pa
     (folder / "input_0.pb").write_bytes(onnx.numpy_helper.from_array(x, "x").SerializeToString())
     result = invoke("compare", model_path, model_path, "--json")
     assert result.exit_code == 0, result.output
-    assert "test_data_set" in document(result)["data"]["description"]
+    assert document(result)["data"]["description"] == f"{work}: 1 run"
 
 
 def test_compare_layers(model_path: Path, calib: Path) -> None:
