@@ -26,6 +26,7 @@ __all__ = [
     "Violations",
     "count_violations",
     "is_24",
+    "is_24_by_stride",
     "mask_24",
     "prune_24",
     "prune_24_by_stride",
@@ -160,8 +161,13 @@ def is_24(array: np.ndarray, axis: int) -> bool:
 
     Raises: ValueError for a size that is no multiple of 4.
     """
-    counts = _counts(array, stride_of(array.shape, axis))
-    return not any(np.any(violating) for _, violating in counts)
+    return is_24_by_stride(array, stride_of(array.shape, axis))
+
+
+def is_24_by_stride(array: np.ndarray, stride: int) -> bool:
+    """As `is_24`, for groups whose members lie `stride` elements apart in the flat array. A dense
+    array is told by its beginning."""
+    return not any(np.any(violating) for _, violating in _counts(array, stride))
 
 
 def count_violations(array: np.ndarray, axis: int) -> int:
