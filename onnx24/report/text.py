@@ -256,5 +256,22 @@ def sparse_layers(sparsity: Mapping[str, Any]) -> str:
 
 
 def _warnings(report: Report) -> str:
-    items = report.at_least(Severity.WARNING)
-    return "\n".join(aggregate(items))
+    texts = "\n".join(aggregate(report.at_least(Severity.WARNING)))
+    lines = []
+    for line in texts.splitlines():
+        indent = "  " if not line.startswith(" ") else "    "
+        lines += _wrapped(line, indent) or [line]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Lines of at most 100 columns; names are not cut."""
+    own = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(
+        text.strip(),
+        WIDTH,
+        initial_indent=own,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -77,7 +77,10 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
         record("canonicalize", "folded", "O24-320", node="c"),
     ]
     result = RunResult(
-        diagnostics=[diagnostic("O24-125", "survivors chosen by magnitude")],
+        diagnostics=[
+            diagnostic("O24-125", "survivors chosen by magnitude", facts={"why": "no data"}),
+            diagnostic("O24-242", "a sentence that is much longer than a line " * 4, tensor="w0"),
+        ],
         records=records,
         passes=[
             PassRun(
