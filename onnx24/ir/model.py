@@ -110,6 +110,7 @@ class Model:
         self.weights = Weights(
             source, self.base_dir, self._initializers, lambda: self.touch(Effects.WEIGHTS)
         )
+        self._came_external = bool(self.external_locations())
         self.metadata = Metadata(self)
         self.claims = Claims24(self.metadata)
 
@@ -264,7 +265,7 @@ class Model:
             return
         if external == "auto":
             rope_bytes = sum(payload_bytes(t) for t in self._large_tensors())
-            if self.external_locations() or rope_bytes > MAX_EMBEDDED_BYTES:
+            if self._came_external or rope_bytes > MAX_EMBEDDED_BYTES:
                 external = "external"
         if external == "external":
             self._save_external(target)
@@ -321,14 +322,15 @@ class Model:
             )
 
     def _copy_payload(self, ref: Reference, out: IO[bytes]) -> None:
-        file = self.weights.open(ref)
-        if file is None:
-            if self.path is None:
-                out.write(self.weights.resolve(ref))
-                return
-            file = open(self.path, "rb")  # noqa: SIM115 - closed below
+        source = self.weights.open(ref)
+        if source is None and ref.location == EMBEDDED and self.path is not None:
+            source = open(self.path, "rb"), ref.offset  # noqa: SIM115 - closed below
+        if source is None:
+            out.write(self.weights.resolve(ref))
+            return
+        file, offset = source
         with file:
-            copy_range(file, out, ref.offset, ref.length)
+            copy_range(file, out, offset, ref.length)
 
     def _save_external(self, target: Path) -> None:
         data_name = target.name + ".data"

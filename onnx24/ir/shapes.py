@@ -75,7 +75,10 @@ def infer(model: Model) -> ShapeTable:
 
 
 def value_type(proto: TypeProto) -> ValueType | None:
-    """The tensor type of a TypeProto; None for anything else."""
+    """The tensor type of a TypeProto; None for anything else.
+
+    Some exporters write -1 for a dimension that they do not know.
+    """
     if not proto.HasField("tensor_type"):
         return None
     tensor = proto.tensor_type
@@ -84,7 +87,9 @@ def value_type(proto: TypeProto) -> ValueType | None:
     return ValueType(
         tensor.elem_type,
         tuple(
-            dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
+            dim.dim_value
+            if dim.dim_value >= 0 and dim.HasField("dim_value")
+            else dim.dim_param or None
             for dim in tensor.shape.dim
         ),
     )

@@ -277,13 +277,14 @@ class Weights:
         self._check_bounds(ref, len(data), name)
         return data[ref.offset : ref.offset + ref.length]
 
-    def open(self, ref: Reference) -> IO[bytes] | None:
-        """The file behind an external or overlay reference, for copying without mapping it."""
+    def open(self, ref: Reference) -> tuple[IO[bytes], int] | None:
+        """The file that holds a payload and where in it, for copying without mapping it; None
+        where the payload is in memory or in the model file itself."""
         if ref.location == EMBEDDED:
             return None
         if ref.location == OVERLAY:
-            return os.fdopen(os.dup(self._overlay.fileno()), "rb")
-        return open(self.external_path(ref.location, ""), "rb")
+            return self._overlay.open(ref.offset)
+        return open(self.external_path(ref.location, ""), "rb"), ref.offset
 
     def check(self, tensor: TensorProto) -> None:
         """That an external or embedded tensor lies where it says. Raises: InputError O24-005 to
@@ -338,32 +339,48 @@ class Weights:
 
 
 class _Overlay:
-    """Replaced payloads, appended to an unlinked temporary file, so that memory stays bounded."""
+    """Replaced payloads: in memory up to MEMORY_BYTES in all, the rest appended to an unlinked
+    temporary file, so that memory stays bounded. Offsets number both as one space."""
+
+    MEMORY_BYTES = 128 << 20
 
     def __init__(self) -> None:
+        self._blocks: dict[int, bytes] = {}
         self._file: IO[bytes] | None = None
         self._size = 0
+        self._file_start = 0
         self._mapped = memoryview(b"")
 
     def append(self, data: memoryview) -> int:
+        offset = self._size
+        self._size += len(data)
+        if self._file is None and self._size <= self.MEMORY_BYTES:
+            self._blocks[offset] = bytes(data)
+            return offset
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="onnx24-")  # noqa: SIM115
-        offset = self._size
-        self._file.seek(offset)
+            self._file_start = offset
+        self._file.seek(offset - self._file_start)
         self._file.write(data)
         self._file.flush()
-        self._size += len(data)
         return offset
 
     def view(self, offset: int, length: int) -> memoryview:
-        if offset + length > len(self._mapped):
+        if offset in self._blocks:
+            return memoryview(self._blocks[offset])[:length]
+        start = offset - self._file_start
+        if start + length > len(self._mapped):
             assert self._file is not None
             self._mapped = map_file(self._file)
-        return self._mapped[offset : offset + length]
+        return self._mapped[start : start + length]
 
-    def fileno(self) -> int:
+    def open(self, offset: int) -> tuple[IO[bytes], int] | None:
+        """A file and the position in it where the payload at `offset` begins; None where it is in
+        memory."""
+        if offset in self._blocks:
+            return None
         assert self._file is not None
-        return self._file.fileno()
+        return os.fdopen(os.dup(self._file.fileno()), "rb"), offset - self._file_start
 
 
 def map_file(file: IO[bytes]) -> memoryview:

@@ -119,6 +119,30 @@ def test_changed_model_with_external_data(tmp_path, external):
         assert all(offset % 4096 == 0 for offset in offsets)
 
 
+def test_external_data_stays_external_when_every_weight_was_replaced(tmp_path):
+    path = external_mlp(tmp_path, 2 << 20, width=512)
+    model = Model.load(path)
+    for key in model.weights.keys():  # noqa: SIM118 - a list, taken before the changes
+        model.weights.replace(key, np.ones((512, 512), np.float32))
+    model.save(tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").stat().st_size == 2 << 20
+
+
+def test_overlay_spills_to_disk(monkeypatch):
+    from onnx24.ir import weights
+
+    monkeypatch.setattr(weights._Overlay, "MEMORY_BYTES", 20_000)
+    model = Model.from_proto(mlp([64, 64, 64, 64]))
+    expected = {}
+    for seed, name in enumerate(["fc0.weight", "fc1.weight", "fc2.weight", "fc0.weight"]):
+        expected[name] = np.random.default_rng(seed).standard_normal((64, 64), np.float32)
+        model.weights.replace(name, expected[name])
+    again = Model.from_bytes(model.to_bytes())
+    for name, array in expected.items():
+        np.testing.assert_array_equal(model.weights[name], array)
+        np.testing.assert_array_equal(again.weights[name], array)
+
+
 def test_the_input_is_never_overwritten(tmp_path):
     path = external_mlp(tmp_path, 2 << 20, width=512)
     (tmp_path / "link.onnx").symlink_to(path)
