@@ -1,0 +1,429 @@
+"""matmul-to-conv1x1: equal outputs, weights that keep names and 2:4, refusals with codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx24.passes.matmul_to_conv1x1 import MatmulToConv1x1, When
+from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
+
+from onnx24.ir.derived import Derived
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.passmgr.base import Context
+
+RNG = np.random.default_rng(5)
+K, N = 8, 6
+W = RNG.standard_normal((K, N)).astype(np.float32)
+B = RNG.standard_normal(N).astype(np.float32)
+# MatMul and Conv sum in different orders.
+RTOL = 2e-6
+
+
+def rewritten(
+    model: Model, *, dynamic: int = 2, rtol: float = RTOL, limit: int | None = None
+) -> Context:
+    before = outputs(model, dynamic=dynamic)
+    ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS), limit=limit)
+    assert_same(before, outputs(model, dynamic=dynamic), rtol=rtol)
+    once = model.to_bytes()
+    if limit is None:
+        apply(model, MatmulToConv1x1(when=When.ALWAYS))
+        assert model.to_bytes() == once
+    return ctx
+
+
+def codes(ctx: Context) -> list[str]:
+    return [record.code for record in ctx.records]
+
+
+# --- forms -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("dims", "expected"),
+    [
+        ("3,8", ["Reshape", "Conv", "Reshape"]),
+        ("M,8", ["Reshape", "Conv", "Reshape"]),
+        ("4,3,8", ["Reshape", "Conv", "Reshape"]),
+        ("M,3,8", ["Reshape", "Conv", "Reshape"]),
+        ("M,L,8", ["Reshape", "Shape", "Gather", "Concat", "Conv", "Reshape"]),
+        ("M,2,L,8", ["Reshape", "Shape", "Gather", "Concat", "Conv", "Reshape"]),
+    ],
+)
+def test_matmul(dims: str, expected: list[str]) -> None:
+    out = dims.replace("8", "6")
+    model = text_model(
+        f"g (float[{dims}] x) => (float[{out}] y) {{ y = MatMul(x, w) }}", weights={"w": W}
+    )
+    model.proto.graph.node[0].name = "layer"
+    ctx = rewritten(model, dynamic=5)
+    assert ops(model) == expected
+    assert codes(ctx) == ["O24-300"] and ctx.records[0].facts["k"] == K
+    np.testing.assert_array_equal(model.weights["w"], W.T.reshape(N, K, 1, 1))
+    assert [n.op_type for n in model.proto.graph.node if n.name == "layer"] == ["Conv"]
+    assert "w" in {t.name for t in model.proto.graph.initializer}
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("shape", [(N,), (1, N), (1, 1, N)])
+def test_bias_is_taken_in(shape: tuple[int, ...], swap: bool) -> None:
+    pair = "b, h" if swap else "h, b"
+    model = text_model(
+        f"g (float[M,3,8] x) => (float[M,3,6] y) {{ h = MatMul(x, w) a = Add({pair}) "
+        "y = Relu(a) }",
+        weights={"w": W, "b": B.reshape(shape)},
+    )
+    rewritten(model)
+    assert ops(model) == ["Reshape", "Conv", "Reshape", "Relu"]
+    np.testing.assert_array_equal(model.weights["b"], B)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights"),
+    [
+        ("h = MatMul(x, w) y = Add(h, c)", {"c": W[:3, :].copy()}),  # one bias a row
+        ("h = MatMul(x, w) y = Add(h, h)", {}),
+        ("h = MatMul(x, w) a = Add(h, b) r = Relu(h) y = Add(a, r)", {"b": B}),
+        ("h = MatMul(x, w) y = Add(h, s)", {"s": B[:1]}),
+    ],
+)
+def test_other_adds_stay(body: str, weights: dict) -> None:
+    model = text_model(
+        f"g (float[3,8] x) => (float[3,6] y) {{ {body} }}", weights={"w": W, **weights}
+    )
+    adds = ops(model).count("Add")
+    rewritten(model)
+    assert ops(model).count("Add") == adds and ops(model).count("Conv") == 1
+
+
+def test_a_product_that_is_an_output_keeps_its_value() -> None:
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] h, float[3,6] y) { h = MatMul(x, w) y = Add(h, b) }",
+        weights={"w": W, "b": B},
+    )
+    rewritten(model)
+    assert ops(model) == ["Reshape", "Conv", "Reshape", "Add"]
+
+
+def test_a_broadcast_that_adds_a_dimension_stays() -> None:
+    model = text_model(
+        "g (float[3,8] x) => (float[1,3,6] y) { h = MatMul(x, w) y = Add(h, b) }",
+        weights={"w": W, "b": B.reshape(1, 1, N)},
+    )
+    rewritten(model)
+    assert ops(model)[-1] == "Add"
+
+
+GEMMS = {
+    "plain": ("Gemm(x, w, b)", W, B),
+    "no-bias": ("Gemm(x, w)", W, None),
+    "transB": ("Gemm<transB=1>(x, w, b)", W.T.copy(), B),
+    "alpha-beta": ("Gemm<alpha=0.3,beta=2.5>(x, w, b)", W, B),
+    "alpha-transB": ("Gemm<alpha=0.3,transB=1>(x, w, b)", W.T.copy(), B),
+    "scalar": ("Gemm(x, w, b)", W, np.array(0.5, np.float32)),
+    "one": ("Gemm<beta=3.0>(x, w, b)", W, B[:1]),
+    "row": ("Gemm(x, w, b)", W, B.reshape(1, N)),
+}
+
+
+@pytest.mark.parametrize("name", GEMMS)
+def test_gemm(name: str) -> None:
+    expression, weight, bias = GEMMS[name]
+    weights = {"w": weight} | ({} if bias is None else {"b": bias})
+    model = text_model(
+        f"g (float[M,8] x) => (float[M,6] y) {{ y = {expression} }}", weights=weights
+    )
+    ctx = rewritten(model, dynamic=7)
+    assert ops(model) == ["Reshape", "Conv", "Reshape"] and codes(ctx) == ["O24-300"]
+    assert {key.name for key in model.weights} >= set(weights)
+    assert model.weights["w"].shape == (N, K, 1, 1)
+
+
+@pytest.mark.parametrize("opset", range(7, 27))
+def test_every_opset(opset: int) -> None:
+    model = text_model(
+        "g (float[M,L,8] x, float[M,8] z) => (float[M,L,6] y, float[M,6] v) "
+        "{ h = MatMul(x, w) y = Add(h, b) v = Gemm<transB=1>(z, u, b) }",
+        opset=opset,
+        weights={"w": W, "b": B, "u": W.T.copy()},
+    )
+    ctx = rewritten(model, dynamic=3)
+    assert codes(ctx) == ["O24-300"] * 2
+
+
+def test_large_weights_and_biases() -> None:
+    w = RNG.standard_normal((320, 512)).astype(np.float32)
+    b = RNG.standard_normal(512).astype(np.float32)
+    model = text_model(
+        "g (float[2,3,320] x) => (float[2,3,512] y) { h = MatMul(x, w) y = Add(h, b) }",
+        weights={"w": w, "b": b},
+    )
+    rewritten(model)
+    np.testing.assert_array_equal(model.weights["w"], w.T[:, :, None, None])
+
+
+def test_neighbours_share_reshape_and_shapes() -> None:
+    model = text_model(
+        "g (float[M,3,8] x) => (float[M,3,6] q, float[M,3,6] k) "
+        "{ q = MatMul(x, wq) k = MatMul(x, wk) }",
+        weights={"wq": W, "wk": W * 2},
+    )
+    rewritten(model)
+    assert ops(model) == ["Reshape", "Conv", "Reshape", "Conv", "Reshape"]
+    assert len(model.proto.graph.initializer) == 4  # two weights, two shapes
+
+
+# --- sharing, scopes, 2:4 ----------------------------------------------------------------------
+def test_a_tied_weight_is_stored_once() -> None:
+    model = text_model(
+        "g (float[3,8] x, float[2,8] z) => (float[3,6] y, float[2,6] v) "
+        "{ y = MatMul(x, w) v = MatMul(z, w) }",
+        weights={"w": W},
+    )
+    ctx = rewritten(model)
+    assert codes(ctx) == ["O24-300"] * 2 and len(ctx.sites) == 1
+    assert [k.name for k in model.weights if model.weights[k].ndim == 4] == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ("y = MatMul(x, w) v = Gather(w, i)", 1),  # an embedding
+        ("y = MatMul(x, w) v = Gemm<alpha=2.0>(x, w)", 2),
+    ],
+)
+def test_a_weight_with_other_readers_is_refused(body: str, refused: int) -> None:
+    model = text_model(
+        f"g (float[3,8] x, int64[2] i) => (float[3,6] y, float[A,C] v) {{ {body} }}",
+        weights={"w": W},
+    )
+    before = model.to_bytes()
+    ctx = rewritten(model)
+    assert codes(ctx) == ["O24-311"] * refused and model.to_bytes() == before
+
+
+def test_bodies() -> None:
+    model = text_model(
+        "g (bool p, float[3,8] x) => (float[3,6] y) { y = If(p)<"
+        "then_branch = t () => (float[3,6] a) { a = MatMul(x, w) }, "
+        "else_branch = e () => (float[3,6] b) { m = MatMul(x, w) b = Neg(m) }> }",
+        weights={"w": W},
+    )
+    ctx = rewritten(model)
+    assert codes(ctx) == ["O24-300"] * 2
+    assert {record.scope for record in ctx.records} == {"y.then_branch", "y.else_branch"}
+    bodies = [attr.g for attr in model.proto.graph.node[0].attribute]
+    assert [[node.op_type for node in body.node] for body in bodies] == [
+        ["Reshape", "Conv", "Reshape"],
+        ["Reshape", "Conv", "Reshape", "Neg"],
+    ]
+
+
+def _sparse(w: np.ndarray) -> np.ndarray:
+    groups = w.reshape(K // 4, 4, N).copy()
+    groups[:, 1:3] = 0
+    return groups.reshape(K, N)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_claim_stays_with_its_weight(inside: bool) -> None:
+    branch = "{0} = {0}g () => (float[3,6] {0}a) {{ {0}a = MatMul(x, w) }}"
+    body = branch.format("then_branch") + ", else_branch = eg () => (float[3,6] b) { b = Neg(r) }"
+    text = (
+        f"g (bool p, float[3,8] x, float[3,6] r) => (float[3,6] y) {{ y = If(p)<{body}> }}"
+        if inside
+        else "g (float[3,8] x) => (float[3,6] y) { y = MatMul(x, w) }"
+    )
+    model = text_model(text, weights={"w": _sparse(W)})
+    model.claims.add("w")
+    rewritten(model)
+    scope = "y.then_branch" if inside else ""
+    assert model.claims.keys() == [ValueKey(scope, "w")]
+    conv = model.weights[ValueKey(scope, "w")].reshape(N, K // 4, 4)
+    assert (np.count_nonzero(conv, axis=2) <= 2).all()
+
+
+# --- Q/DQ --------------------------------------------------------------------------------------
+SCALES = "<float sx = {0.05}, int8 z = {0}>"
+
+
+def _quantized(weight: str, axis: str, extra: dict, body: str = "") -> Model:
+    text = (
+        f"g (float[M,3,8] x) => (float[M,3,6] y) {SCALES} "
+        "{ xq = QuantizeLinear(x, sx, z) xd = DequantizeLinear(xq, sx, z) "
+        f"{weight} wd = DequantizeLinear{axis}(wq, sw, zw) h = MatMul(xd, wd) "
+        f"{body or 'y = Add(h, b)'} }}"
+    )
+    return text_model(text, weights={"b": B, **extra})
+
+
+PER_CHANNEL = {"sw": np.linspace(0.01, 0.03, N).astype(np.float32), "zw": np.zeros(N, np.int8)}
+PER_TENSOR = {"sw": np.array(0.02, np.float32), "zw": np.array(0, np.int8)}
+INT8 = np.clip(np.round(W / 0.02), -127, 127).astype(np.int8)
+
+
+def test_int8_weight_behind_dq() -> None:
+    model = _quantized("", "<axis=1>", {"wq": INT8, **PER_CHANNEL})
+    rewritten(model)
+    assert ops(model) == [
+        "Reshape", "QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "Conv", "Reshape",
+    ]  # fmt: skip
+    dq = model.proto.graph.node[3]
+    assert onnx.helper.get_node_attr_value(dq, "axis") == 0
+    np.testing.assert_array_equal(model.weights["wq"], INT8.T.reshape(N, K, 1, 1))
+
+
+def test_float_weight_behind_q_dq() -> None:
+    model = _quantized(
+        "wq = QuantizeLinear<axis=1>(w, sw, zw)", "<axis=1>", {"w": W, **PER_CHANNEL}
+    )
+    rewritten(model)
+    axes = [
+        onnx.helper.get_node_attr_value(node, "axis")
+        for node in model.proto.graph.node
+        if any(attr.name == "axis" for attr in node.attribute)
+    ]
+    assert axes == [0, 0] and model.weights["w"].shape == (N, K, 1, 1)
+
+
+def test_scales_along_k_keep_their_meaning() -> None:
+    extra = {"sw": np.linspace(0.01, 0.03, K).astype(np.float32), "zw": np.zeros(K, np.int8)}
+    model = _quantized("", "<axis=0>", {"wq": INT8, **extra})
+    rewritten(model)
+
+
+def test_per_tensor_scales_get_no_axis() -> None:
+    model = _quantized("", "", {"wq": INT8, **PER_TENSOR})
+    rewritten(model)
+    assert not any(a.name == "axis" for n in model.proto.graph.node for a in n.attribute)
+
+
+def test_a_shared_pair_is_hoisted_once() -> None:
+    model = _quantized(
+        "",
+        "<axis=1>",
+        {"wq": INT8, "w2": W, **PER_CHANNEL},
+        body="v = MatMul(xd, w2) a = Add(h, b) y = Add(a, v)",
+    )
+    rewritten(model)
+    assert ops(model)[:3] == ["Reshape", "QuantizeLinear", "DequantizeLinear"]
+    assert ops(model).count("Reshape") == 3
+
+
+def test_a_pair_with_other_readers_stays_before_the_reshape() -> None:
+    model = _quantized(
+        "",
+        "<axis=1>",
+        {"wq": INT8, **PER_CHANNEL},
+        body="a = Add(h, b) s = ReduceSum<keepdims=1>(xd) y = Add(a, s)",
+    )
+    rewritten(model)
+    assert ops(model)[:2] == ["QuantizeLinear", "DequantizeLinear"]
+
+
+def test_dynamic_shapes_behind_a_hoisted_pair() -> None:
+    text = (
+        f"g (float[M,L,8] x) => (float[M,L,6] y) {SCALES} "
+        "{ xq = QuantizeLinear(x, sx, z) xd = DequantizeLinear(xq, sx, z) y = MatMul(xd, w) }"
+    )
+    model = text_model(text, weights={"w": W})
+    rewritten(model, dynamic=3)
+    assert ops(model)[0] == "Reshape" and ops(model)[-1] == "Reshape"
+
+
+# --- refusals ----------------------------------------------------------------------------------
+NEAR_MISSES = {
+    "left": ("float[8,3] x", "y = MatMul(w, x)", W.T.copy(), "O24-311"),
+    "computed": ("float[3,8] x, float[8,6] z", "y = MatMul(x, z)", None, "O24-312"),
+    "batched": ("float[3,2,8] x", "y = MatMul(x, w)", W[None].repeat(3, 0), "O24-311"),
+    "vector": ("float[3,8] x", "y = MatMul(x, w)", W[:, 0].copy(), "O24-311"),
+    "rank-1": ("float[8] x", "y = MatMul(x, w)", W, "O24-311"),
+    "transA": ("float[8,3] x", "y = Gemm<transA=1>(x, w)", W, "O24-311"),
+    "row-bias": ("float[3,8] x", "y = Gemm(x, w, c)", W, "O24-311"),
+    "computed-bias": ("float[3,8] x, float[6] d", "y = Gemm(x, w, d)", W, "O24-311"),
+    "transpose": ("float[3,8] x", "t = Transpose(w) y = MatMul(x, t)", W.T.copy(), "O24-311"),
+    "int": ("int32[3,8] x", "y = MatMul(x, w)", W.astype(np.int32), "O24-311"),
+    "double": ("double[3,8] x", "y = MatMul(x, w)", W.astype(np.float64), "O24-311"),
+    "empty": ("float[3,0] x", "y = MatMul(x, w)", W[:0], "O24-311"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    inputs, body, weight, code = NEAR_MISSES[name]
+    kind = inputs.split("[")[0]
+    weights = {} if weight is None else {"w": weight}
+    if name == "row-bias":
+        weights["c"] = W[:3, :].copy()
+    rank = {"batched": "[A,C,D]", "vector": "[A]", "rank-1": "[A]"}.get(name, "[A,C]")
+    model = text_model(f"g ({inputs}) => ({kind}{rank} y) {{ {body} }}", weights=weights)
+    before = model.to_bytes()
+    ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS))
+    assert codes(ctx) == [code] and ctx.records[0].reason
+    assert model.to_bytes() == before and not model.changed
+
+
+def test_a_blocked_weight_is_refused() -> None:
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y) "
+        "{ wd = DequantizeLinear<axis=0,block_size=4>(wq, sw) y = MatMul(x, wd) }",
+        opset=21,
+        ir=10,
+        weights={"wq": INT8, "sw": np.full((2, N), 0.02, np.float32)},
+    )
+    ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS))
+    assert codes(ctx) == ["O24-311"] and not model.changed
+
+
+def test_the_target_decides() -> None:
+    text = "g (float[3,8] x) => (float[3,6] y) { y = MatMul(x, w) }"
+    model = text_model(text, weights={"w": W})
+    ctx = apply(model, MatmulToConv1x1(), target="sm86-trt10")
+    assert codes(ctx) == ["O24-310"] and not model.changed and not ctx.sites
+    ctx = apply(model, MatmulToConv1x1(), target="sm86-trt8")
+    assert codes(ctx) == ["O24-300"] and "Conv" in ops(model)
+    model = text_model(text, weights={"w": W})
+    ctx = apply(model, MatmulToConv1x1(when=When.NEVER), target="sm86-trt8")
+    assert not ctx.records and not model.changed
+
+
+def test_site_limit_names_weights() -> None:
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y, float[3,6] z) { y = MatMul(x, w) z = MatMul(x, u) }",
+        weights={"w": W, "u": W},
+    )
+    ctx = rewritten(model, limit=1)
+    assert ctx.sites == ["matmul-to-conv1x1: w"] and ops(model).count("MatMul") == 1
+
+
+def test_derived_constants_keep_their_promise() -> None:
+    with pytest.raises(ValueError, match="promised"):
+        Derived("c", (2,), np.float32, lambda: np.zeros(3, np.float32)).values  # noqa: B018
+
+
+# --- real models -------------------------------------------------------------------------------
+MODELS = {
+    "zoo/mjp_go2_apg_policy": 3,
+    "zoo/mjp_apollo_policy": 4,
+    "zoo/mnistfc_256x4": 5,
+    "zoo/magika_std_v1": 3,
+    "zoo/magika_std_v3_3": 2,
+    "zoo/dtln_model_2": 5,
+    "structural/deeploy_cct_2_opset20": 14,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_real_models(shared_models: Path, name: str) -> None:
+    """1e-4 of the largest output: deep models amplify the other order of summation."""
+    from onnx24.passes.canonicalize import Canonicalize
+
+    model = Model.load(shared_models / f"{name}.onnx")
+    apply(model, Canonicalize())
+    inputs = feeds(session(model.to_bytes()))
+    before = outputs(model, inputs)
+    ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS))
+    assert codes(ctx).count("O24-300") == MODELS[name]
+    assert_same(before, outputs(model, inputs), rtol=1e-4)
