@@ -380,7 +380,9 @@ class _Rewriter:
             self._nodes[position].inputs[number] = value
 
     def _constant(self, base: str, values: np.ndarray) -> gs.Constant:
-        return gs.Constant(fresh(self._graph, base), np.ascontiguousarray(values))
+        # Not np.ascontiguousarray, which makes rank 1 of rank 0: a scale of shape [1] silently
+        # disables INT8 convolutions (experiment with tensorrt-rtx 1.7.1).
+        return gs.Constant(fresh(self._graph, base), np.asarray(values, order="C"))
 
     def _zero_point(self, size: int | None) -> gs.Constant:
         """size: of the axis; None for rank 0."""

@@ -35,6 +35,7 @@ from onnx import TensorProto, numpy_helper
 from onnx24.errors import InputError
 from onnx24.ir.index import Index
 from onnx24.ir.model import Model
+from onnx24.ir.shapes import Dim
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 
 __all__ = ["Calibration", "load_data"]
@@ -666,43 +667,51 @@ class _Random(_Source):
 def _concrete_shapes(
     specs: list[InputSpec], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[int, ...]]:
-    """A size for every dimension: as given, as the same symbol has elsewhere, or 1 where it is the
-    first. Raises: InputError O24-036, O24-505."""
+    """A size for every dimension: as given (a negative size gives none), as the same symbol has
+    elsewhere, or 1 where it is the first. Raises: InputError O24-036, O24-505."""
     known = {s.name for s in specs}
     if unknown := sorted(set(shapes) - known):
         raise InputError.of(
             "O24-505", f"shapes for {unknown}: expected names of inputs, {sorted(known)}"
         )
     symbols: dict[str, int] = {}
+    wanted: dict[str, tuple[Dim, ...] | None] = {}
     for spec in specs:
-        given = shapes.get(spec.name)
-        if given is None:
-            continue
-        if min(given, default=1) < 0 or (spec.dims is not None and not _fits(spec.dims, given)):
-            raise InputError.of(
-                "O24-505",
-                f"shape of {spec.name!r}: expected {spec.dims_text}, found {list(given)}",
-                tensor=spec.name,
-            )
-        for dim, size in zip(spec.dims or (), given, strict=False):
-            if isinstance(dim, str):
+        wanted[spec.name] = _merged(spec, shapes.get(spec.name))
+        for dim, size in zip(spec.dims or (), wanted[spec.name] or (), strict=False):
+            if isinstance(dim, str) and isinstance(size, int):
                 symbols.setdefault(dim, size)
-    concrete = {}
-    for spec in specs:
-        given = shapes.get(spec.name)
-        concrete[spec.name] = tuple(given) if given is not None else _sizes(spec, symbols)
-    return concrete
+    return {spec.name: _sizes(spec, wanted[spec.name], symbols) for spec in specs}
 
 
-def _sizes(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
-    if spec.dims is None:
+def _merged(spec: InputSpec, given: Sequence[int] | None) -> tuple[Dim, ...] | None:
+    """The input's dimensions with the sizes that are given. Raises: InputError O24-505."""
+    if given is None:
+        return spec.dims
+    dims: tuple[Dim, ...] = (None,) * len(given) if spec.dims is None else spec.dims
+    if len(dims) == len(given) and all(
+        size < 0 or not isinstance(dim, int) or dim == size
+        for dim, size in zip(dims, given, strict=True)
+    ):
+        return tuple(dim if size < 0 else int(size) for dim, size in zip(dims, given, strict=True))
+    raise InputError.of(
+        "O24-505",
+        f"shape of {spec.name!r}: expected {spec.dims_text}, found {list(given)}",
+        tensor=spec.name,
+    )
+
+
+def _sizes(
+    spec: InputSpec, dims: tuple[Dim, ...] | None, symbols: dict[str, int]
+) -> tuple[int, ...]:
+    if dims is None:
         raise InputError.of(
             "O24-036",
             f"input {spec.name!r} has no known rank: expected its shape, found none",
             tensor=spec.name,
         )
     sizes = []
-    for axis, dim in enumerate(spec.dims):
+    for axis, dim in enumerate(dims):
         size = dim if isinstance(dim, int) else symbols.get(dim or "", 1 if axis == 0 else -1)
         if size < 0:
             raise InputError.of(

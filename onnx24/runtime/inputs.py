@@ -65,7 +65,10 @@ def input_specs(model: Model) -> list[InputSpec]:
                 f"{kind.removesuffix('_type')}; such inputs cannot be fed",
                 tensor=value.name,
             )
-        specs.append(InputSpec(value.name, known.dtype, known.shape, value.name not in defaults))
+        dims = known.shape
+        if dims is not None:  # some exporters write -1 where a dimension is dynamic
+            dims = tuple(None if isinstance(d, int) and d < 0 else d for d in dims)
+        specs.append(InputSpec(value.name, known.dtype, dims, value.name not in defaults))
     return specs
 
 

@@ -323,6 +323,10 @@ def test_random_shapes():
     assert run["x"].shape == (2, 5) and run["y"].shape == (4, 5)
     refused("O24-505", "random:1", model, "[4, s]", shapes={"y": [3, 5]})
     refused("O24-505", "random:1", model, "z", shapes={"z": [3]})
+    minus = model_of(("x", TensorProto.FLOAT, [-1, 3]))
+    for shapes in (None, {"x": [-1, 3]}):
+        (run,) = load_data("random:1", minus, shapes=shapes).batches(minus)
+        assert run["x"].shape == (1, 3)
     unknown = model_of(("x", TensorProto.FLOAT, None))
     refused("O24-036", "random:1", unknown, "rank")
 

@@ -1,0 +1,320 @@
+"""The pass fold-qdq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx24.analysis.dataflow import Dataflow
+from onnx24.analysis.weight_uses import WeightUses
+from onnx24.effects import Effects
+from onnx24.errors import InputError
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.ir.surgeon import fresh, walk
+from onnx24.ir.weights import numpy_dtype
+from onnx24.passmgr.base import Context, Pass
+from onnx24.quant.scales import quantize
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_LEVELS = {"int8": 255, "uint8": 255}
+"""Types whose values survive DequantizeLinear and QuantizeLinear of one scale, and the largest
+distance between two of them: a real value is off by at most half a unit in its last place, which
+is below half a step in float32, float16 and bfloat16 alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldQdq(Pass):
+    """Compute weights' QuantizeLinear at compile time, and remove Q/DQ pairs that do nothing.
+
+    A weight behind QuantizeLinear becomes an int8 (or uint8) initializer, a quarter of its size;
+    the DequantizeLinear stays, since it is what tells TensorRT that the layer is quantized. The
+    float weight goes where nothing else reads it, and a record of 2:4 moves on: symmetric
+    quantization keeps zeros. On targets that take no int8 initializers (TensorRT 8 and 9) the
+    weight stays in float behind Q/DQ (O24-231).
+
+    Of identical Q or DQ one is kept. A Q behind a DQ of the same scale and zero point gives the
+    integers back that went in, so that its readers take those. What nothing reads goes. All of it
+    in bodies of If, Loop and Scan as well. Q/DQ by blocks, by 4 bits or without an explicit zero
+    point are left alone.
+
+    The outputs stay bit-identical: the integers are the ones that ONNX Runtime computes.
+
+    Example: `qdq,fold-qdq`.
+
+    *Source:* TensorRT 10 documentation, explicit quantization (int8 weights behind
+    DequantizeLinear).
+    """
+
+    name: ClassVar = "fold-qdq"
+    effects: ClassVar = Effects.STRUCTURE
+    requires: ClassVar = (Dataflow, WeightUses)
+    after: ClassVar = ("qdq",)
+    codes: ClassVar = ("O24-008", "O24-230", "O24-231", "O24-232")
+
+    def run(self, model: Model, ctx: Context) -> None:
+        found = ctx.analysis(model, WeightUses)
+        folded: list[_Folded] = []
+        removed = 0
+        with model.surgeon() as root:
+            shown = {id(value) for graph in walk(root) for value in graph.outputs}
+            for graph in list(walk(root)):
+                editor = _Editor(model, found, graph, shown, ctx)
+                while editor.merge() or editor.cancel():
+                    pass
+                editor.fold_weights()
+                editor.drop_dead()
+                folded += editor.folded
+                removed += editor.removed
+        _move_claims(model, folded)
+        ctx.statistics.update(
+            folded=len(folded),
+            removed=removed,
+            weight_bytes_before=sum(f.bytes_before for f in folded),
+            weight_bytes_after=sum(f.bytes_after for f in folded),
+        )
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """`alone`: nothing else reads the float weight."""
+
+    old: ValueKey
+    new: str
+    alone: bool
+    bytes_before: int
+    bytes_after: int
+
+
+def _move_claims(model: Model, folded: list[_Folded]) -> None:
+    claimed = set(model.claims.keys())
+    by_name = {key.name: key for key in model.weights if folded}
+    for fold in folded:
+        if fold.old not in claimed:
+            continue
+        if fold.old in model.weights or not fold.alone:
+            model.claims.add(by_name[fold.new])
+        else:
+            model.claims.move(fold.old, by_name[fold.new])
+
+
+@dataclass
+class _Editor:
+    """Q/DQ of one graph of the view. `shown`: ids of the values that are outputs of some graph."""
+
+    model: Model
+    found: WeightUses
+    graph: gs.Graph
+    shown: set[int]
+    ctx: Context
+    folded: list[_Folded] = field(default_factory=list)
+    removed: int = 0
+
+    # --- redundant nodes -------------------------------------------------------------------
+    def merge(self) -> bool:
+        """Keep the first of identical nodes; False where each is one of its kind."""
+        kept: dict[Any, gs.Node] = {}
+        twins = []
+        for node in self._quantizers():
+            first = kept.setdefault(self._signature(node), node)
+            if first is not node and id(node.outputs[0]) not in self.shown:
+                twins.append((node, first))
+        return self._remove(
+            (node, first.outputs[0], f"the same as {first.name or first.outputs[0].name!r}")
+            for node, first in twins
+        )
+
+    def cancel(self) -> bool:
+        """Bypass each Q whose input is a DQ of the same parameters; False where there is none."""
+        pairs = []
+        for node in self._quantizers(QUANTIZE):
+            value = node.inputs[0]
+            source = value.inputs[0] if value.inputs else None
+            if source is None or source.op != DEQUANTIZE or not _is_onnx(source):
+                continue
+            same = self._signature(node)[2:] == self._signature(source)[2:]
+            if same and id(node.outputs[0]) not in self.shown and self._is_exact(node):
+                pairs.append((node, source))
+        return self._remove(
+            (node, source.inputs[0], f"gives back what {source.name or value.name!r} took")
+            for node, source in pairs
+        )
+
+    def drop_dead(self) -> None:
+        """Remove Q/DQ that nothing reads, and those before them."""
+        while True:
+            dead = [
+                node
+                for node in self._quantizers()
+                if not node.outputs[0].outputs and id(node.outputs[0]) not in self.shown
+            ]
+            if not self._remove((node, None, "nothing reads it") for node in dead):
+                return
+
+    def _remove(self, plans: Iterator[tuple[gs.Node, gs.Tensor | None, str]]) -> bool:
+        """Take nodes out; their readers read the given value instead. False if nothing went."""
+        gone = set()
+        for node, instead, why in plans:
+            if not self.ctx.admit(node.name or node.outputs[0].name):
+                continue
+            if instead is not None:
+                _redirect(node.outputs[0], instead)
+            self._record("removed", "O24-232", node, why)
+            _detach(node)
+            gone.add(id(node))
+        self.removed += len(gone)
+        self._keep(lambda node: id(node) not in gone)
+        return bool(gone)
+
+    # --- weights ---------------------------------------------------------------------------
+    def fold_weights(self) -> None:
+        """Raises: InputError O24-008 for a weight with NaN or infinity."""
+        for node in self._quantizers(QUANTIZE):
+            key = self._constant_key(node.inputs[0])
+            parameters = [self._constant_key(tensor) for tensor in node.inputs[1:3]]
+            if key is None or None in parameters or len(parameters) < 2:
+                continue
+            if not self._is_plain(node) or id(node.outputs[0]) in self.shown:
+                continue
+            if not self.ctx.target.int8_initializers:
+                why = f"{self.ctx.target.name} takes no int8 initializers"
+                self._record("kept", "O24-231", node, why, weight=key)
+                continue
+            if self.ctx.admit(str(key)):
+                self._fold(node, key)
+
+    def _fold(self, node: gs.Node, key: ValueKey) -> None:
+        weight, scale, zero_point = (self._values(tensor) for tensor in node.inputs[:3])
+        axis = None if scale.size == 1 else int(node.attrs.get("axis", 1))
+        try:
+            values = quantize(weight, scale, axis, zero_point, zero_point.dtype)
+        except ValueError as err:
+            raise InputError.of(
+                "O24-008", str(err), tensor=key.name, scope=key.scope, node=node.name, op=node.op
+            ) from err
+        source, target = node.inputs[0], node.outputs[0]
+        name = fresh(self.graph, f"{key.name}_{values.dtype}")
+        _redirect(target, gs.Constant(name, values))
+        _detach(node)
+        alone = not source.outputs and id(source) not in self.shown
+        maker = source.inputs[0] if source.inputs else None
+        gone = {id(node)}
+        if alone and maker is not None:  # a Constant node, whose values would stay in the file
+            _detach(maker)
+            gone.add(id(maker))
+        self._keep(lambda other: id(other) not in gone)
+        self.folded.append(_Folded(key, name, alone, weight.nbytes, values.nbytes))
+        why = f"{weight.nbytes:,} to {values.nbytes:,} bytes"
+        self._record("folded", "O24-230", node, why, weight=key, tensor=name)
+
+    # --- what is asked of the view ---------------------------------------------------------
+    def _quantizers(self, *ops: str) -> list[gs.Node]:
+        ops = ops or (QUANTIZE, DEQUANTIZE)
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op in ops and _is_onnx(node) and len(node.inputs) >= 2 and node.outputs
+        ]
+
+    def _keep(self, wanted: Callable[[gs.Node], bool]) -> None:
+        if not all(map(wanted, self.graph.nodes)):
+            self.graph.nodes[:] = [node for node in self.graph.nodes if wanted(node)]
+
+    def _constant_key(self, tensor: gs.Tensor) -> ValueKey | None:
+        """The key of a tensor whose values are known; None for what is computed or may be
+        overridden, and for the integers that this pass has just made."""
+        key = self.found.index.resolve(tensor.name, self.graph.scope)
+        if key not in self.found.tensors or key in self.found.index.graph_inputs:
+            return None
+        return key
+
+    def _values(self, tensor: gs.Tensor) -> np.ndarray:
+        key = self._constant_key(tensor)
+        assert key is not None
+        return self.found.read(self.model, key)
+
+    def _content(self, tensor: gs.Tensor) -> Any:
+        """Equal for constants of equal values, and for the same value."""
+        key = self._constant_key(tensor)
+        if key is None:
+            return id(tensor)
+        proto = self.found.tensors[key]
+        return proto.data_type, tuple(proto.dims), self.model.weights.digest_of(proto)
+
+    def _signature(self, node: gs.Node) -> tuple[Any, ...]:
+        """(op, input, scale, zero point, attributes)"""
+        parameters = [self._content(tensor) for tensor in node.inputs[1:3] if tensor.name]
+        attrs = dict(node.attrs)
+        scale = self._constant_key(node.inputs[1])
+        if scale is not None and not self.found.tensors[scale].dims:
+            attrs.pop("axis", None)  # without meaning for a scale of rank 0
+        else:
+            attrs.setdefault("axis", 1)
+        rest = tuple(sorted((name, repr(value)) for name, value in attrs.items()))
+        # By name, not by content: equal weights may be recorded as 2:4 each under its own name.
+        source = self._constant_key(node.inputs[0]) or id(node.inputs[0])
+        return node.op, source, tuple(parameters), rest
+
+    def _is_plain(self, node: gs.Node) -> bool:
+        """Whether it is by tensor or axis, to an explicit zero point of 8 bits, from a float."""
+        if node.attrs.get("block_size") or len(node.inputs) < 3 or not node.inputs[2].name:
+            return False
+        zero_point = self._constant_key(node.inputs[2])
+        weight = self._constant_key(node.inputs[0])
+        keys = [key for key in (zero_point, weight) if key is not None]
+        dtypes = [numpy_dtype(self.found.tensors[key].data_type) for key in keys]
+        if zero_point is None or dtypes[0].name not in _LEVELS:
+            return False
+        return weight is None or dtypes[1].name in ("float32", "float16", "bfloat16")
+
+    def _is_exact(self, node: gs.Node) -> bool:
+        """Whether Q(DQ(q)) = q for every q."""
+        if not self._is_plain(node) or self._constant_key(node.inputs[1]) is None:
+            return False
+        scale = self._values(node.inputs[1])
+        info = ml_dtypes.finfo(scale.dtype)
+        wide = scale.astype(np.float64)
+        levels = _LEVELS[self._values(node.inputs[2]).dtype.name]
+        return bool((wide >= float(info.tiny)).all() and (wide * levels < float(info.max)).all())
+
+    def _record(
+        self,
+        action: str,
+        code: str,
+        node: gs.Node,
+        reason: str,
+        weight: ValueKey | None = None,
+        **facts: Any,
+    ) -> None:
+        self.ctx.record(
+            action,
+            code,
+            weight=weight.name if weight else "",
+            scope=weight.scope if weight else self.graph.scope,
+            node=node.name,
+            op=node.op,
+            reason=reason,
+            **facts,
+        )
+
+
+def _is_onnx(node: gs.Node) -> bool:
+    return (node.domain or "") in ("", "ai.onnx")
+
+
+def _redirect(value: gs.Tensor, instead: gs.Tensor) -> None:
+    """Make every reader of `value`, in bodies too, read `instead`."""
+    for reader in list(value.outputs):
+        for i, tensor in enumerate(reader.inputs):
+            if tensor is value:
+                reader.inputs[i] = instead
+
+
+def _detach(node: gs.Node) -> None:
+    node.inputs.clear()
+    node.outputs.clear()
