@@ -34,6 +34,9 @@ SCHEMA = 1
 PRUNED, ALREADY = "O24-100", "O24-102"
 NO_PRODUCT = "O24-110"
 
+SUCCESSOR = "tensor"
+"""The fact of a record under which a pass says what the weight's new name is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFacts:
@@ -351,11 +354,16 @@ def _ledger(
     own = {ValueKey(w.scope, w.name): w for w in source.weights}
     steps: dict[ValueKey, list[SiteRecord]] = {key: [] for key in own}
     others = []
+    successors: dict[ValueKey, ValueKey] = {}
     for record in records:
-        if record.weight:
-            steps.setdefault(_weight_of(record, own), []).append(record)
-        else:
+        if not record.weight:
             others.append(record)
+            continue
+        key = _weight_of(record, own)
+        key = successors.get(key, key)
+        steps.setdefault(key, []).append(record)
+        if SUCCESSOR in record.facts:
+            successors[ValueKey(record.scope, str(record.facts[SUCCESSOR]))] = key
     lines = []
     for key, happened in steps.items():
         facts, verdict = own.get(key), verdicts.get(key)

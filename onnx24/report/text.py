@@ -90,21 +90,19 @@ def _coverage(report: Report) -> str:
 def _passes(report: Report) -> str:
     times = report.run.get("passes", [])
     rows = []
+    names = [entry["pass"] for entry in report.passes]
+    room = WIDTH - len("  " * 4) - max(map(len, names), default=0) - len("seconds") - 17
     for i, entry in enumerate(report.passes):
         seconds = times[i].get("seconds") if i < len(times) else None
         numbers = ", ".join(f"{k} {_short(v)}" for k, v in entry.get("statistics", {}).items())
         did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
-        rows.append(
-            (
-                entry["pass"],
-                "–" if seconds is None else f"{seconds:.2f}",
-                "+".join(entry["changed"]) or "nothing",
-                numbers or _actions(did),
-            )
-        )
+        what = textwrap.wrap(numbers or _actions(did), room) or [""]
+        changed = "+".join(entry["changed"]) or "nothing"
+        rows.append((entry["pass"], "–" if seconds is None else f"{seconds:.2f}", changed, what[0]))
+        rows += [("", "", "", more) for more in what[1:]]
     if not rows:
         return ""
-    return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,), prose=(3,))
+    return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,))
 
 
 def _short(value: Any) -> str:
@@ -131,21 +129,20 @@ def _weights(report: Report) -> str:
         fate = tuple((step.pass_name, step.action, step.code) for step in line.steps)
         key = (_DIGITS.sub("*", line.name), line.scope, line.shape, line.dtype, fate)
         groups.setdefault(key, []).append(line)
+    columns = _telling_passes(shown)
     rows = [
         (
             _group_name(lines),
             str(len(lines)),
             shape_text(lines[0].shape) if lines[0].in_input else "–",
             lines[0].dtype or "–",
-            _fate(lines[0]),
+            *(_fate(lines[0], column) for column in columns),
         )
         for lines in groups.values()
     ]
     text = ""
     if rows:
-        text = "weights\n" + table(
-            ("weight", "n", "shape", "dtype", "what happened"), rows, right=(1,), prose=(4,)
-        )
+        text = "weights\n" + table(("weight", "n", "shape", "dtype", *columns), rows, right=(1,))
     if hidden:
         others = f"  {hidden} other initializers: no matrix product's weight ({_NO_PRODUCT})"
         text = f"{text}\n{others}" if text else f"weights\n{others}"
@@ -161,10 +158,21 @@ def _group_name(lines: Sequence[WeightLine]) -> str:
     return scope + (names[0] if len(names) == 1 else _DIGITS.sub("*", names[0]))
 
 
-def _fate(line: WeightLine) -> str:
-    """What the passes did, each action once: "pruned (O24-100), quantized (O24-200)"."""
-    said = dict.fromkeys(f"{step.action} ({step.code})" for step in line.steps)
-    return ", ".join(said) or "untouched"
+def _telling_passes(lines: Sequence[WeightLine]) -> list[str]:
+    """Passes that did something with any of the weights; what was only refused stands below."""
+    done = {step.pass_name for line in lines for step in line.steps if step.action != "refused"}
+    every = dict.fromkeys(step.pass_name for line in lines for step in line.steps)
+    return [name for name in every if name in done]
+
+
+def _fate(line: WeightLine, pass_name: str) -> str:
+    """What a pass did with a weight, or the code with which it refused."""
+    said = dict.fromkeys(
+        step.code if step.action == "refused" else step.action
+        for step in line.steps
+        if step.pass_name == pass_name
+    )
+    return "/".join(said)
 
 
 def _refusals(report: Report) -> str:

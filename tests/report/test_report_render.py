@@ -74,6 +74,10 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
         record("prune24", "refused", "O24-110", "bias"),
         record("qdq", "quantized", "O24-200", "w0", node="a", op="MatMul"),
         record("qdq", "quantized", "O24-200", "w1"),
+        record("fold-qdq", "folded", "O24-230", "w0", facts={"tensor": "w0_int8"}),
+        record("check24", "checked", "O24-102", "w0_int8"),
+        record("fold-qdq", "folded", "O24-230", "w1", facts={"tensor": "w1_int8"}),
+        record("check24", "checked", "O24-102", "w1_int8"),
         record("canonicalize", "folded", "O24-320", node="c"),
     ]
     result = RunResult(
@@ -143,7 +147,8 @@ VALUES = ", ".join(
 def test_every_weight_of_the_input_has_a_line_with_its_steps() -> None:
     weights = {w["name"]: w for w in report().to_json()["weights"]}
     assert list(weights) == ["w0", "w1", "head", "bias"]
-    assert [step["pass"] for step in weights["w0"]["steps"]] == ["prune24", "qdq"]
+    passes = ["prune24", "qdq", "fold-qdq", "check24"]
+    assert [step["pass"] for step in weights["w0"]["steps"]] == passes
     assert weights["w0"]["sparse"] and weights["w0"]["verdict"]["eligible"]
     assert weights["w0"]["steps"][0]["facts"] == {"zeros": 32}
     assert weights["head"]["verdict"]["code"] == "O24-113" and not weights["head"]["sparse"]
@@ -151,7 +156,7 @@ def test_every_weight_of_the_input_has_a_line_with_its_steps() -> None:
 
 def test_a_body_that_reads_an_outer_weight_counts_for_that_weight() -> None:
     weights = {w["name"]: w for w in report().to_json()["weights"]}
-    assert [step["pass"] for step in weights["w1"]["steps"]] == ["prune24", "qdq"]
+    assert [step["pass"] for step in weights["w1"]["steps"]][:2] == ["prune24", "qdq"]
     assert "scope" not in weights["w1"]
 
 
@@ -186,7 +191,9 @@ def test_the_text_fits_100_columns_and_says_what_matters() -> None:
     assert "2 of 2 eligible weights" in text
     assert "pruned 2, energy_kept 0.9123" in text and "2 quantized" in text
     assert "RANDOM numbers, no real data: random:40, seed 0" in text
-    assert re.search(r"w\* +2 +8×8 +float32 +pruned \(O24-100\), quantized \(O24-200\)", text)
+    assert re.search(r"weight +n +shape +dtype +prune24 +qdq +fold-qdq +check24", text)
+    assert re.search(r"w\* +2 +8×8 +float32 +pruned +quantized +folded +checked", text)
+    assert re.search(r"head +1 +8×6 +float32 +O24-113\n", text)
     assert "K = 6 is not a multiple of 4" in text
     assert "1 other initializers: no matrix product's weight (O24-110)" in text
     assert re.search(r"sqnr=20 +18 +y +NOT MET", text)
