@@ -457,6 +457,21 @@ _TABLE = (
         "value out of 16-bit range",
         "The tensor holds values beyond what the 16-bit type can represent.",
     ),
+    Code(
+        "O24-243",
+        "warning",
+        "activation out of 16-bit range",
+        "The activation came near or beyond the largest 16-bit value on the calibration data, so "
+        "its node and its readers stay in float32.",
+    ),
+    Code(
+        "O24-244",
+        "note",
+        "activation ranges not checked",
+        "Without calibration data nothing is known of the activations. One that overflows in 16 "
+        "bit makes the outputs infinite or NaN.",
+        "pass --calib DATA, and compare the outputs",
+    ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code(

@@ -1,0 +1,117 @@
+"""Which operands of a node may be 16-bit floats: what the operator's definition allows, and which
+constants a 16-bit type can hold.
+
+Source: onnx.defs (type constraints per operator and opset); IEEE 754 binary16; bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+_TYPE_STR: dict[int, str] = {
+    TensorProto.FLOAT16: "tensor(float16)",
+    TensorProto.BFLOAT16: "tensor(bfloat16)",
+}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Slots:
+    """For each operand whether it may change from float32 to the 16-bit type. Operands that share
+    a type variable change together."""
+
+    inputs: tuple[bool, ...]
+    outputs: tuple[bool, ...]
+
+
+@lru_cache(maxsize=4096)
+def slots(
+    op_type: str,
+    domain: str,
+    opset: int,
+    inputs: tuple[bool, ...],
+    outputs: tuple[bool, ...],
+    to: int,
+) -> Slots | None:
+    """What the definition says; `inputs` and `outputs` tell which operands are float32 now.
+
+    None where there is no definition. An output whose type no input determines (it comes from an
+    attribute) may not change.
+    """
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+    allowed = {
+        c.type_param_str: _TYPE_STR[to] in c.allowed_type_strs for c in schema.type_constraints
+    }
+    in_vars = _variables(schema.inputs, len(inputs))
+    out_vars = _variables(schema.outputs, len(outputs))
+    if op_type == "DequantizeLinear" and domain == "" and out_vars[0] not in in_vars:
+        out_vars = (in_vars[1],)  # Source: DequantizeLinear-23: by default the type of the scale
+    driven = {var for var, is_float in zip(in_vars, inputs, strict=True) if is_float}
+    return Slots(
+        tuple(f and allowed.get(v, False) for v, f in zip(in_vars, inputs, strict=True)),
+        tuple(
+            f and allowed.get(v, False) and v in driven
+            for v, f in zip(out_vars, outputs, strict=True)
+        ),
+    )
+
+
+def _variables(
+    formals: Sequence[onnx.defs.OpSchema.FormalParameter], count: int
+) -> tuple[str, ...]:
+    """The type variable of each operand, a literal type where there is none; the last formal
+    parameter repeats (variadic). Non-homogeneous variadics have no common variable."""
+    if not formals:
+        return ("",) * count
+    names = []
+    for i in range(count):
+        formal = formals[min(i, len(formals) - 1)]
+        names.append(formal.type_str if formal.is_homogeneous else "")
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class Range16:
+    """Facts about a constant: its largest and smallest nonzero finite magnitude (0 if none)."""
+
+    largest: float
+    smallest: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Range16:
+        """Streams over the values; infinities and NaN count for nothing."""
+        flat = values.reshape(-1)
+        largest, smallest = 0.0, np.inf
+        for start in range(0, flat.size, _CHUNK):
+            part = np.abs(flat[start : start + _CHUNK])
+            part = part[np.isfinite(part) & (part > 0)]
+            if part.size:
+                largest = max(largest, float(part.max()))
+                smallest = min(smallest, float(part.min()))
+        return cls(largest, 0.0 if smallest == np.inf else smallest)
+
+    def overflows(self, to: int) -> bool:
+        """Rounds to infinity in the 16-bit type."""
+        if self.largest == 0.0:
+            return False
+        with np.errstate(over="ignore"):
+            return not bool(np.isfinite(np.float32(self.largest).astype(dtype16(to))))
+
+    def vanishes(self, to: int) -> bool:
+        """The smallest value is below the normal range, where precision fades to nothing."""
+        return 0.0 < self.smallest < float(ml_dtypes.finfo(dtype16(to)).smallest_normal)
+
+
+def dtype16(to: int) -> np.dtype:
+    """The numpy dtype of FLOAT16 or BFLOAT16."""
+    return np.dtype(np.float16 if to == TensorProto.FLOAT16 else ml_dtypes.bfloat16)
