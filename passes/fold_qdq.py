@@ -71,7 +71,7 @@ class FoldQdq(Pass):
                 editor.drop_dead()
                 folded += editor.folded
                 removed += editor.removed
-        _move_claims(model, folded)
+        _move_claims(model, ctx, folded)
         ctx.statistics.update(
             folded=len(folded),
             removed=removed,
@@ -82,25 +82,24 @@ class FoldQdq(Pass):
 
 @dataclass(frozen=True)
 class _Folded:
-    """`alone`: nothing else reads the float weight."""
-
     old: ValueKey
     new: str
-    alone: bool
     bytes_before: int
     bytes_after: int
 
 
-def _move_claims(model: Model, folded: list[_Folded]) -> None:
+def _move_claims(model: Model, ctx: Context, folded: list[_Folded]) -> None:
+    """The record follows the values; it stays with the float as well where a product reads that."""
     claimed = set(model.claims.keys())
-    by_name = {key.name: key for key in model.weights if folded}
-    for fold in folded:
-        if fold.old not in claimed:
-            continue
-        if fold.old in model.weights or not fold.alone:
-            model.claims.add(by_name[fold.new])
-        else:
-            model.claims.move(fold.old, by_name[fold.new])
+    moving = [fold for fold in folded if fold.old in claimed]
+    if not moving:
+        return
+    by_name = {key.name: key for key in model.weights}
+    model.claims.update([by_name[fold.new] for fold in moving])
+    found = ctx.analysis(model, WeightUses)
+    for fold in moving:
+        if fold.old not in found.uses or not found.products(fold.old):
+            model.claims.discard(fold.old)
 
 
 @dataclass
@@ -208,7 +207,7 @@ class _Editor:
             _detach(maker)
             gone.add(id(maker))
         self._keep(lambda other: id(other) not in gone)
-        self.folded.append(_Folded(key, name, alone, weight.nbytes, values.nbytes))
+        self.folded.append(_Folded(key, name, weight.nbytes, values.nbytes))
         why = f"{weight.nbytes:,} to {values.nbytes:,} bytes"
         self._record("folded", "O24-230", node, why, weight=key, tensor=name)
 

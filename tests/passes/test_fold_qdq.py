@@ -1,0 +1,437 @@
+"""fold-qdq: int8 weights, redundant Q/DQ; always bit-identical in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx24 import targets
+from onnx24.errors import InputError
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.passmgr.manager import RunResult, run
+from onnx24.passmgr.pipeline import parse
+from onnx24.quant.scales import dequantize, quantize
+from onnx24.runtime.data import load_data
+from onnx24.runtime.session import Session
+from onnx24.sparsity.masks import is_24
+
+TARGET = targets.load("sm86")
+
+
+def array(shape: Sequence[int], seed: int = 0, dtype=np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def build(text: str, *, opset: int = 17, ir: int = 8, **weights: np.ndarray) -> Model:
+    proto = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>\n{text}')
+    for name, values in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return Model.from_proto(proto)
+
+
+def outputs(model: Model, seed: int = 5) -> list[np.ndarray]:
+    """Of two runs on random numbers, every node as it is written.
+
+    In float16 the dequantized values are made outputs too: where a CPU kernel is missing, ONNX
+    Runtime computes in float32 and leaves out casts between neighbours, so that what an unseen
+    value is rounded to depends on who its neighbours are.
+    """
+    data = load_data("random:2", model, seed=seed)
+    shown = [value.name for value in model.proto.graph.output]
+    hidden = [
+        n.output[0]
+        for n in model.proto.graph.node
+        if n.op_type == "DequantizeLinear" and n.output[0] not in shown
+    ]
+    half = model.proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    session = Session(model, [*shown, *hidden] if half else None, optimize=False)
+    return [
+        found[name]
+        for feeds in data.batches(model)
+        for found in [session.run(feeds)]
+        for name in shown
+    ]
+
+
+def fold(model: Model, *, target=TARGET, before: str = "", **options) -> RunResult:
+    """Run the pass (behind others, where asked) and check that no bit of the outputs changes."""
+    if before:
+        data = load_data("random:8", model)
+        run(model, parse(before), target=TARGET, calibration=data, reproducer_dir=None)
+    want = outputs(model)
+    result = run(model, parse("fold-qdq"), target=target, reproducer_dir=None, **options)
+    for got, expected in zip(outputs(model), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    return result
+
+
+def ops(model: Model) -> list[str]:
+    return sorted(node.op_type for scope in model.scopes() for node in scope.graph.node)
+
+
+def names(model: Model) -> set[str]:
+    return {key.name for key in model.weights}
+
+
+def codes(result: RunResult) -> list[str]:
+    return [record.code for record in result.records]
+
+
+MATMUL = "g (float[N, 32] x) => (float[N, 24] y) { [fc] y = MatMul(x, w) }"
+PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+SCALE = {"s": np.array(0.05, np.float32), "z": np.array(0, np.int8)}
+
+
+# --- weights -------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize(
+    ("body", "shape", "x", "y"),
+    [
+        ("y = MatMul(x, w)", (32, 24), "N, 32", "N, 24"),
+        ("y = Gemm<transB = 1>(x, w)", (24, 32), "N, 32", "N, 24"),
+        ("y = Conv(x, w)", (24, 32, 3, 3), "N, 32, 6, 6", "N, 24, 4, 4"),
+        ("y = ConvTranspose(x, w)", (32, 24, 3, 3), "N, 32, 4, 4", "N, 24, 6, 6"),
+        ("t = Transpose<perm = [1, 0]>(w) y = MatMul(x, t)", (24, 32), "N, 32", "N, 24"),
+    ],
+)
+def test_weights_of_every_form(dtype, body, shape, x, y):
+    w = array(shape, dtype=np.float32 if dtype == "float" else np.float16)
+    text = f"g ({dtype}[{x}] x) => ({dtype}[{y}] y) {{ {body} }}"
+    model = build(text, opset=19, ir=9, w=w)
+    result = fold(model, before="qdq")
+    (found,) = (r for r in result.records if r.code == "O24-230")
+    assert (found.action, found.weight) == ("folded", "w")
+    assert "w" not in names(model) and "w_int8" in names(model)
+    assert model.weights["w_int8"].dtype == np.int8 and ops(model).count("QuantizeLinear") == 1
+    assert result.passes[0].statistics["weight_bytes_after"] == w.size
+    step = float(np.max(np.asarray(model.weights["w_scale"], np.float32)))
+    axis = next(
+        n.attribute[0].i
+        for n in model.proto.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] == "w_int8"
+    )
+    real = dequantize(model.weights["w_int8"], model.weights["w_scale"], axis)
+    assert np.abs(real.astype(np.float32) - w.astype(np.float32)).max() <= step * 0.51
+
+
+def test_the_file_shrinks_to_a_quarter(tmp_path):
+    model = build(MATMUL, w=array((32, 24)))
+    big = build(
+        "g (float[N, 256] x) => (float[N, 256] y) { y = MatMul(x, w) }", w=array((256, 256))
+    )
+    for each in (model, big):
+        fold(each, before="qdq")
+    big.save(tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < 256 * 256 * 1.1
+
+
+def test_the_record_of_sparsity_moves_to_the_integers():
+    model = build(MATMUL, w=array((32, 24)))
+    fold(model, before="prune24,qdq")
+    assert model.claims.keys() == [ValueKey("", "w_int8")]
+    assert is_24(model.weights["w_int8"], 0)
+    run(model, parse("check24"), target=TARGET, reproducer_dir=None)
+
+
+def test_a_float_weight_that_is_still_read_stays_without_the_record():
+    """Nothing multiplies with it any more, so that there is no pattern to keep."""
+    model = build(
+        "g (float[N, 32] x, int64[N, 1] i) => (float[N, 24] y, float[N, 1, 24] e) "
+        "{ y = MatMul(x, w) e = Gather(w, i) }",
+        w=array((32, 24)),
+    )
+    fold(model, before="prune24{tied=prune},qdq")
+    assert {"w", "w_int8"} <= names(model)
+    assert model.claims.keys() == [ValueKey("", "w_int8")]
+
+
+def test_a_float_weight_that_another_product_reads_keeps_its_record():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 24] y, float[N, 24] u) "
+        "{ [a] y = MatMul(x, w) r = Relu(x) [b] u = MatMul(r, w) }",
+        w=array((32, 24)),
+    )
+    fold(model, before="prune24,qdq{exclude=b}")
+    assert {"w", "w_int8"} <= names(model)
+    assert model.claims.keys() == [ValueKey("", "w"), ValueKey("", "w_int8")]
+
+
+def test_tied_weights_are_folded_once():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 32] y) { h = MatMul(x, w) y = MatMul(h, w) }",
+        w=array((32, 32)),
+    )
+    result = fold(model, before="qdq")
+    assert codes(result) == ["O24-230"] and "w" not in names(model)
+    both = build(
+        "g (float[N, 32] x) => (float[N, 32] y) { h = MatMul(x, w) y = Gemm<transB = 1>(h, w) }",
+        w=array((32, 32)),
+    )
+    result = fold(both, before="qdq")
+    assert codes(result) == ["O24-230", "O24-230"]
+    assert {"w_int8", "w_int8_2"} <= names(both) and "w" not in names(both)
+
+
+def test_a_constant_node_goes_with_its_values():
+    text = "g (float[N, 32] x) => (float[N, 24] y) { y = MatMul(x, w) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
+    value = onnx.numpy_helper.from_array(array((32, 24)))
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=value))
+    model = Model.from_proto(proto)
+    fold(model, before="prune24,qdq")
+    assert "Constant" not in ops(model)
+    assert model.claims.keys() == [ValueKey("", "w_int8")]
+
+
+def test_a_target_without_int8_initializers_keeps_the_float():
+    model = build(MATMUL, w=array((32, 24)))
+    run(
+        model,
+        parse("qdq"),
+        target=TARGET,
+        calibration=load_data("random:8", model),
+        reproducer_dir=None,
+    )
+    before = model.to_bytes()
+    result = fold(model, target=targets.load("sm86-trt8"))
+    (found,) = result.records
+    assert (found.action, found.code, found.weight) == ("kept", "O24-231", "w")
+    assert model.to_bytes() == before
+
+
+def test_unsigned_weights_of_other_tools_with_a_zero_point():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 24] y) "
+        "{ q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) y = MatMul(x, d) }",
+        w=array((32, 24)),
+        s=np.array(0.02, np.float32),
+        z=np.array(131, np.uint8),
+    )
+    fold(model)
+    assert model.weights["w_uint8"].dtype == np.uint8
+
+
+def test_nan_in_a_weight_is_an_error_and_nothing_changes():
+    w = array((32, 24))
+    w[0, 0] = np.nan
+    model = build(
+        "g (float[N, 32] x) => (float[N, 24] y) "
+        "{ q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) y = MatMul(x, d) }",
+        w=w,
+        **SCALE,
+    )
+    before = model.to_bytes()
+    with pytest.raises(InputError, match="O24-008"):
+        run(model, parse("fold-qdq"), target=TARGET, reproducer_dir=None)
+    assert model.to_bytes() == before
+
+
+def test_bodies():
+    model = build(
+        """g (float[N, 32] x, bool c) => (float[N, 24] y) {
+          [choice] y = If(c) <
+            then_branch = t () => (float[N, 24] a) {
+              q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) a = MatMul(x, d)
+            },
+            else_branch = e () => (float[N, 24] b) {
+              q2 = QuantizeLinear(w, s, z) d2 = DequantizeLinear(q2, s, z) b = MatMul(x, d2)
+            }
+          >
+        }""",
+        w=array((32, 24)),
+        **SCALE,
+    )
+    run(model, parse("prune24"), target=TARGET, reproducer_dir=None)
+    fold(model)
+    assert "QuantizeLinear" not in ops(model) and ValueKey("", "w") not in model.weights
+    claimed = model.claims.keys()
+    assert [key.scope for key in claimed] == ["choice.else_branch", "choice.then_branch"]
+    assert all(is_24(model.weights[key], 0) for key in claimed)
+
+
+# --- redundant pairs -----------------------------------------------------------------------
+def test_identical_pairs_become_one():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 32] y, float[N, 32] z) { q = QuantizeLinear(x, s, n) "
+        "d = DequantizeLinear(q, s, n) y = Relu(d) p = QuantizeLinear(x, t, m) "
+        "e = DequantizeLinear(p, t, m) z = Neg(e) }",
+        s=np.array(0.05, np.float32),
+        n=np.array(0, np.int8),
+        t=np.array(0.05, np.float32),
+        m=np.array(0, np.int8),
+    )
+    result = fold(model)
+    assert ops(model) == ["DequantizeLinear", "Neg", "QuantizeLinear", "Relu"]
+    assert codes(result) == ["O24-232", "O24-232"] and names(model) == {"s", "n"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"t": np.array(0.06, np.float32)},
+        {"m": np.array(1, np.int8)},
+        {"m": np.array(0, np.uint8)},
+        {"t": np.array([0.05], np.float32), "m": np.array([0], np.int8)},
+    ],
+)
+def test_pairs_that_differ_stay(other):
+    values = {"s": SCALE["s"], "n": SCALE["z"], "t": SCALE["s"], "m": SCALE["z"], **other}
+    text = (
+        "g (float[N, 1] x) => (float[N, 1] y, float[N, 1] z) { q = QuantizeLinear(x, s, n) "
+        "d = DequantizeLinear(q, s, n) y = Relu(d) p = QuantizeLinear(x, t, m) "
+        "e = DequantizeLinear(p, t, m) z = Neg(e) }"
+    )
+    model = build(text, **values)
+    before = model.to_bytes()
+    result = fold(model)
+    assert model.to_bytes() == before and not result.records
+
+
+def test_back_to_back_pairs_cancel():
+    model = build(
+        f"g (float[N, 32] x) => (float[N, 32] y) {{ {PAIR} p = QuantizeLinear(d, s, z) "
+        "e = DequantizeLinear(p, s, z) r = QuantizeLinear(e, s, z) "
+        "f = DequantizeLinear(r, s, z) y = Relu(f) }",
+        **SCALE,
+    )
+    result = fold(model)
+    assert ops(model) == ["DequantizeLinear", "QuantizeLinear", "Relu"]
+    assert set(codes(result)) == {"O24-232"}
+
+
+def test_back_to_back_pairs_of_two_scales_stay():
+    model = build(
+        f"g (float[N, 32] x) => (float[N, 32] y) {{ {PAIR} p = QuantizeLinear(d, t, z) "
+        "e = DequantizeLinear(p, t, z) y = Relu(e) }",
+        t=np.array(0.07, np.float32),
+        **SCALE,
+    )
+    before = model.to_bytes()
+    fold(model)
+    assert model.to_bytes() == before
+
+
+@pytest.mark.parametrize(("scale", "cancels"), [(6e-5, False), (0.1, True), (300.0, False)])
+def test_only_exact_pairs_cancel_in_float16(scale, cancels):
+    """300 · 255 overflows float16, and 6e-5 is no normal number there."""
+    model = build(
+        "g (int8[256] x) => (int8[256] y) "
+        "{ d = DequantizeLinear(x, s, z) q = QuantizeLinear(d, s, z) y = Identity(q) }",
+        opset=19,
+        ir=9,
+        s=np.array(scale, np.float16),
+        z=np.array(0, np.int8),
+    )
+    every = np.arange(-128, 128).astype(np.int8)
+    if cancels:
+        there = dequantize(every, model.weights["s"])
+        np.testing.assert_array_equal(quantize(there, model.weights["s"]), every)
+    fold(model)
+    assert ("QuantizeLinear" not in ops(model)) == cancels
+
+
+def test_dead_pairs_go_and_graph_outputs_stay():
+    model = build(
+        f"g (float[N, 32] x) => (float[N, 32] y, float[N, 32] e) {{ {PAIR} "
+        "y = Relu(x) p = QuantizeLinear(x, t, z) e = DequantizeLinear(p, t, z) }",
+        t=np.array(0.07, np.float32),
+        **SCALE,
+    )
+    result = fold(model)
+    assert ops(model) == ["DequantizeLinear", "QuantizeLinear", "Relu"]
+    assert codes(result) == ["O24-232", "O24-232"] and names(model) == {"t", "z"}
+
+
+def test_values_that_are_outputs_are_not_merged_away():
+    model = build(
+        "g (float[N, 32] x) => (int8[N, 32] q, int8[N, 32] p, float[N, 32] y) { "
+        "q = QuantizeLinear(x, s, z) p = QuantizeLinear(x, s, z) d = DequantizeLinear(p, s, z) "
+        "y = Relu(d) }",
+        **SCALE,
+    )
+    fold(model)
+    assert [v.name for v in model.proto.graph.output] == ["q", "p", "y"]
+    assert ops(model).count("QuantizeLinear") == 2
+
+
+def test_readers_in_bodies_follow():
+    model = build(
+        f"""g (float[N, 32] x, bool c) => (float[N, 32] y, float[N, 32] u) {{ {PAIR}
+          p = QuantizeLinear(x, s, z) e = DequantizeLinear(p, s, z) u = Relu(d)
+          y = If(c) <
+            then_branch = t () => (float[N, 32] a) {{ a = Neg(e) }},
+            else_branch = f () => (float[N, 32] b) {{ b = Neg(d) }}
+          >
+        }}""",
+        **SCALE,
+    )
+    fold(model)
+    assert ops(model).count("QuantizeLinear") == ops(model).count("DequantizeLinear") == 1
+
+
+def test_blocks_and_missing_zero_points_are_left_alone():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 24] y, uint8[32, 24] u) { "
+        "q = QuantizeLinear<axis = 0, block_size = 16>(w, sb, zb) "
+        "d = DequantizeLinear<axis = 0, block_size = 16>(q, sb, zb) y = MatMul(x, d) "
+        "v = QuantizeLinear(w, s) u = Identity(v) }",
+        opset=21,
+        ir=10,
+        w=array((32, 24)),
+        sb=np.full((2, 24), 0.03, np.float32),
+        zb=np.zeros((2, 24), np.int8),
+        s=SCALE["s"],
+    )
+    before = model.to_bytes()
+    fold(model)
+    assert model.to_bytes() == before
+
+
+# --- invariants ----------------------------------------------------------------------------
+def test_nothing_to_do_and_a_second_run():
+    plain = build(MATMUL, w=array((32, 24)))
+    before = plain.to_bytes()
+    assert not fold(plain).records and plain.to_bytes() == before
+    fold(plain, before="qdq")
+    once = plain.to_bytes()
+    assert not fold(plain).records and plain.to_bytes() == once
+
+
+def test_a_limit_of_sites():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 24] y) { h = MatMul(x, v) y = MatMul(h, w) }",
+        v=array((32, 32)),
+        w=array((32, 24), 1),
+    )
+    result = fold(model, before="qdq", site_limit=1)
+    assert codes(result) == ["O24-230"] and {"v_int8", "w"} <= names(model)
+
+
+def test_external_data(tmp_path):
+    model = build(MATMUL, w=array((32, 24)))
+    model.save(tmp_path / "m.onnx", external="external")
+    external = Model.load(tmp_path / "m.onnx")
+    fold(external, before="prune24,qdq")
+    external.save(tmp_path / "out.onnx")
+    again = Model.load(tmp_path / "out.onnx")
+    for got, want in zip(outputs(again), outputs(external), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit"])
+def test_the_trained_models(name, fixture_models, digits_calib):
+    model = Model.load(fixture_models[name].path)
+    data = load_data(str(digits_calib), model)
+    run(model, parse("prune24,qdq"), target=TARGET, calibration=data, reproducer_dir=None)
+    claimed = len(model.claims.keys())
+    feeds = next(data.batches(model))
+    want = Session(model, optimize=False).run(feeds)["logits"]
+    result = run(model, parse("fold-qdq,check24"), target=TARGET, reproducer_dir=None)
+    np.testing.assert_array_equal(Session(model, optimize=False).run(feeds)["logits"], want)
+    assert len(model.claims.keys()) == claimed
+    folded = {"cnn": 5, "vit": 13}[name]
+    assert result.passes[0].statistics["folded"] == folded
