@@ -17,6 +17,7 @@ from onnx24.diagnostics import diagnostic
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.opset import leave_ir_version_3
 from onnx24.ir.repair import repair
 from onnx24.ir.scopes import function_path, node_label, scopes
 from onnx24.ir.weights import INLINE_BYTES, numpy_dtype, payload_bytes
@@ -60,7 +61,8 @@ class Canonicalize(Pass):
         repair(model)
         if self.inline_functions and model.proto.functions:
             _inline(model, ctx)
-        _raise_ir_version(model)
+        if leave_ir_version_3(model.proto):
+            model.touch(Effects.STRUCTURE)
         counts = ctx.statistics
         state = _State(model, ctx)
         while True:
@@ -118,23 +120,6 @@ def _drop_unused_imports(model: Model, keep: set[str]) -> None:
 
 def _is_known_domain(domain: str) -> bool:
     return domain in {schema.domain for schema in onnx.defs.get_all_schemas()}
-
-
-def _raise_ir_version(model: Model) -> None:
-    """Before IR version 4 every initializer had to be listed as an input, without being one.
-
-    Source: onnx/docs/IR.md, "Graphs"; ONNX Runtime does not let those be fed either.
-    """
-    proto = model.proto
-    if proto.ir_version >= 4:
-        return
-    constants = any(node.op_type == "Constant" for s in model.scopes() for node in s.graph.node)
-    if not proto.graph.initializer and not constants:
-        return
-    proto.ir_version = 4
-    names = {tensor.name for tensor in proto.graph.initializer}
-    _delete(proto.graph.input, {i for i, v in enumerate(proto.graph.input) if v.name in names})
-    model.touch(Effects.STRUCTURE)
 
 
 def _warn_of_shadowed_inputs(model: Model, ctx: Context) -> None:

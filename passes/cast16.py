@@ -339,8 +339,13 @@ class _Plan:
                 diagnostic("O24-244", "no calibration data: activations were not looked at")
             )
             return
+        # An input with a default value may not be in the data: the default stands for it.
+        defaults = {name for name in names if ValueKey("", name) in self.model.weights}
+        observed = [name for name in names if name not in defaults]
         largest = dict.fromkeys(names, 0.0)
-        for values in activations(self.model, list(names), data.batches(self.model)):
+        for name in defaults:
+            largest[name] = Range16.of(self.model.weights[name]).largest
+        for values in activations(self.model, observed, data.batches(self.model)):
             for name, array in values.items():
                 magnitude = np.abs(array).max(initial=0.0)
                 largest[name] = max(largest[name], float(np.nan_to_num(magnitude, nan=np.inf)))

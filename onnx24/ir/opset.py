@@ -9,11 +9,14 @@ node that they serve.
 What the converter gets wrong or refuses, measured on onnx 1.23 against ONNX Runtime 1.32, is put
 right by the small adapters below:
 
-- Hardmax 12 → 13: the change of meaning (coerced to 2-D before) is ignored;
+- Hardmax 12 → 13: the change of meaning (coerced to 2-D before) is ignored; for Softmax and
+  LogSoftmax it is not, but a result that a body reads makes the converter fail;
 - Resize 10 → 11 (Upsample as well): the sampling grid of opset 10 is not carried over, so that
   linear modes differ;
 - Dropout with a mask output that nothing reads: the mask's type changed;
 - LayerNormalization below opset 17 (see ir.repair): no adapter;
+- Upsample and Scatter, which become other operators: their results lose their names, and bodies
+  that read them are left behind;
 - sparse initializers: unknown to the converter.
 
 Source: onnx/version_converter/convert.h and adapters/, onnx/docs/Changelog.md.
@@ -63,6 +66,7 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     _finish(work, start, to)
 
     rewritten: list[str] = []
+    leave_ir_version_3(proto)
     names = _Names(proto)
     _merge(proto.graph, work.graph, names, rewritten)
     for entry in proto.opset_import:
@@ -73,6 +77,23 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     )
     proto.ir_version = max(proto.ir_version, oldest)
     return rewritten
+
+
+def leave_ir_version_3(proto: ModelProto) -> bool:
+    """Raise the IR version to 4, where it is older and the model has constants. Returns: whether.
+
+    Before version 4 every initializer had to be listed as an input, without being one; those
+    inputs go. *Source:* onnx/docs/IR.md, "Graphs"; ONNX Runtime does not let them be fed either.
+    """
+    has_constants = any(_is(node, "Constant") for g in _graphs(proto.graph) for node in g.node)
+    if proto.ir_version >= 4 or not (proto.graph.initializer or has_constants):
+        return False
+    proto.ir_version = 4
+    names = {tensor.name for tensor in proto.graph.initializer}
+    for position in reversed(range(len(proto.graph.input))):
+        if proto.graph.input[position].name in names:
+            del proto.graph.input[position]
+    return True
 
 
 def _opset(proto: ModelProto) -> int:
@@ -140,27 +161,54 @@ def _prepare(model: ModelProto, start: int, to: int) -> None:
                 del node.output[1:]
             if start < 17 <= to and _is(node, "LayerNormalization"):
                 node.domain = _AHEAD_DOMAIN
-        if start < 13 <= to:
-            _edit_nodes(graph, _coerce_hardmax)
+    if start < 13 <= to:
+        ranks = _ranks(model)
+        for graph in _graphs(model.graph):
+            _edit_nodes(graph, lambda node: _written_out(node, ranks))
 
 
-def _coerce_hardmax(node: NodeProto) -> list[NodeProto]:
-    """Hardmax as opsets below 13 mean it: over all axes from `axis` on, flattened."""
-    if not _is(node, "Hardmax"):
+def _ranks(model: ModelProto) -> dict[str, int]:
+    """Ranks of values by name, as far as ONNX's inference knows them. A name that bodies use for
+    values of different ranks is left out."""
+    try:
+        model = onnx.shape_inference.infer_shapes(model)
+    except _CONVERTER_ERRORS:
+        return {}
+    found: dict[str, set[int]] = {}
+    for graph in _graphs(model.graph):
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            tensor = value.type.tensor_type
+            ranks = {len(tensor.shape.dim)} if tensor.HasField("shape") else {-1}
+            found.setdefault(value.name, set()).update(ranks)
+        for constant in graph.initializer:
+            found.setdefault(constant.name, set()).add(len(constant.dims))
+    return {
+        name: min(ranks) for name, ranks in found.items() if len(ranks) == 1 and -1 not in ranks
+    }
+
+
+def _written_out(node: NodeProto, ranks: dict[str, int]) -> list[NodeProto]:
+    """Softmax and its relatives as opsets below 13 mean them: over all axes from `axis` on,
+    flattened. Over the last axis alone that is what they mean later too."""
+    if not any(_is(node, op) for op in ("Softmax", "LogSoftmax", "Hardmax")):
         return [node]
     axis = next((attr.i for attr in node.attribute if attr.name == "axis"), 1)
-    x, y = node.input[0], node.output[0]
+    rank = ranks.get(node.input[0])
     core = NodeProto()
     core.CopyFrom(node)
-    del core.attribute[:], core.input[:], core.output[:]
-    core.input.append(f"{y}.flat")
-    core.output.append(f"{y}.hardmax")
+    del core.attribute[:]
+    if axis == -1 or (rank is not None and axis == rank - 1):
+        core.attribute.append(onnx.helper.make_attribute("axis", axis))
+        return [core]
+    x, y = node.input[0], node.output[0]
+    core.input[:] = [f"{y}.flat"]
+    core.output[:] = [f"{y}.{node.op_type.lower()}"]
     core.attribute.append(onnx.helper.make_attribute("axis", 1))
     return [
         onnx.helper.make_node("Shape", [x], [f"{y}.shape"]),
         onnx.helper.make_node("Flatten", [x], [f"{y}.flat"], axis=axis),
         core,
-        onnx.helper.make_node("Reshape", [f"{y}.hardmax", f"{y}.shape"], [y]),
+        onnx.helper.make_node("Reshape", [core.output[0], f"{y}.shape"], [y]),
     ]
 
 
@@ -228,6 +276,7 @@ class _Names:
 
 def _merge(old: GraphProto, new: GraphProto, names: _Names, rewritten: list[str]) -> bool:
     """Take over into `old` what differs in `new`. Returns: whether anything did."""
+    _restore_results(old, new)
     by_output = {name: node for node in old.node for name in node.output if name}
     by_name = {node.name: node for node in old.node if node.name}
     merged: list[NodeProto] = []
@@ -273,6 +322,27 @@ def _merge(old: GraphProto, new: GraphProto, names: _Names, rewritten: list[str]
     old.initializer.extend(copies.initializer)
     _drop_stale_infos(old)
     return True
+
+
+_REPLACED = {"Upsample": "Resize", "Scatter": "ScatterElements"}
+
+
+def _restore_results(old: GraphProto, new: GraphProto) -> None:
+    """Give the results of operators that were replaced their names back. The order of nodes is
+    kept, so that the n-th that went is the n-th that came."""
+    before = {name for node in old.node for name in node.output}
+    after = {name for node in new.node for name in node.output}
+    names: dict[str, str] = {}
+    for op, successor in _REPLACED.items():
+        gone = [n.output[0] for n in old.node if _is(n, op) and n.output[0] not in after]
+        came = [n.output[0] for n in new.node if _is(n, successor) and n.output[0] not in before]
+        if len(gone) == len(came):
+            names.update(zip(came, gone, strict=True))
+    for graph in _graphs(new) if names else ():
+        for node in graph.node:
+            _rename(node, names)
+        for value in graph.output:
+            value.name = names.get(value.name, value.name)
 
 
 def _same(old: NodeProto, new: NodeProto, names: _Names, rewritten: list[str]) -> bool:

@@ -322,6 +322,17 @@ def test_activations_beyond_the_range_stay() -> None:
     assert_same(before, outputs(model, {"x": x}), rtol=RTOL)
 
 
+def test_an_input_with_a_default_is_not_in_the_data() -> None:
+    model = text_model(
+        "g (float[3,8] x, float[8,6] u) => (float[3,6] y) { y = MatMul(x, u) }",
+        weights={"u": W},
+    )
+    data = _Data({"x": np.ones((3, 8), np.float32)})
+    ctx = Context(target=targets.load(targets.DEFAULT), calibration=data)  # type: ignore[arg-type]
+    Cast16().run(model, ctx)
+    assert computed_in(model, "MatMul") == {"FLOAT16"} and "u" in model.weights
+
+
 def test_without_data_a_note_says_so() -> None:
     model = text_model("g (float[3,8] x) => (float[3,6] y) { y = MatMul(x, w) }", weights={"w": W})
     ctx = apply(model, Cast16())

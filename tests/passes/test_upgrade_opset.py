@@ -152,6 +152,35 @@ def test_newer_targets(name: str, to: int) -> None:
     assert_same(before, outputs(model))
 
 
+FLOAT_RESULTS = [
+    name for name in CASES if name not in ("dropout-unread-mask", "if-body", "loop-body")
+]
+
+
+@pytest.mark.parametrize("name", FLOAT_RESULTS)
+def test_results_that_a_body_reads(name: str) -> None:
+    """The converter rewires readers in the same graph only."""
+    first, text = CASES[name]
+    proto = text_model(text, opset=first, ir=6).proto
+    graph = proto.graph
+    for node in graph.node:
+        node.output[:] = ["inner" if output == "y" else output for output in node.output]
+        node.input[:] = ["inner" if value == "y" else value for value in node.input]
+    branches = []
+    for op in ("Neg", "Abs"):
+        out = onnx.helper.make_tensor_value_info(f"{op}.out", onnx.TensorProto.FLOAT, None)
+        body = [onnx.helper.make_node(op, ["inner"], [out.name])]
+        branches.append(onnx.helper.make_graph(body, op, [], [out]))
+    graph.node.append(
+        onnx.helper.make_node("If", ["p"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    )
+    graph.input.append(onnx.helper.make_tensor_value_info("p", onnx.TensorProto.BOOL, []))
+    model = Model.from_proto(proto)
+    before = outputs(model)
+    apply(model, UpgradeOpset())
+    assert_same(before, outputs(model))
+
+
 def test_a_newer_model_is_not_touched() -> None:
     model = text_model(X + "{ y = Softmax<axis=1>(x) }", opset=13)
     before = model.to_bytes()
