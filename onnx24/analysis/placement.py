@@ -333,7 +333,10 @@ class Placement:
 
     def read_by(self, layer: Layer) -> str:
         """The activation whose pair the layer reads, perhaps over commuting operators."""
-        value = layer.data
+        return self.seat(layer.data)
+
+    def seat(self, value: str) -> str:
+        """Where the pair of `value` stands now that pairs have moved over commuting operators."""
         while value in self.moved:
             value = self.moved[value]
         return value
@@ -423,7 +426,8 @@ def _share_over_concat(flow: Flow, placement: Placement, fits: Callable[[str], b
         if site is None or site.proto.op_type != "Concat":
             continue
         inputs = list(site.proto.input)
-        groups = {placement._root(name) for name in (value, *inputs) if name in placement.edges}
+        seats = [placement.seat(name) for name in inputs]
+        groups = {placement._root(name) for name in (value, *seats) if name in placement.edges}
         wanted = {
             name: {(site.position, i) for i, other in enumerate(inputs) if other == name}
             for name in inputs
@@ -431,14 +435,18 @@ def _share_over_concat(flow: Flow, placement: Placement, fits: Callable[[str], b
         fitting = [fits(name) for name in inputs]
         whole = flow.read_only_by(value, edges) and all(fitting)
         settled = len(groups) == 1 and (
-            not whole or all(e <= placement.edges.get(n, set()) for n, e in wanted.items())
+            not whole
+            or all(
+                name in placement.moved or edges <= placement.edges.get(name, set())
+                for name, edges in wanted.items()
+            )
         )
         if settled:
             continue
-        for name in inputs:
-            if whole:
+        for name, seat in zip(inputs, seats, strict=True):
+            if whole and name not in placement.moved:
                 placement.add(name, wanted[name])
-            if name in placement.edges:
-                placement.tie(value, name)
+            if seat in placement.edges:
+                placement.tie(value, seat)
         return True
     return False
