@@ -372,9 +372,9 @@ _TABLE = (
         "O24-125",
         "warning",
         "pruned by magnitude only",
-        "Without calibration data the survivors cannot be chosen by their effect on the "
-        "outputs. The accuracy loss is often large.",
-        "pass --calib DATA, then check accuracy",
+        "The survivors were chosen by their size alone, not by their effect on the outputs, and "
+        "the weights that stay were not adjusted. The accuracy loss is often large.",
+        "measure the task's accuracy before deploying; exclude the layers that suffer most",
     ),
     Code(
         "O24-126",

@@ -146,7 +146,7 @@ class Prune24(Pass):
             ctx.diagnostics.add(
                 diagnostic(
                     "O24-125",
-                    f"{pruned} weights were pruned by magnitude, without calibration data",
+                    f"{pruned} weights were pruned by magnitude, which looks at no activations",
                     facts={"weights": pruned},
                 )
             )

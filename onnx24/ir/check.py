@@ -25,6 +25,9 @@ MIN_OPSET = 7
 """The oldest ai.onnx opset that is taken. Source: ONNX Runtime supports opset 7 and later."""
 
 
+_DATA_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+
+
 def check_input(model: Model) -> None:
     """Refuse an invalid model. Harmless defects (ir.repair) are noted in `model.defects`.
 
@@ -35,6 +38,10 @@ def check_input(model: Model) -> None:
     if not proto.HasField("graph") or not proto.graph.output:
         raise InputError.of("O24-004", "the graph has no outputs", file=file)
     for tensor in tensors(proto):
+        if tensor.data_type not in _DATA_TYPES:
+            raise InputError.of(
+                "O24-014", f"data type {tensor.data_type} is not known", tensor=tensor.name
+            )
         if min(tensor.dims, default=0) < 0:
             raise InputError.of(
                 "O24-014", f"negative dimension in {list(tensor.dims)}", tensor=tensor.name
@@ -78,8 +85,6 @@ def _check_inline(model: Model, tensor: onnx.TensorProto) -> None:
     """That values in the document itself fill the shape."""
     if tensor.data_type == onnx.TensorProto.STRING:
         return
-    if tensor.data_type == onnx.TensorProto.UNDEFINED:
-        raise InputError.of("O24-014", "the tensor has no dtype", tensor=tensor.name)
     if tensor.HasField("raw_data"):
         model.weights.payload(tensor)
         return

@@ -209,7 +209,7 @@ def _shortened(message: str) -> str:
     """ONNX Runtime's message without its own file names, line numbers and symbols."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
     text = re.sub(r"\S*onnxruntime\S*/\S+:\d+ .*?\) ?(?=[A-Z])", "", text, flags=re.DOTALL)
-    text = " ".join(text.split())
+    text = " ".join(text.split()).removeprefix("Fatal error: ")
     if len(text) > _MESSAGE_CHARACTERS:
         text = text[:_MESSAGE_CHARACTERS].rsplit(" ", 1)[0] + " …"
     return text

@@ -200,7 +200,7 @@ def test_pipeline_typo(work, capsys, pipeline, code, nearest):
 
 def test_target_and_preset_typos(work, capsys):
     _save(mlp([64, 32]))
-    _refused(work, capsys, "O24-025", "sm86", args=("--target", "sm68"))
+    _refused(work, capsys, "O24-025", "did you mean 'sm8", args=("--target", "sm68"))
     _refused(work, capsys, "O24-024", "sparse-int8", args=("--preset", "sparse-int9"))
 
 
