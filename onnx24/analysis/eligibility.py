@@ -174,10 +174,10 @@ _COMPUTED_IN = {
 def _is_weight(key: ValueKey, found: WeightUses) -> bool:
     tensor, uses = found.tensors[key], found.uses[key]
     dtype = numpy_dtype(tensor.data_type)
-    if dtype.kind in "OSUbc" or (dtype.kind in "iu" and dtype.itemsize > 1):
-        return False
     if any(use.kind == "product" for use in uses):
         return True
+    if dtype.kind in "OSUbc" or (dtype.kind in "iu" and dtype.itemsize > 1):
+        return False
     if uses and all(use.kind == "parameter" for use in uses):
         return False
     # A Constant node that feeds no product is plumbing: a scalar, a shape, a mask.

@@ -42,6 +42,9 @@ sparse); so does a recurrent layer; takes them as scale or zero point; rearrange
 way that is not followed; shows them outside the graph; anything else."""
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
+_RANDOM = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
+)
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _REARRANGING = frozenset(
     {
@@ -156,7 +159,7 @@ class WeightUses(Analysis):
         tensors = dict(index.initializers)
         constants = dict(_constant_tensors(index))
         tensors.update(constants)
-        tracer = _Tracer(model, index)
+        tracer = _Tracer(model, index, frozenset(constants))
         uses = {key: tracer.trace(key, tensor) for key, tensor in tensors.items()}
         weighted = {
             id(use.consumer.proto)
@@ -170,6 +173,7 @@ class WeightUses(Analysis):
             if site.proto.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
             and _is_onnx(site)
             and id(site.proto) not in weighted
+            and not any(tracer.is_fixed(name, site.scope) for name in site.proto.input[:2])
         ]
         return cls(uses, tensors, frozenset(constants), dynamic, index)
 
@@ -264,6 +268,17 @@ def _is_integer(dtype: np.dtype) -> bool:
     return dtype.kind in "iu" or dtype.name in ("int4", "uint4", "int2", "uint2")
 
 
+def _is_foldable(site: NodeSite) -> bool:
+    """Whether the node's results depend on nothing but its inputs."""
+    proto = site.proto
+    return (
+        _is_onnx(site)
+        and any(proto.input)
+        and proto.op_type not in _RANDOM
+        and not any(attr.HasField("g") or attr.graphs for attr in proto.attribute)
+    )
+
+
 def _is_onnx(site: NodeSite) -> bool:
     return site.proto.domain in ("", "ai.onnx")
 
@@ -297,13 +312,34 @@ class _Value:
 
 
 class _Tracer:
-    def __init__(self, model: Model, index: Index) -> None:
+    def __init__(self, model: Model, index: Index, constants: frozenset[ValueKey]) -> None:
         self._model = model
         self._index = index
         # Source: onnx/docs/IR.md. Before IR 4 every initializer had to be listed as an input, and
         # runtimes take it for a constant (onnxruntime, Graph::CanOverrideInitializer).
         self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
         self._functions = {(f.domain, f.name) for f in model.proto.functions}
+        self._fixed = self._fixed_values(constants)
+
+    def _fixed_values(self, constants: frozenset[ValueKey]) -> set[ValueKey]:
+        """Every value that depends on no input: what a runtime folds before it runs."""
+        fixed = set(constants) | (self._index.initializers.keys() - self._overridable)
+        left = [site for site in self._index.nodes if _is_foldable(site)]
+        size = -1
+        while size != len(fixed):  # a second round, and more only where nodes are not sorted
+            size = len(fixed)
+            waiting = []
+            for site in left:
+                keys = (self._index.resolve(n, site.scope) for n in site.proto.input if n)
+                if all(key in fixed for key in keys):
+                    fixed.update(ValueKey(site.scope, n) for n in site.proto.output if n)
+                else:
+                    waiting.append(site)
+            left = waiting
+        return fixed
+
+    def is_fixed(self, name: str, scope: str) -> bool:
+        return self._index.resolve(name, scope) in self._fixed
 
     def trace(self, key: ValueKey, tensor: TensorProto) -> list[WeightUse]:
         if tensor.data_type == TensorProto.STRING:
@@ -580,6 +616,9 @@ class _Tracer:
         )
         if form.k_axis is None:
             return use
+        if use.code is None and self.is_fixed(data, site.scope):
+            why = "both operands are constant: the product is computed before anything runs"
+            return replace(use, code="O24-121", reason=why)
         stored = value.layouts[0].shape if value.layouts else shape
         stride = value.layout.group_stride(form.k_axis)
         step = value.layout.step(form.k_axis) if stride is None else stride

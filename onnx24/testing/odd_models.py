@@ -1100,7 +1100,7 @@ def values_of_other_types() -> Iterator[OddModel]:
     b.input("x", 1, 16)
     b.weight("w", 16, 16)
     b.node("MatMul", ["x", "w"], "y")
-    b.initializers.append(helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"b"]))
+    b.constant("words", np.array(["a", "b"], dtype=object))
     b.node("Concat", ["words", "words"], "four", axis=0)
     b.node("Identity", "text", "t")
     b.output("y", 2)
@@ -1240,8 +1240,7 @@ def opset_sweep() -> Iterator[OddModel]:
             b.node("Relu", f"a{i}", f"r{i}")
         if ir < 4:
             b.inputs += [_value(name, dims) for name, dims in listed]
-        drop = {"ratio": 0.5} if opset < 12 else {}
-        b.nodes.append(node("Dropout", ["r2"], ["d"], **drop))
+        b.node("Dropout", "r2", "d", **({"ratio": 0.5} if opset < 12 else {}))
         b.node("Softmax", "d", "y", axis=1)
         b.output("y", 2)
         yield b.model(f"mlp-opset{opset}", opset=opset, ir=ir)

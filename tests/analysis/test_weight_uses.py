@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from analysis_support import array, build, use_of, uses_of
+from analysis_support import array, build, use_of, uses_of, verdict_of
 
-from onnx24.analysis.weight_uses import consumer_view, stored_values
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.weight_uses import WeightUses, consumer_view, stored_values
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.sparsity.masks import prune_24_by_stride
@@ -365,6 +366,46 @@ def test_chains_that_are_not_followed(chain: str):
     )
     found = uses_of(model)
     assert {use.kind for use in found} == {"untraced"} and found[0].code == "O24-121"
+
+
+@pytest.mark.parametrize("right", ["v", "b", "s"])
+def test_a_product_of_two_constants_is_no_product(right: str):
+    # Nothing sparse is left of it: it is folded into one dense matrix.
+    text = f"""g (float[N, 8] x) => (float[N, 8] y) {{
+      b = Constant<value = float[8, 1] {{1, 2, 3, 4, 5, 6, 7, 8}}>()
+      s = Tanh(v)
+      both = MatMul(w, {right})
+      y = MatMul(x, both)
+    }}"""
+    model = build(text, w=array((8, 8)), v=array((8, 8), seed=1))
+    use = use_of(model)
+    assert (use.kind, use.code, use.node) == ("product", "O24-121", "both")
+    assert "constant" in use.reason
+    assert not verdict_of(model).eligible
+    assert not AnalysisCache().get(model, WeightUses).dynamic
+
+
+def test_a_product_with_a_value_of_an_input_is_not_folded():
+    text = """g (float[N, 8] x, float[8, 8] v) => (float[N, 8] y) {
+      r = RandomNormalLike(v)
+      a = MatMul(w, v)
+      b = MatMul(w, r)
+      c = MatMul(a, b)
+      y = MatMul(x, c)
+    }"""
+    model = build(text, w=array((8, 8)), v=array((8, 8)))  # v may be overridden
+    assert [use.code for use in uses_of(model)] == [None, None]
+    dynamic = AnalysisCache().get(model, WeightUses).dynamic
+    assert [site.name for site in dynamic] == ["c", "y"]
+
+
+def test_integer_weights_have_a_verdict():
+    text = """g (float[N, 8] x) => (float[N, 8] y) {
+      v = Cast<to=1>(w)
+      y = MatMul(x, v)
+    }"""
+    verdict = verdict_of(build(text, w=array((8, 8), np.int64)))
+    assert verdict.code == "O24-118" and "int64" in verdict.reason
 
 
 def test_groups_cut_by_a_reshape():
