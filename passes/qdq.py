@@ -46,12 +46,13 @@ class Qdq(Pass):
     as 2:4 is quantized as well: TensorRT chooses a sparse INT8 kernel only with INT8 out.
 
     It refuses, with a code: matrix-vector products (O24-210), K or N below 16 (O24-211), fewer
-    than 16 channels unless first (O24-212), products without a constant weight (O24-213), what
-    stands behind Q/DQ already (O24-214), activations that are always 0 (O24-215), other types
-    than float32, and float16 and bfloat16 from opset 19 on (O24-216), what include and exclude
-    leave out (O24-218), layers in bodies of If, Loop, Scan and functions (O24-219), activations
-    with NaN or infinity (O24-220), targets without INT8 (O24-221). NaN or infinity in a weight is
-    an error (O24-008), as are missing calibration data (O24-035) and an opset below 13 (O24-009).
+    than 16 channels but for the forms that kernels are known for (O24-212), products without a
+    constant weight (O24-213), what stands behind Q/DQ already (O24-214), activations that are
+    always 0 (O24-215), other types than float32, and float16 and bfloat16 from opset 19 on
+    (O24-216), what include and exclude leave out (O24-218), layers in bodies of If, Loop, Scan and
+    functions (O24-219), activations with NaN or infinity (O24-220), targets without INT8
+    (O24-221). NaN or infinity in a weight is an error (O24-008), as are missing calibration data
+    (O24-035) and an opset below 13 (O24-009).
 
     INT8 costs little accuracy on most models; random calibration data cost all of it (O24-034).
 

@@ -7,7 +7,8 @@ The rules, each with what it rests on:
   quantized; the others read the float. *Source:* TensorRT documentation, explicit quantization,
   "quantize all inputs of weighted operations".
 - *Not worth it.* Matrix-vector products, K or N below 16, convolutions of fewer than 16 channels
-  except the first with a square kernel. *Source:* NVIDIA Model-Optimizer, onnx/quantization.
+  for which no kernels are known (`_fits_few_channels`). *Source:* NVIDIA Model-Optimizer,
+  onnx/quantization/graph_utils.py.
 - *Whole epilogues.* Nothing is put between a product and the bias, BatchNormalization and
   activation behind it, which TensorRT fuses into its kernel.
 - *Skip branch.* Where a convolution's result is added to another tensor, that other tensor is
@@ -276,20 +277,31 @@ class Flow:
     def _size_objection(self, layer: Layer) -> tuple[str, str] | None:
         use = layer.use
         if layer.is_conv:
-            channels = use.K * use.groups, use.N
-            if min(channels) >= MIN_SIZE:
+            if min(use.K, use.N) >= MIN_SIZE or self._fits_few_channels(layer):
                 return None
-            kernel = (use.chain[-1].shape if use.chain else self._dims(layer))[2:]
-            if self.is_first(layer) and len(set(kernel)) == 1:
-                return None
-            what = f"{channels[0]} input and {channels[1]} output channels"
-            return "O24-212", f"{what}; both at least {MIN_SIZE} are expected"
+            per_group = " a group" if use.groups > 1 else ""
+            return "O24-212", (
+                f"{use.K} input channels{per_group}, {use.N} output channels; both at least "
+                f"{MIN_SIZE} are expected, or one of the exceptions"
+            )
         if (free := self._free_size(layer)) == 1 or use.N == 1:
             which = "the activation has one row" if free == 1 else "the weight has one column"
             return "O24-210", f"K = {use.K}, {which}"
         if min(use.K, use.N) < MIN_SIZE:
             return "O24-211", f"K = {use.K}, N = {use.N}; both at least {MIN_SIZE} are expected"
         return None
+
+    def _fits_few_channels(self, layer: Layer) -> bool:
+        """Whether INT8 kernels take a convolution of fewer than 16 channels: with groups, where
+        the outputs are a multiple of 8 and the kernel is 3 or more everywhere; without, where one
+        side is a multiple of 8, one side is 16 or more unless it is the first layer, and the kernel
+        is square. *Source:* as above."""
+        use = layer.use
+        kernel = (use.chain[-1].shape if use.chain else self._dims(layer))[2:]
+        if use.groups > 1:
+            return use.N % 8 == 0 and min(kernel) >= 3
+        wide = self.is_first(layer) or max(use.K, use.N) >= MIN_SIZE
+        return wide and (use.N % 8 == 0 or use.K % 8 == 0) and len(set(kernel)) == 1
 
     def _dims(self, layer: Layer) -> tuple[int, ...]:
         return tuple(self.found.tensors[layer.weight].dims)
