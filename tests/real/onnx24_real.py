@@ -41,7 +41,6 @@ class Outcome:
     seconds: float = 0.0
     same_interface: bool = False
     finite: bool = True
-    dynamic: bool = False
     broken_claims: list = field(default_factory=list)
     comparison: Comparison | None = None
 
@@ -88,9 +87,6 @@ def compile_real(source: Path, preset: str, out: Path) -> Outcome:
     outcome.same_interface = [n for n, _ in before.inputs + before.outputs] == [
         n for n, _ in after.inputs + after.outputs
     ]
-    outcome.dynamic = any(
-        d.dim_value <= 0 for v in original.proto.graph.input for d in v.type.tensor_type.shape.dim
-    )
     model.save(out)
     saved = Model.load(out)
     cache = AnalysisCache()
@@ -135,14 +131,21 @@ def dense_builds(shared_models: Path, source: Path) -> bool:
 
 
 def rtx_builds(model: Path, engine: Path) -> str | None:
-    """Build a model; "" if an engine came out, the error if none did, None without the package."""
+    """Build a model, with 1 to 8 for a dynamic first dimension; "" if an engine came out, the
+    error if none did, None without the package."""
     from onnx24 import backends
 
     rtx = backends.get("tensorrt-rtx")
     if not rtx.available().ok:
         return None
+    shapes = {}
+    for value in Model.load(model).proto.graph.input:
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if min(dims, default=1) < 1:
+            low, high = ([d if d > 0 else n for d in dims] for n in (1, 8))
+            shapes[value.name] = backends.Profile(tuple(low), tuple(low), tuple(high))
     try:
-        rtx.build(model, load("sm86-rtx1"), engine=engine, timeout_s=300)
+        rtx.build(model, load("sm86-rtx1"), engine=engine, shapes=shapes, timeout_s=300)
     except (BackendError, InputError) as err:
         return str(err)
     os.unlink(engine)

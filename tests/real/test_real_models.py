@@ -53,7 +53,7 @@ def test_trained_and_structural_models(shared_models, tmp_path, preset):
         outcome = _check(source, preset, tmp_path)
         assert not outcome.refused, (source.name, outcome.refused)
         assert outcome.pruned or not outcome.eligible, source.name
-        if dense_builds(shared_models, source) and not outcome.dynamic:
+        if dense_builds(shared_models, source):
             built = rtx_builds(tmp_path / "out.onnx", tmp_path / "out.engine")
             if built is None:
                 continue  # no tensorrt_rtx here
