@@ -761,3 +761,24 @@ def test_the_trained_models_keep_their_accuracy(
     assert after >= before - 0.003  # one image of 360
     assert compare(Model.load(fixture.path), model, data).worst.sqnr_db > 35
     assert result.passes[0].statistics["quantized"] == {"cnn": 5, "vit": 13}[name]
+
+
+@pytest.mark.parametrize("form", ["matmul", "matmul-left", "gemm-transB", "conv", "grouped"])
+def test_tensorrt_rtx_computes_the_layer_in_int8(form, tmp_path):
+    from onnx24 import backends
+
+    rtx = backends.get("tensorrt-rtx")
+    if not rtx.available().ok:
+        pytest.skip("tensorrt-rtx is not installed: pip install 'onnx24[rtx]'")
+    text, shape, _, x, y = FORMS[form]
+    dims, outs = (",".join(map(str, [8, *d])) for d in (x, y))
+    weights = {"w": array(shape)} | ({"b": array((24,), 1)} if "b)" in text else {})
+    model = build(f"g (float[{dims}] x) => (float[{outs}] y) {{ {text} }}", **weights)
+    result = quantized(model, tmp_path)
+    assert codes(result)["fc"] == "O24-200"
+    model.save(tmp_path / "m.onnx")
+    built = rtx.build(
+        tmp_path / "m.onnx", targets.load("sm86-rtx1"), engine=tmp_path / "e", timeout_s=120
+    )
+    layers = [layer for layer in built.layers if "fc" in layer.onnx_nodes]
+    assert any("int8" in layer.dtypes_in for layer in layers), built.layers
