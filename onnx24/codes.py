@@ -406,7 +406,8 @@ _TABLE = (
         "O24-212",
         "note",
         "fewer than 16 channels",
-        "Too few channels to gain from INT8, unless the first layer (Model-Optimizer's rule).",
+        "Too few channels to gain from INT8. Model-Optimizer's rule has exceptions: first layers "
+        "with square kernels, depthwise 3x3 kernels, and few input channels with 32 or more out.",
     ),
     Code("O24-213", "note", "no constant weight", "Only layers with constant weights are taken."),
     Code("O24-214", "note", "already quantized", "The layer already stands behind Q/DQ."),

@@ -41,11 +41,9 @@ class OnnxFile:
     def read(cls, path: Path) -> OnnxFile:
         """Raises: InputError O24-001 to O24-004 and O24-017."""
         model = Model.load(path, check=False).proto
-        graph = model.graph
-        initialized = {t.name for t in graph.initializer}
         return cls(
-            inputs=tuple(_input(v) for v in graph.input if v.name not in initialized),
-            nodes=tuple((n.name, n.op_type, next(iter(n.output), "")) for n in graph.node),
+            inputs=inputs_of(model),
+            nodes=tuple((n.name, n.op_type, next(iter(n.output), "")) for n in model.graph.node),
             precisions=frozenset(_precisions(model)),
         )
 
@@ -68,6 +66,12 @@ class OnnxFile:
         taken = {name for name, _, _ in self.nodes}
         made = {f"node_of_{first}": first for name, _, first in self.nodes if not name}
         return {k: v for k, v in made.items() if k not in taken}
+
+
+def inputs_of(model: onnx.ModelProto) -> tuple[Input, ...]:
+    """What a caller feeds: the graph's inputs that no initializer fills."""
+    initialized = {t.name for t in model.graph.initializer}
+    return tuple(_input(v) for v in model.graph.input if v.name not in initialized)
 
 
 def _input(value: onnx.ValueInfoProto) -> Input:

@@ -12,7 +12,7 @@ from onnx24.cli.data import load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import Source
 from onnx24.ir.model import Model
-from onnx24.passmgr.bisect import BisectResult, Oracle, Outcome, Probe, bisect, command
+from onnx24.passmgr.bisect import Oracle, Outcome, Probe, bisect, command
 from onnx24.passmgr.pipeline import parse
 from onnx24.report.limits import check_limits, parse_limits
 
@@ -68,7 +68,7 @@ def bisect_model(request: BisectRequest) -> int:
         verify=request.verify,
         on_probe=lambda probe: console.note(_probe_text(probe)),
     )
-    console.report(_text(result), result)
+    console.report(str(result), result)
     return 1 if result.verdict == "bad-before" else 0
 
 
@@ -100,10 +100,5 @@ def _runs(model: Model) -> Outcome:
 
 def _probe_text(probe: Probe) -> str:
     verdict = "good" if probe.outcome.good else "bad"
-    return f"  {probe.sites} sites: {verdict}" + (
-        f" ({probe.outcome.detail})" if probe.outcome.detail else ""
-    )
-
-
-def _text(result: BisectResult) -> str:
-    return str(result)
+    sites = f"{probe.sites} site{'' if probe.sites == 1 else 's'}"
+    return f"  {sites}: {verdict}" + (f" ({probe.outcome.detail})" if probe.outcome.detail else "")

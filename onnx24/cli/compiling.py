@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from onnx24 import targets
 from onnx24.analysis.cache import AnalysisCache
-from onnx24.backends.base import Backend, BuildResult, Profile, parse_shapes
+from onnx24.backends.base import Backend, BuildResult, Profile, parse_shapes, resolve_profiles
 from onnx24.backends.base import get as get_backend
+from onnx24.backends.onnx_file import inputs_of
 from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
 from onnx24.cli.failure import usage
@@ -157,7 +158,8 @@ def run_pipeline(request: OptRequest) -> int:
     if request.time:
         console.note(timing.render())
     for drift in numeric.drifts if request.numeric else []:
-        console.note(f"{drift.text}: output {drift.output!r} moved by {drift.rel_l2:.3g} (rel L2)")
+        moved = f"output {drift.output!r} moved by {drift.rel_l2:.3g} (rel L2)"
+        console.note(f"{drift.text}: {moved if drift.output else 'no output moved'}")
     _tell(console, report, as_json=request.as_json)
     return 0
 
@@ -195,6 +197,8 @@ def compile_model(request: CompileRequest) -> int:
     console = plan.console
     original = plan.source.load()
     facts = ModelFacts.of(original, request.model)
+    if plan.backend is not None:  # it would refuse them only after all the work
+        resolve_profiles(inputs_of(original.proto), plan.profiles)
     with console.waiting("loading into ONNX Runtime"):
         _must_run(original)
     verdicts = judge(original, plan.target)
@@ -335,7 +339,7 @@ def _data(
         return calibration, held_out, [*facts, DataFacts.of(held_out, "comparison")]
     if calibration is None:
         return None, None, []
-    if len(calibration) < HELD_OUT_FROM:
+    if len(calibration) < HELD_OUT_FROM or calibration.runs < 2:  # one run can't be divided
         return calibration, calibration, [DataFacts.of(calibration, "calibration, comparison")]
     calibration, held_out = calibration.split(1 - 1 / HELD_OUT)
     return (

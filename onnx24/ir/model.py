@@ -6,6 +6,7 @@ generation counters. A model that no pass changed is written back byte for byte.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -222,9 +223,17 @@ class Model:
     def skeleton(self) -> ModelProto:
         """A weightless copy that onnx's C++ tools take: shape inference, the version converter
         and the inliner look at no payload. For the checker use ir.check.run_checker."""
-        copy = ModelProto()
-        copy.CopyFrom(self.proto)
-        return copy
+        skeleton = ModelProto()
+        skeleton.CopyFrom(self.proto)
+        return skeleton
+
+    def variant(self, proto: ModelProto) -> Model:
+        """A throw-away model of another document over the same weights, to be run or saved: this
+        model's nodes with other outputs, for instance. Its metadata and claims are this one's."""
+        clone = copy.copy(self)
+        clone.proto = proto
+        clone.changed = True
+        return clone
 
     # --- writing ---------------------------------------------------------------------------
     def full_proto(self) -> ModelProto:
@@ -300,12 +309,12 @@ class Model:
         with AtomicFiles() as files:
             for location in self.external_locations():
                 source = self.weights.external_path(location, "")
-                copy = target.parent / location
-                if copy.exists() and copy.samefile(source):
+                beside = target.parent / location
+                if beside.exists() and beside.samefile(source):
                     continue
-                copy.parent.mkdir(parents=True, exist_ok=True)
+                beside.parent.mkdir(parents=True, exist_ok=True)
                 with open(source, "rb") as file:
-                    copy_range(file, files.create(copy), 0, os.fstat(file.fileno()).st_size)
+                    copy_range(file, files.create(beside), 0, os.fstat(file.fileno()).st_size)
             files.create(target).write(self._source)
 
     def _embedded_rope(self) -> wire.Rope:
@@ -335,13 +344,12 @@ class Model:
     def _save_external(self, target: Path) -> None:
         data_name = target.name + ".data"
         self._refuse_overwriting(target.with_name(data_name))
-        copy = ModelProto()
-        copy.CopyFrom(self.proto)
+        document = self.skeleton()
         with AtomicFiles() as files:
             data = files.create(target.with_name(data_name))
             position = 0
             placed: dict[Reference, Reference] = {}
-            for tensor in tensors(copy):
+            for tensor in tensors(document):
                 ref = reference_of(tensor)
                 if ref is None:
                     continue
@@ -355,7 +363,7 @@ class Model:
                     placed[ref] = Reference(data_name, position, ref.length)
                     position += ref.length
                 set_reference(tensor, placed[ref])
-            files.create(target).write(copy.SerializeToString(deterministic=True))
+            files.create(target).write(document.SerializeToString(deterministic=True))
 
 
 def _parse(source: memoryview, name: str) -> ModelProto:

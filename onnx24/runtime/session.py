@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import re
@@ -165,10 +164,7 @@ def _with_outputs(model: Model, names: Sequence[str]) -> Model:
         chosen.append(value)
     del proto.graph.output[:]
     proto.graph.output.extend(chosen)
-    clone = copy.copy(model)
-    clone.proto = proto
-    clone.changed = True
-    return clone
+    return model.variant(proto)
 
 
 def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
