@@ -143,6 +143,17 @@ def test_an_engine_is_built_and_reported(work: Path, model_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_RTX, reason="tensorrt-rtx is not installed")
+def test_shapes_that_a_build_lacks_are_asked_for_before_the_work(
+    work: Path, model_path: Path, calib: Path
+) -> None:
+    arguments = ["compile", model_path, "-o", "out.onnx", "--calib", calib]
+    result = invoke(*arguments, "--backend", "tensorrt-rtx")
+    assert result.exit_code == 2, result.output
+    assert "O24-036" in result.stderr and "--shapes x:1x64" in result.stderr
+    assert not Path("out.onnx").exists() and not Path("out.engine").exists()
+
+
+@pytest.mark.skipif(not HAS_RTX, reason="tensorrt-rtx is not installed")
 def test_a_failed_build_is_exit_code_3_and_the_model_stays(work: Path, model_path: Path) -> None:
     arguments = ["--backend", "tensorrt-rtx", "--shapes", "x:4x64", "--timeout", "0.01"]
     result = invoke("compile", model_path, "-o", "out.onnx", *arguments, "--report", "r.json")
