@@ -146,7 +146,8 @@ class Prune24(Pass):
             ctx.diagnostics.add(
                 diagnostic(
                     "O24-125",
-                    f"{pruned} weights were pruned by magnitude, which looks at no activations",
+                    f"{pruned} weight{' was' if pruned == 1 else 's were'} pruned by magnitude, "
+                    "which looks at no activations",
                     facts={"weights": pruned},
                 )
             )
