@@ -7,6 +7,7 @@ generation counters. A model that no pass changed is written back byte for byte.
 from __future__ import annotations
 
 import copy
+import filecmp
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -310,8 +311,15 @@ class Model:
             for location in self.external_locations():
                 source = self.weights.external_path(location, "")
                 beside = target.parent / location
-                if beside.exists() and beside.samefile(source):
-                    continue
+                if beside.exists():
+                    if filecmp.cmp(beside, source, shallow=False):
+                        continue
+                    raise InputError.of(
+                        "O24-040",
+                        "an unchanged model keeps the name of its data file, and another file of "
+                        "that name is there",
+                        file=str(beside),
+                    )
                 beside.parent.mkdir(parents=True, exist_ok=True)
                 with open(source, "rb") as file:
                     copy_range(file, files.create(beside), 0, os.fstat(file.fileno()).st_size)

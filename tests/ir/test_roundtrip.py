@@ -11,6 +11,7 @@ from onnx24.ir.check import run_checker
 from onnx24.ir.model import Model
 from onnx24.ir.repair import find_defects
 from onnx24.ir.verify import Interface, verify
+from onnx24.testing.generate import external_mlp
 
 STORED = Path(onnx.backend.test.__file__).parent / "data"
 
@@ -79,6 +80,19 @@ def test_external_data_is_copied_with_the_model(shared_models, tmp_path):
     assert (tmp_path / "copy.onnx").read_bytes() == path.read_bytes()
     for location in model.external_locations():
         assert (tmp_path / location).read_bytes() == (path.parent / location).read_bytes()
+
+
+def test_data_file_of_another_model_is_not_overwritten(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    target.mkdir()
+    path = external_mlp(source, 1 << 18, width=128)
+    (target / "weights.bin").write_bytes(b"of another model")
+    with pytest.raises(InputError) as caught:
+        Model.load(path).save(target / "model.onnx")
+    assert caught.value.code == "O24-040" and "weights.bin" in str(caught.value)
+    assert [p.name for p in target.iterdir()] == ["weights.bin"]
+    assert (target / "weights.bin").read_bytes() == b"of another model"
 
 
 def test_missing_external_data_is_refused(shared_models):
