@@ -139,8 +139,11 @@ class Prune24(Pass):
             _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
         _record_dynamic(ctx, found)
         model.claims.update(claims)
+        weights = sum(verdict.code != "O24-110" for verdict in verdicts.values())
         ctx.statistics.update(
-            pruned=pruned, already=len(claims) - pruned, refused=len(verdicts) - len(claims)
+            pruned=pruned,
+            already=len(claims) - pruned,
+            refused=weights - len(claims) + len(found.dynamic),
         )
         if pruned:
             ctx.diagnostics.add(

@@ -9,7 +9,7 @@ from typing import Any
 from onnx24.codes import CODES
 from onnx24.diagnostics import Severity
 from onnx24.report.model import Report, WeightLine
-from onnx24.report.table import bytes_text, number_text, shape_text, share_text
+from onnx24.report.table import bytes_text, number_text, shape_text, share_text, statistics_text
 
 _STYLE = """
 :root { color-scheme: light dark; --fg: #1c2024; --bg: #ffffff; --soft: #f3f4f6; --line: #d8dce2;
@@ -30,10 +30,12 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
   padding: 0; cursor: pointer; }
 th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
-td.n { text-align: right; } code { font-size: .92em; overflow-wrap: anywhere; }
+.n { text-align: right; } code { font-size: .92em; overflow-wrap: anywhere; }
+td:first-child { min-width: 12rem; } td.text { min-width: 16rem; overflow-wrap: anywhere; }
 .bar { display: block; height: .8rem; background: var(--rest); border-radius: 2px; }
 .bar > span { display: block; height: 100%; background: var(--bar); border-radius: 2px; }
 .error, .unmet { color: var(--bad); } .warning { color: var(--warn); } .dim { color: var(--dim); }
+span.dim { white-space: nowrap; }
 """
 
 _SCRIPT = """
@@ -130,13 +132,12 @@ def _passes(report: Report) -> str:
     rows = []
     for i, entry in enumerate(report.passes):
         seconds = times[i].get("seconds") if i < len(times) else None
-        numbers = ", ".join(f"{k} {v}" for k, v in entry.get("statistics", {}).items())
         rows.append(
             [
                 _cell(entry["text"], code=True),
                 _number(seconds, f"{seconds:.3f}" if seconds is not None else "–"),
                 _cell(", ".join(entry["changed"]) or "nothing"),
-                _cell(numbers),
+                _cell(statistics_text(entry.get("statistics", {}))),
             ]
         )
     return "<h2>Passes</h2>" + _table(["pass", "seconds", "changed", "statistics"], rows)
@@ -152,8 +153,8 @@ def _weights(report: Report) -> str:
             _cell(line.dtype),
             _number(line.elements if line.in_input else None),
             _cell("2:4" if line.is_sparse else "dense"),
-            _cell(_verdict(line)),
-            f"<td>{_steps(line)}</td>",
+            f"<td>{_verdict(line)}</td>",
+            f'<td class="text">{_steps(line)}</td>',
         ]
         for line in shown
     ]
@@ -165,14 +166,20 @@ def _weights(report: Report) -> str:
 def _verdict(line: WeightLine) -> str:
     if line.eligible is None:
         return "–"
-    return "yes" if line.eligible else f"no: {line.reason or CODES[line.code].title} ({line.code})"
+    if line.eligible:
+        return "yes"
+    if any(step.code == line.code for step in line.steps):  # a pass says the reason
+        return f"no {_code(line.code)}"
+    return f"no {_code(line.code)} {escape(line.reason or CODES[line.code].title)}"
+
+
+def _code(code: str) -> str:
+    return f'<span class="dim" title="{escape(CODES[code].explanation)}">{escape(code)}</span>'
 
 
 def _steps(line: WeightLine) -> str:
     return "<br>".join(
-        f"{escape(step.pass_name)}: {escape(step.action)} "
-        f'<span class="dim" title="{escape(CODES[step.code].explanation)}">'
-        f"{escape(step.code)}</span>"
+        f"{escape(step.pass_name)}: {escape(step.action)} {_code(step.code)}"
         + (f" {escape(step.reason)}" if step.reason and step.reason != step.action else "")
         for step in line.steps
     )
@@ -199,12 +206,13 @@ def _comparison(report: Report) -> str:
             [
                 _cell(str(r.limit), code=True),
                 _number(r.value, number_text(r.value)),
+                _cell(r.required),
                 _cell(r.output),
                 f'<td class="{"" if r.met else "unmet"}">{"met" if r.met else "not met"}</td>',
             ]
             for r in report.limits
         ]
-        text += "<h2>Limits</h2>" + _table(["limit", "measured", "output", ""], limits)
+        text += "<h2>Limits</h2>" + _table(["limit", "measured", "required", "output", ""], limits)
     return text
 
 
@@ -219,11 +227,15 @@ def _backend(report: Report) -> str:
         f"{escape(backend['backend'])} {escape(backend['version'])} for "
         f"{escape(backend['target'])}</p>"
     )
+    head += "".join(
+        f'<p class="{escape(note["severity"])}">{escape(note["message"])} {_code(note["code"])}</p>'
+        for note in backend.get("diagnostics", ())
+    )
     rows = [
         [
             _cell(layer.get("name", ""), code=True),
             _cell(layer.get("kind", "")),
-            _cell(layer.get("tactic", "")),
+            f'<td class="text">{escape(layer.get("tactic", ""))}</td>',
             _cell({None: "not said", True: "yes", False: "no"}[layer.get("sparse")]),
         ]
         for layer in backend["layers"]
@@ -239,9 +251,10 @@ def _diagnostics(report: Report) -> str:
         [
             f'<td class="{d.severity}">{d.severity}</td>',
             _cell(d.code),
-            _cell(str(d.where)),
-            _cell(d.message),
-            _cell(d.hint),
+            *(
+                f'<td class="text">{escape(text)}</td>'
+                for text in (str(d.where), d.message, d.hint)
+            ),
         ]
         for d in items
     ]
@@ -250,12 +263,10 @@ def _diagnostics(report: Report) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, sortable: bool = True) -> str:
-    names = [escape(name) for name in header]
+    rows = list(rows)
     heads = "".join(
-        f'<th scope="col"><button type="button">{name}</button></th>'
-        if sortable and name
-        else f'<th scope="col">{name}</th>'
-        for name in names
+        _head(name, sortable, is_number=bool(rows) and rows[0][i].startswith('<td class="n"'))
+        for i, name in enumerate(header)
     )
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     kind = ' class="sort"' if sortable else ""
@@ -263,6 +274,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, sortable: bo
         f'<div class="scroll"><table{kind}><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _head(name: str, sortable: bool, *, is_number: bool) -> str:
+    kind = ' class="n"' if is_number else ""
+    text = f'<button type="button">{escape(name)}</button>' if sortable and name else escape(name)
+    return f'<th scope="col"{kind}>{text}</th>'
 
 
 def _cell(text: Any, *, code: bool = False) -> str:

@@ -82,6 +82,12 @@ class LimitResult:
     value: float | None
     met: bool
 
+    @property
+    def required(self) -> str:
+        """`≥ 20`, `≤ 0.1`: what the measured value must be."""
+        relation = "≥" if METRICS[self.limit.metric].at_least else "≤"
+        return f"{relation} {self.limit.threshold:g}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "limit": str(self.limit),

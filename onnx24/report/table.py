@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 WIDTH = 100
 _GAP = "  "
@@ -14,18 +15,19 @@ def table(
     *,
     right: Sequence[int] = (),
     prose: Sequence[int] = (),
+    whole: Sequence[int] = (),
     indent: int = 2,
     width: int = WIDTH,
 ) -> str:
     """A header line and one line a row, without a final newline.
 
-    right: columns aligned to the right. The widest of the other columns are shortened until a
-    line fits into `width`: those in `prose` at their end, names in the middle.
+    right: columns aligned to the right. These and `whole` are never shortened; the widest of the
+    others are until a line fits into `width`: those in `prose` at their end, names in the middle.
     """
     columns = list(zip(header, *rows, strict=True)) if rows else [(text,) for text in header]
     widths = [max(map(len, column)) for column in columns]
     room = width - indent - len(_GAP) * (len(widths) - 1)
-    movable = [i for i in range(len(widths)) if i not in right]
+    movable = [i for i in range(len(widths)) if i not in right and i not in whole]
     while sum(widths) > room and movable:
         widest = max(movable, key=lambda i: widths[i])
         if widths[widest] <= max(8, len(header[widest])):
@@ -72,6 +74,22 @@ def share_text(part: int, whole: int) -> str:
 
 def number_text(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}g}"
+
+
+def statistics_text(numbers: Mapping[str, Any]) -> str:
+    """A pass's statistics: the first, which is its main count, and of the others what is not 0."""
+    parts = []
+    for i, (name, value) in enumerate(numbers.items()):
+        if i and not value:
+            continue
+        words = name.split("_")
+        if "bytes" in words:
+            words.remove("bytes")
+            shown = bytes_text(value)
+        else:
+            shown = number_text(value) if isinstance(value, float) else str(value)
+        parts.append(f"{' '.join(words)} {shown}")
+    return ", ".join(parts)
 
 
 def shape_text(shape: Sequence[object]) -> str:

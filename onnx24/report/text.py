@@ -20,10 +20,11 @@ from onnx24.report.table import (
     number_text,
     shape_text,
     share_text,
+    statistics_text,
     table,
 )
 
-_DIGITS = re.compile(r"\d+")
+_DIGITS = re.compile(r"(\d+)")
 
 
 # --- the report -------------------------------------------------------------------------------
@@ -40,10 +41,7 @@ def _head(report: Report) -> str:
     target = report.target
     rows = [
         ("input", f"{report.source.file}  {_identity(report.source)}"),
-        (
-            "output",
-            f"{report.output.file}  {_identity(report.output)}" if report.output else "none",
-        ),
+        ("output", _output(report)),
         ("target", f"{target['name']} (compute capability {target['compute_capability']})"),
         ("pipeline", report.pipeline or "(empty)"),
     ]
@@ -72,6 +70,12 @@ def _head(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _output(report: Report) -> str:
+    if report.output:
+        return f"{report.output.file}  {_identity(report.output)}"
+    return "none" if report.status == "limits not met" else "standard output"
+
+
 def _identity(facts: Any) -> str:
     opset = facts.opsets.get("ai.onnx", "–")
     return f"(opset {opset}, {facts.nodes} nodes, sha256 {facts.sha256[:12]})"
@@ -94,7 +98,7 @@ def _passes(report: Report) -> str:
     room = WIDTH - len("  " * 4) - max(map(len, names), default=0) - len("seconds") - 17
     for i, entry in enumerate(report.passes):
         seconds = times[i].get("seconds") if i < len(times) else None
-        numbers = ", ".join(f"{k} {_short(v)}" for k, v in entry.get("statistics", {}).items())
+        numbers = statistics_text(entry.get("statistics", {}))
         did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
         what = textwrap.wrap(numbers or _actions(did), room) or [""]
         changed = "+".join(entry["changed"]) or "nothing"
@@ -105,10 +109,6 @@ def _passes(report: Report) -> str:
     return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,))
 
 
-def _short(value: Any) -> str:
-    return number_text(value) if isinstance(value, float) else str(value)
-
-
 def _all_records(report: Report) -> Iterator[SiteRecord]:
     for line in report.weights:
         yield from line.steps
@@ -117,7 +117,7 @@ def _all_records(report: Report) -> Iterator[SiteRecord]:
 
 def _actions(records: Sequence[SiteRecord]) -> str:
     counts = Counter(record.action for record in records)
-    return ", ".join(f"{count} {action}" for action, count in counts.items())
+    return ", ".join(f"{action} {count}" for action, count in counts.items())
 
 
 def _weights(report: Report) -> str:
@@ -153,9 +153,12 @@ _NO_PRODUCT = "O24-110"
 
 
 def _group_name(lines: Sequence[WeightLine]) -> str:
+    """A name with * where the names of the group have different numbers; where nothing but the
+    number is left, the first and the last."""
     scope = f"{lines[0].scope}::" if lines[0].scope else ""
-    names = [line.name for line in lines]
-    return scope + (names[0] if len(names) == 1 else _DIGITS.sub("*", names[0]))
+    pieces = zip(*(_DIGITS.split(line.name) for line in lines), strict=True)
+    name = "".join(piece[0] if len(set(piece)) == 1 else "*" for piece in pieces)
+    return scope + (f"{lines[0].name} … {lines[-1].name}" if name == "*" else name)
 
 
 def _telling_passes(lines: Sequence[WeightLine]) -> list[str]:
@@ -188,7 +191,11 @@ def _refusals(report: Report) -> str:
         for (code, pass_name), records in sorted(groups.items())
     ]
     return "refused\n" + table(
-        ("code", "pass", "n", "why", "for instance"), rows, right=(2,), prose=(4,)
+        ("code", "pass", "n", "why", "for instance"),
+        rows,
+        right=(2,),
+        whole=(3,),  # "… is not a multiple of 4" must not lose its "not"
+        prose=(4,),
     )
 
 
@@ -207,10 +214,10 @@ def _comparison(report: Report) -> str:
 def render_limits(limits: Sequence[LimitResult]) -> str:
     """Every limit with the worst output under it."""
     rows = [
-        (str(r.limit), number_text(r.value), r.output, "met" if r.met else "NOT MET")
+        (str(r.limit), number_text(r.value), r.required, r.output, "met" if r.met else "NOT MET")
         for r in limits
     ]
-    return "limits\n" + table(("limit", "measured", "output", ""), rows, right=(1,))
+    return "limits\n" + table(("limit", "measured", "required", "output", ""), rows, right=(1,))
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -227,7 +234,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         )
         for out in comparison["outputs"]
     ]
-    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "top-1")
+    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1")
     title = f"original and result on {comparison['samples']} samples"
     return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6))
 
@@ -241,7 +248,7 @@ def _backend(report: Report) -> str:
     if backend is None:
         return ""
     if "error" in backend:
-        return f"engine\n  none: {backend['error']}"
+        return f"engine\n  none: {backend['backend']} failed, see the error below"
     seconds = report.run.get("backend", {}).get("seconds")
     lines = [
         f"  {backend['engine']}  {bytes_text(backend['engine_bytes'])}",
@@ -249,6 +256,8 @@ def _backend(report: Report) -> str:
         + (f", {seconds:.1f} s" if seconds is not None else ""),
         f"  {len(backend['layers'])} layers; {sparse_layers(backend['sparsity'])}",
     ]
+    for note in backend.get("diagnostics", ()):
+        lines += _wrapped(f"  {note['severity']}: {note['message']} ({note['code']})", "    ")
     return "engine\n" + "\n".join(lines)
 
 

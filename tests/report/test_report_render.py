@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -19,7 +19,8 @@ from onnx24.passmgr.manager import PassRun, RunResult
 from onnx24.report.html import render_html
 from onnx24.report.jsontext import json_text
 from onnx24.report.limits import check_limits, parse_limits
-from onnx24.report.model import DataFacts, ModelFacts, Report, build_report
+from onnx24.report.model import DataFacts, ModelFacts, Report, WeightLine, build_report
+from onnx24.report.table import statistics_text
 from onnx24.report.text import render_text
 
 TEXT = """
@@ -189,14 +190,14 @@ def test_the_text_fits_100_columns_and_says_what_matters() -> None:
     text = render_text(report())
     assert max(map(len, text.splitlines())) <= 100
     assert "2 of 2 eligible weights" in text
-    assert "pruned 2, energy_kept 0.9123" in text and "2 quantized" in text
+    assert "pruned 2, energy kept 0.9123" in text and "quantized 2" in text
     assert "RANDOM numbers, no real data: random:40, seed 0" in text
     assert re.search(r"weight +n +shape +dtype +prune24 +qdq +fold-qdq +check24", text)
     assert re.search(r"w\* +2 +8×8 +float32 +pruned +quantized +folded +checked", text)
     assert re.search(r"head +1 +8×6 +float32 +O24-113\n", text)
     assert "K = 6 is not a multiple of 4" in text
     assert "1 other initializers: no matrix product's weight (O24-110)" in text
-    assert re.search(r"sqnr=20 +18 +y +NOT MET", text)
+    assert re.search(r"sqnr=20 +18 +≥ 20 +y +NOT MET", text)
     assert "the builder does not say which layers it runs sparse" in text
     assert "warning: survivors chosen by magnitude (O24-125)" in text
 
@@ -243,10 +244,40 @@ def test_rendering_is_deterministic(render: Any) -> None:
     assert render(report()) == render(report())
 
 
+def test_a_group_shows_which_numbers_differ() -> None:
+    def lines(*names: str) -> list[WeightLine]:
+        (like, *_) = report().weights
+        return [replace(like, name=name) for name in names]
+
+    grouped = replace(report(), weights=tuple(lines("1178", "1190", "v2.0.w", "v2.1.w", "v2.7.b")))
+    text = render_text(grouped)
+    assert re.search(r"1178 … 1190 +2 ", text)
+    assert re.search(r"v2\.\*\.w +2 ", text) and re.search(r"v2\.7\.b +1 ", text)
+
+
+def test_statistics_leave_out_zeros_but_the_first() -> None:
+    numbers = {"folded": 0, "removed": 0, "weight_bytes_after": 2048, "share": 0.51234567}
+    assert statistics_text(numbers) == "folded 0, weight after 2 KiB, share 0.5123"
+    assert statistics_text({}) == ""
+
+
+def test_a_model_on_standard_output_is_not_none() -> None:
+    assert "output       standard output" in render_text(replace(report(), output=None))
+    unmet = replace(report(), output=None, status="limits not met")
+    assert "output       none" in render_text(unmet)
+
+
+def test_what_the_backend_noted_stands_with_the_engine() -> None:
+    note = {"code": "O24-508", "severity": "note", "message": "this engine is for TensorRT-RTX"}
+    built = replace(report(), backend={**(report().backend or {}), "diagnostics": [note]})
+    assert "  note: this engine is for TensorRT-RTX (O24-508)" in render_text(built)
+    assert "this engine is for TensorRT-RTX" in render_html(built)
+
+
 def test_an_engine_that_failed_is_said() -> None:
     failed = report()
     object.__setattr__(failed, "backend", {"backend": "trtexec", "error": "no such program"})
-    assert "none: no such program" in render_text(failed)
+    assert "none: trtexec failed, see the error below" in render_text(failed)
     assert "no such program" in render_html(failed)
 
 
