@@ -166,6 +166,24 @@ class Claim(Plain):
         model.claims.add("w0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoveClaims(Plain):
+    """Renames the weights and moves their records along; `more` is recorded as well."""
+
+    name: ClassVar = "move-claims"
+    more: Annotated[str, "a further weight to record"] = ""
+
+    def run(self, model: Model, ctx: Context) -> None:
+        graph = model.proto.graph
+        for tensor, node in zip(graph.initializer, graph.node, strict=True):
+            old, tensor.name = tensor.name, f"{tensor.name}_t"
+            node.input[1] = tensor.name
+            model.claims.move(old, tensor.name)
+        model.touch(Effects.STRUCTURE)
+        if self.more:
+            model.claims.add(self.more)
+
+
 ERRORS: dict[str, Any] = {
     "bug": lambda: ZeroDivisionError("by zero"),
     "input": lambda: InputError.of("O24-035", "no data"),

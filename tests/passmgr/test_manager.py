@@ -12,6 +12,7 @@ from passmgr_support import (
     Fail,
     Log,
     LyingScale,
+    MoveClaims,
     Rename,
     RenameOutput,
     Scale,
@@ -203,6 +204,23 @@ def test_what_was_wrong_before_is_not_held_against_a_pass(model: Model):
     model.claims.add("w0")
     result = run(model, [Rename()], target=TARGET)
     assert result.changed == Effects.STRUCTURE
+
+
+def test_a_stale_record_may_be_moved(model: Model):
+    # Other tools keep the metadata and change the weights.
+    model.claims.add("w0")
+    run(model, [MoveClaims(), MoveClaims()], target=TARGET)
+    claims = model.claims.keys()
+    assert [key.name for key in claims] == ["w0_t_t"]
+
+
+def test_a_stale_record_excuses_no_other(model: Model):
+    model.claims.add("w0")
+    with pytest.raises(InternalError) as caught:
+        run(model, [MoveClaims(more="w1_t")], target=TARGET, reproducer_dir=None)
+    assert {d.code for d in caught.value.diagnostics} == {"O24-807"}
+    claims = model.claims.keys()
+    assert [key.name for key in claims] == ["w0"]
 
 
 # --- failures ------------------------------------------------------------------------------
