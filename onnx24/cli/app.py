@@ -3,6 +3,7 @@ are imported when a command runs."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Optional
@@ -84,10 +85,16 @@ def group() -> Any:
 
 
 def _run(commands: Any, argv: list[str]) -> int:
+    stdout_is_closed = sys.stdout is None
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        if stdout_is_closed:
+            from onnx24.cli.failure import usage
+
+            raise usage("standard output is closed", "redirect it, if only to /dev/null")
         with commands.make_context("onnx24", list(argv)) as context:
             code = int(commands.invoke(context) or 0)
         sys.stdout.flush()
@@ -100,6 +107,14 @@ def _run(commands: Any, argv: list[str]) -> int:
         if isinstance(err, _ClickException):
             err = _usage_error(err)
         return failure.exit_code_of(err, argv)
+
+
+def _open_closed_streams() -> None:
+    """Python's streams are None where the caller closed them (`>&-`). A file that is opened then
+    would get their number, and what a library prints would land in it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _usage_error(err: Any) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ from onnx24.errors import InputError, InternalError, Onnx24Error
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Terminated(BaseException):
@@ -31,13 +33,16 @@ class Terminated(BaseException):
 def exit_code_of(err: BaseException, argv: Sequence[str]) -> int:
     """Say what went wrong, and return the exit code that belongs to it."""
     if isinstance(err, BrokenPipeError):
-        return _pipe_closed()
+        _silence_stdout()
+        return PIPE_CLOSED
     if isinstance(err, KeyboardInterrupt):
         _say("interrupted; nothing was written")
         return INTERRUPTED
     if isinstance(err, Terminated):
         _say("terminated; nothing was written")
         return TERMINATED
+    if isinstance(err, OSError) and err.errno in NO_ROOM:
+        err = _no_room(err)
     known = err if isinstance(err, Onnx24Error) else _internal(err, argv)
     return _tell(known, as_json=_wants_json(_options(argv)))
 
@@ -70,8 +75,11 @@ def _tell(err: Onnx24Error, *, as_json: bool) -> int:
         if isinstance(err, InternalError) and err.reproducer:
             error["reproducer"] = err.reproducer
         # Facts may hold anything that a pass knows; the error itself must not fail here.
-        sys.stdout.write(json.dumps({"error": error}, indent=2, default=str) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps({"error": error}, indent=2, default=str) + "\n")
+            sys.stdout.flush()
+        except OSError:  # stdout is what failed, and stderr has said so
+            _silence_stdout()
     return err.exit_code
 
 
@@ -81,11 +89,24 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-def _pipe_closed() -> int:
-    """The reader of stdout went away. Python would complain again when it flushes at exit."""
+def _no_room(err: OSError) -> InputError:
+    """A full disk, behind standard output or under a file that no output's check covers."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
+    return InputError.of(
+        "O24-040",
+        f"cannot write: {err.strerror}",
+        file=str(err.filename or ""),
+        hint="make room where standard output and the temporary files go",
+    )
+
+
+def _silence_stdout() -> None:
+    """Nothing can be written there any more; Python would complain when it flushes at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return PIPE_CLOSED
 
 
 def _internal(err: BaseException, argv: Sequence[str]) -> InternalError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -185,6 +186,32 @@ def test_signals_end_with_one_line(work: Path, number: int, code: int, says: byt
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("explain 113 >&-", 2, "standard output is closed (O24-043)"),
+        ("prune24 m.onnx -o - >&-", 2, "standard output is closed (O24-043)"),
+        ("inspect - <&-", 2, "standard input: the file is empty (O24-002)"),
+        ("explain 113 2>&-", 0, ""),
+        ("inspect m.onnx >/dev/full", 2, "cannot write: No space left on device (O24-040)"),
+        ("inspect m.onnx --json >/dev/full", 2, "cannot write: No space left on device (O24-040)"),
+        ("prune24 m.onnx -o - >/dev/full", 2, "cannot write: No space left on device (O24-040)"),
+    ],
+)
+def test_closed_and_full_streams(
+    work: Path, model_path: Path, command: str, code: int, said: str
+) -> None:
+    if "/dev/full" in command and not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    done = subprocess.run(
+        f"{shlex.join(LAUNCHER)} {command}", shell=True, cwd=work, capture_output=True, text=True
+    )
+    assert done.returncode == code and said in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert [path.name for path in work.iterdir()] == ["m.onnx"], "no crash file"
+
+
 def test_a_closed_pipe_is_quiet(work: Path) -> None:
     with subprocess.Popen(
         [*LAUNCHER, "targets", "--json"],
