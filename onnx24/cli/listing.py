@@ -30,16 +30,7 @@ def list_passes(*, as_json: bool) -> int:
             entries.append({"summary": summary(name), **_pass_document(name)})
         except InputError as err:  # a plug-in's fault, O24-028
             problems += err.diagnostics
-    rows = [
-        (
-            e["name"],
-            e["effects"] or "nothing",
-            " ".join(o["name"] for o in e["options"]),
-            e["summary"],
-        )
-        for e in entries
-    ]
-    text = "passes\n" + table(("name", "changes", "options", "what it does"), rows, prose=(2, 3))
+    text = "passes\n" + "\n".join(_pass_text(entry) for entry in entries)
     text += "\n\npresets\n" + table(("name", "pipeline"), sorted(presets().items()))
     text += (
         "\n\nA pipeline: prune24{include=encoder.*|decoder.*},qdq,fold-qdq; commas between passes, "
@@ -53,6 +44,21 @@ def list_passes(*, as_json: bool) -> int:
     console.report(text, document)
     console.diagnostics(problems)
     return 0
+
+
+def _pass_text(entry: dict[str, Any]) -> str:
+    """The name, what the pass does, and its options, in lines of at most 100 columns."""
+    room = " " * 21
+    lines = textwrap.wrap(
+        f"{entry['summary'] or 'no manual'}.",
+        WIDTH,
+        initial_indent=f"  {entry['name']:<17}  ",
+        subsequent_indent=room,
+    )
+    if entry["options"]:
+        options = "options: " + ", ".join(option["name"] for option in entry["options"])
+        lines += textwrap.wrap(options, WIDTH, initial_indent=room, subsequent_indent=room)
+    return "\n".join(lines)
 
 
 def _pass_document(name: str) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def explain_code(code: str, *, as_json: bool) -> int:
     if wanted not in CODES:
         near = did_you_mean(wanted, CODES)
         raise InputError.of(
-            "O24-027", f"there is no code {code!r}", hint=f"{near}see docs/codes.md"
+            "O24-027", f"there is no code {code!r}", hint=f"{near}codes look like O24-113, or 113"
         )
     entry = CODES[wanted]
     console = Console(as_json=as_json)
