@@ -388,6 +388,13 @@ _TABLE = (
         "target has no sparse tensor cores",
         "The target's compute capability has no 2:4 support.",
     ),
+    Code(
+        "O24-128",
+        "warning",
+        "stale 2:4 record dropped",
+        "The input's metadata record a weight as 2:4 that the model does not have: another tool "
+        "renamed or removed it.",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

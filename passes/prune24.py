@@ -92,6 +92,7 @@ class Prune24(Pass):
         "O24-125",
         "O24-126",
         "O24-127",
+        "O24-128",
     )
 
     method: Annotated[Method, "how the survivors are chosen"] = Method.MAGNITUDE
@@ -114,6 +115,7 @@ class Prune24(Pass):
         verdicts = {key: self._select(verdict) for key, verdict in verdicts.items()}
         chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
         _check_finite(model, found, chosen)
+        _drop_stale_claims(model, ctx, found)
 
         claims: list[ValueKey] = []
         pruned = 0
@@ -204,6 +206,15 @@ def _match(patterns: tuple[str, ...], names: list[str]) -> str | None:
 
 def _with(verdict: Verdict, code: str, reason: str, *, eligible: bool) -> Verdict:
     return replace(verdict, code=code, reason=reason, eligible=eligible, tied=False)
+
+
+def _drop_stale_claims(model: Model, ctx: Context, found: WeightUses) -> None:
+    """Forget records of weights that the input does not have (any more)."""
+    for key in model.claims:
+        if key not in found.tensors:
+            model.claims.discard(key)
+            message = "was recorded as 2:4, and is no weight of the model"
+            ctx.diagnostics.add(diagnostic("O24-128", message, scope=key.scope, tensor=key.name))
 
 
 def _check_finite(model: Model, found: WeightUses, keys: list[ValueKey]) -> None:

@@ -24,8 +24,8 @@ class UpgradeOpset(Pass):
     and the interface stay. The outputs are the same.
 
     Refuses with O24-331 (error) what the converter does not cover, naming the node: a
-    BatchNormalization with spatial=0, a mask of Dropout that is read, sparse attributes, local
-    functions (inline them first). Operators of other domains keep their version.
+    BatchNormalization with spatial=0, a mask of Dropout that is read, Scan of opset 8, sparse
+    attributes, local functions (inline them first). Operators of other domains keep their version.
 
     Example: `upgrade-opset{to=17}`.
     *Source:* onnx/docs/VersionConverter.md, onnx/docs/Changelog.md.

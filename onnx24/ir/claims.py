@@ -7,6 +7,7 @@ The record lives in the model's metadata_props under `onnx24.sparse24`, as a JSO
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from onnx24.ir.keys import ValueKey, as_key
@@ -37,6 +38,9 @@ class Claims24:
 
     def __len__(self) -> int:
         return len(self.keys())
+
+    def __iter__(self) -> Iterator[ValueKey]:
+        return iter(self.keys())
 
     def add(self, key: str | ValueKey) -> None:
         self._write({*self.keys(), as_key(key)})

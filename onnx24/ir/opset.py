@@ -115,6 +115,14 @@ def _refuse_impossible(proto: ModelProto, start: int, to: int) -> None:
         )
     for graph in _graphs(proto.graph):
         for node in graph.node:
+            if _is(node, "Scan") and start < 9 <= to:
+                raise InputError.of(
+                    "O24-331",
+                    f"opset {start} → {to}: Scan of opset 8 has a batch dimension, which opset 9 "
+                    "took away and the converter leaves in place",
+                    node=node_label(node),
+                    op="Scan",
+                )
             if not _is(node, "Dropout") or len(node.output) < 2 or not node.output[1]:
                 continue
             if start < 12 <= to and node.output[1] in _read_names(proto.graph):

@@ -20,6 +20,7 @@ from onnx24.ir.model import Model
 from onnx24.passmgr.manager import RunResult, run
 from onnx24.passmgr.pipeline import parse
 from onnx24.sparsity.masks import is_24, mask_24
+from onnx24.testing.generate import mlp
 
 TARGET = targets.load("sm86")
 DENSE = "g (float[N, 8] x) => (float[N, 6] y) { [fc] y = MatMul(x, w) }"
@@ -520,3 +521,11 @@ def test_random_graphs_of_products_stay_24_for_every_consumer():
         else:
             assert outcome == ("refused", "O24-121")
             np.testing.assert_array_equal(model.weights[name], weights[name])
+
+
+def test_record_of_a_weight_that_is_gone_is_dropped():
+    model = Model.from_proto(mlp([64, 32]))
+    model.claims.add("long_gone")
+    result = run(model, parse("prune24,check24"), target=targets.load("sm86"))
+    assert [str(key) for key in model.claims] == ["fc0.weight"]
+    assert [d.where.tensor for d in result.diagnostics if d.code == "O24-128"] == ["long_gone"]

@@ -47,6 +47,10 @@ IN_FP16 = {"dtype-float16": 2e-3, "mixed-precision": 2e-3}
 
 ERRORS = {
     ("sparse-constant", "upgrade-opset{to=26}"): "O24-331",
+    **{
+        ("scan-opset8", text): "O24-331"
+        for text in ("upgrade-opset{to=13}", "upgrade-opset{to=26}", "@sparse-int8", "@int8")
+    },
     ("local-functions", "upgrade-opset{to=26}"): "O24-331",
     **{("same-node-names", text): "O24-016" for text in ("qdq", "cast16", *PRESETS[1:])},
 }
@@ -55,10 +59,6 @@ NOT_IN_ONNXRUNTIME = {("new-operators-opset24", "upgrade-opset{to=26}")}
 """Results of which ONNX Runtime has no implementation: Swish, inlined as a function before."""
 
 KNOWN: dict[tuple[str, str], str] = {
-    **{
-        ("scan-opset8", text): "the converter leaves Scan of opset 8 with its batch dimension"
-        for text in ("upgrade-opset{to=13}", "upgrade-opset{to=26}", "@sparse-int8", "@int8")
-    },
     **{
         ("sparse-initializer", text): "cast16 leaves a sparse initializer in float32"
         for text in ("cast16", "@sparse-fp16", "@fp16")
