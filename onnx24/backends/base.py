@@ -385,6 +385,12 @@ def keep_log(source: Path, log: Path | None) -> None:
         raise cannot_write(log, err) from err
 
 
+TRY_THE_ORIGINAL = (
+    "build the uncompiled model as well: where that fails too, it is TensorRT's fault"
+)
+"""The next step after a build that failed with nothing in the model to point at."""
+
+
 def failed(
     code: str, message: str, facts: LogFacts, *, hint: str | None = None, **more: Any
 ) -> BackendError:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import onnx24
 from onnx24.backends.base import (
+    TRY_THE_ORIGINAL,
     Availability,
     Backend,
     BuildResult,
@@ -180,7 +181,9 @@ class PythonBackend(Backend):
         if status == "cache":
             raise InputError.of("O24-040", f"the timing cache cannot be written: {message}")
         reason = facts.errors[-1] if facts.errors else message
-        raise failed("O24-502", f"{self.name} built no engine: {reason}", facts)
+        raise failed(
+            "O24-502", f"{self.name} built no engine: {reason}", facts, hint=TRY_THE_ORIGINAL
+        )
 
 
 def _child_environment() -> dict[str, str]:

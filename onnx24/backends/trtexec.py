@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from onnx24.backends.base import (
+    TRY_THE_ORIGINAL,
     Availability,
     Backend,
     BuildResult,
@@ -216,7 +217,7 @@ def _check_success(
         raise BackendError([parser_diagnostic(e, model, model_path) for e in facts.parser_errors])
     if done.returncode or part.stat().st_size == 0:
         reason = facts.errors[-1] if facts.errors else f"it ended with status {done.returncode}"
-        raise failed("O24-502", f"trtexec built no engine: {reason}", facts)
+        raise failed("O24-502", f"trtexec built no engine: {reason}", facts, hint=TRY_THE_ORIGINAL)
 
 
 def _check_release(facts: LogFacts, target: Target) -> None:

@@ -421,6 +421,7 @@ def test_real_models_that_do_not_build(shared_models, tmp_path):
     with pytest.raises(BackendError) as caught:
         build(shared_models / "zoo/dtln_model_1.onnx", tmp_path / "out.engine")
     assert caught.value.code == "O24-502" and "Myelin" in str(caught.value)
+    assert "build the uncompiled model as well" in str(caught.value)
     with pytest.raises(BackendError) as caught:
         build(shared_models / "negative/supres_ortextensions.onnx", tmp_path / "out.engine")
     assert [d.where.node for d in caught.value.diagnostics] == ["Preprocess", "Postprocess"]
