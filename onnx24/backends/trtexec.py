@@ -128,7 +128,8 @@ class Trtexec(Backend):
             return Availability(
                 False,
                 hint="install TensorRT from NVIDIA (its tar or deb holds trtexec; the pip package "
-                "does not) and put trtexec on PATH",
+                "does not) and put trtexec on PATH, or run on a machine that has it what "
+                "`onnx24 build MODEL --print-command` prints",
             )
         if cuda_devices() == 0:
             return Availability(

@@ -447,6 +447,14 @@ def build(
         Optional[str],  # noqa: UP045
         typer.Option("--log", metavar="FILE", help="Keep the builder's whole log."),
     ] = None,
+    print_command: Annotated[
+        bool,
+        typer.Option(
+            "--print-command",
+            help="Build nothing; print the command line of trtexec for the target's TensorRT, to "
+            "be run where that is installed.",
+        ),
+    ] = False,
     json: o.Json = False,
 ) -> int:
     """Build an engine with TensorRT."""
@@ -465,6 +473,7 @@ def build(
             optimization_level=optimization_level,
             timing_cache=timing_cache,
             log=log,
+            print_command=print_command,
             as_json=json,
         )
     )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnx24 import targets
-from onnx24.backends.base import BuildResult, get, parse_shapes
+from onnx24.backends.base import BuildResult, get, parse_shapes, resolve_profiles
+from onnx24.backends.onnx_file import OnnxFile
+from onnx24.backends.trtexec import command, shell_line
 from onnx24.cli.console import Console
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_output
@@ -31,6 +33,7 @@ class BuildRequest:
     optimization_level: int | None
     timing_cache: str | None
     log: str | None
+    print_command: bool
     as_json: bool
 
 
@@ -38,6 +41,8 @@ def build_engine(request: BuildRequest) -> int:
     """Returns: 0. Raises: InputError, BackendError."""
     if request.model == STANDARD_STREAM:
         raise usage("build reads no standard input", "TensorRT's parser needs a path")
+    if request.print_command:
+        return _print_command(request)
     source = Source(request.model)
     target = targets.load(request.target)
     shapes = parse_shapes(request.shapes)
@@ -64,6 +69,32 @@ def build_engine(request: BuildRequest) -> int:
         )
     console.report(_text(result), result)
     console.diagnostics(result.diagnostics)
+    return 0
+
+
+def _print_command(request: BuildRequest) -> int:
+    """trtexec's command line for a machine that has it; nothing is built here."""
+    if request.backend not in ("auto", "trtexec"):
+        raise usage(
+            f"--print-command with --backend {request.backend}",
+            "only trtexec has a command line; leave --backend out",
+        )
+    source = Source(request.model)
+    source.load()
+    path = Path(request.model)
+    model = OnnxFile.read(path)
+    argv = command(
+        path,
+        targets.load(request.target),
+        Path(request.engine or f"{source.stem}.engine"),
+        resolve_profiles(model.inputs, parse_shapes(request.shapes)),
+        precisions=model.precisions,
+        sparsity=request.sparsity,
+        workspace_mib=request.workspace_mib,
+        optimization_level=request.optimization_level,
+        timing_cache=Path(request.timing_cache) if request.timing_cache else None,
+    )
+    Console(as_json=request.as_json).report(shell_line(argv), {"command": argv})
     return 0
 
 

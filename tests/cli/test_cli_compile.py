@@ -142,6 +142,23 @@ def test_an_engine_is_built_and_reported(work: Path, model_path: Path) -> None:
     assert built.exit_code == 0 and document(built)["profiles"] == {"x": "1x64:8x64:16x64"}
 
 
+def test_the_command_for_another_machine_is_printed(work: Path, model_path: Path) -> None:
+    arguments = ["build", model_path, "--print-command", "--engine", "e.engine"]
+    result = invoke(*arguments, "--shapes", "x:1x64:8x64:16x64", "--target", "sm80-trt8")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert result.stdout.startswith(
+        f"trtexec --onnx={model_path} --saveEngine=e.engine --minShapes="
+    )
+    assert "--sparsity=enable" in result.stdout and "--buildOnly" in result.stdout
+    as_json = invoke(*arguments, "--shapes", "x:8x64", "--json")
+    assert "--skipInference" in document(as_json)["command"]
+    assert [path.name for path in work.iterdir()] == ["m.onnx"]
+    assert "O24-036" in invoke(*arguments).stderr
+    assert invoke(*arguments, "--backend", "tensorrt-rtx").exit_code == 2
+    rtx = invoke(*arguments, "--shapes", "x:8x64", "--target", "sm86-rtx1")
+    assert rtx.exit_code == 3 and "O24-507" in rtx.stderr
+
+
 @pytest.mark.skipif(not HAS_RTX, reason="tensorrt-rtx is not installed")
 def test_shapes_that_a_build_lacks_are_asked_for_before_the_work(
     work: Path, model_path: Path, calib: Path
