@@ -138,6 +138,30 @@ def walk(graph: gs.Graph) -> Iterator[gs.Graph]:
                 yield from walk(value)
 
 
+def label(node: gs.Node) -> str:
+    """What a node is called in messages: its name, else its first output."""
+    return node.name or next((t.name for t in node.outputs if t.name), node.op)
+
+
+def is_onnx(node: gs.Node) -> bool:
+    """Whether a node is of ONNX's own domain."""
+    return (node.domain or "") in ("", "ai.onnx")
+
+
+def redirect(value: gs.Tensor, instead: gs.Tensor) -> None:
+    """Make every reader of `value`, in bodies too, read `instead`."""
+    for reader in list(value.outputs):
+        for i, tensor in enumerate(reader.inputs):
+            if tensor is value:
+                reader.inputs[i] = instead
+
+
+def detach(node: gs.Node) -> None:
+    """Take a node off its values; it still stands in the execution order."""
+    node.inputs.clear()
+    node.outputs.clear()
+
+
 def fresh(graph: gs.Graph, base: str) -> str:
     """A name that no value and no node of the model has yet: `base`, or `base_2`, `base_3`, …"""
     names = graph.session.names
