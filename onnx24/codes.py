@@ -556,6 +556,13 @@ _TABLE = (
         "`onnx24 inspect` lists the weights that are dense",
     ),
     Code(
+        "O24-612",
+        "warning",
+        "nothing was checked",
+        "No weight is recorded as 2:4, so that the check holds trivially.",
+        "check24{require=eligible} asks for every weight that could be 2:4",
+    ),
+    Code(
         "O24-620",
         "error",
         "model outside the policy",

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from onnx24.analysis.eligibility import Eligibility
 from onnx24.analysis.invariants import broken_weights
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import NotMetError
 from onnx24.ir.model import Model
@@ -37,7 +38,7 @@ class Check24(Pass):
     name: ClassVar = "check24"
     effects: ClassVar = Effects.NONE
     requires: ClassVar = (WeightUses, Eligibility)
-    codes: ClassVar = ("O24-102", "O24-610", "O24-807")
+    codes: ClassVar = ("O24-102", "O24-610", "O24-612", "O24-807")
 
     require: Annotated[Require, "which weights must be 2:4"] = Require.CLAIMS
 
@@ -52,6 +53,9 @@ class Check24(Pass):
             keys = [*keys, *more]
         if problems:
             raise NotMetError(problems)
+        if not keys:
+            message = "nothing to check: no weight is recorded as 2:4"
+            ctx.diagnostics.add(diagnostic("O24-612", message))
         found = ctx.analysis(model, WeightUses)
         for key in keys:
             use = next(use for use in found.products(key))

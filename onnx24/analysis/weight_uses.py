@@ -121,10 +121,6 @@ class WeightUse:
     notes: tuple[str, ...] = ()
 
     @property
-    def k_axis_stored(self) -> int | None:
-        return self.k_axis
-
-    @property
     def eligible(self) -> bool:
         return self.kind == "product" and self.code is None
 

@@ -170,7 +170,7 @@ def _folder(path: Path, spec: str, specs: list[InputSpec]) -> _Source:
 
 
 def _unreadable(spec: str, why: str) -> InputError:
-    return InputError.of("O24-030", f"{spec}: {why}", file=spec)
+    return InputError.of("O24-030", why, file=spec)
 
 
 def _sorted(paths: Iterator[Path]) -> list[Path]:
@@ -189,7 +189,7 @@ def _check_names(where: str, given: Sequence[str], specs: list[InputSpec]) -> No
     expected = f"arrays named {required}" + (f" and perhaps {optional}" if optional else "")
     raise InputError.of(
         "O24-031",
-        f"{where}: expected {expected}, found {sorted(given)}",
+        f"expected {expected}, found {sorted(given)}",
         file=where,
         facts={"missing": missing, "unknown": unknown},
     )
@@ -207,7 +207,7 @@ def _check_dtype(where: str, spec: InputSpec, found: np.dtype) -> None:
     if not fits:
         raise InputError.of(
             "O24-033",
-            f"{where}: {spec.name!r}: expected {spec.dtype_text}, found {found}",
+            f"expected {spec.dtype_text}, found {found}",
             file=where,
             tensor=spec.name,
         )
@@ -216,7 +216,7 @@ def _check_dtype(where: str, spec: InputSpec, found: np.dtype) -> None:
 def _bad_shape(where: str, name: str, expected: str, found: tuple[int, ...]) -> InputError:
     return InputError.of(
         "O24-032",
-        f"{where}: {name!r}: expected {expected}, found {list(found)}",
+        f"expected {expected}, found {list(found)}",
         file=where,
         tensor=name,
     )

@@ -15,6 +15,7 @@ from onnx24.ir.model import Model
 from onnx24.passmgr.manager import RunResult, run
 from onnx24.passmgr.pipeline import parse
 from onnx24.sparsity.masks import prune_24
+from onnx24.testing.generate import mlp
 
 TARGET = targets.load("sm86")
 DENSE = "g (float[N, 8] x) => (float[N, 6] y) { [fc] y = MatMul(x, w) }"
@@ -158,3 +159,8 @@ def test_the_invariant_follows_the_model():
     model.weights.replace("w", array((8, 6)))
     (found,) = broken_claims(model, cache)
     assert found.code == "O24-807" and found.facts["violating"] == 12
+
+
+def test_a_model_without_records_is_said_to_be_unchecked():
+    result = run(Model.from_proto(mlp([64, 32])), parse("check24"), target=targets.load("sm86"))
+    assert [d.code for d in result.diagnostics] == ["O24-612"]
