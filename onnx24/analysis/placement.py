@@ -42,6 +42,7 @@ from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.weights import numpy_dtype
+from onnx24.quant.calibrators import Calibrator
 
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_SIZE = 16
@@ -462,3 +463,13 @@ def _share_over_concat(flow: Flow, placement: Placement, fits: Callable[[str], b
                 placement.tie(value, seat)
         return True
     return False
+
+
+def range_objection(calibrator: Calibrator) -> tuple[str, str] | None:
+    """(code, reason) why an activation of this range is not quantized."""
+    if calibrator.overflowed:
+        share = f"{calibrator.overflowed:,} of {calibrator.values:,} values"
+        return "O24-220", f"{share} of the activation were NaN or infinite"
+    if not calibrator.amax > 0:
+        return "O24-215", f"all {calibrator.values:,} values of the activation were 0"
+    return None

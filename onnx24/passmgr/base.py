@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.diagnostics import Diagnostics, diagnostic
 from onnx24.effects import Effects
+from onnx24.ir.index import NodeSite
 from onnx24.ir.model import Model
 
 if TYPE_CHECKING:
@@ -128,4 +129,15 @@ class Context:
         message = f"{action}: {reason}" if reason else action
         self.diagnostics.add(
             diagnostic(code, message, scope=scope, node=node, op=op, tensor=weight, facts=facts)
+        )
+
+    def refuse_node(self, code: str, site: NodeSite, reason: str) -> None:
+        """Record that a node without a weight to name is left as it is."""
+        self.record(
+            "refused",
+            code,
+            node=site.name,
+            op=site.proto.op_type,
+            scope=site.scope,
+            reason=reason,
         )
