@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from onnx24.analysis.eligibility import Eligibility, Verdict
+from onnx24.analysis.selection import Selection
 from onnx24.analysis.weight_uses import WeightUses, consumer_view
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
@@ -111,8 +110,10 @@ class Prune24(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         found = ctx.analysis(model, WeightUses)
         verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
-        self._check_patterns(verdicts)
-        verdicts = {key: self._select(verdict) for key, verdict in verdicts.items()}
+        selection = Selection(self.include, self.exclude)
+        names = [name for verdict in verdicts.values() for name in _names(verdict)]
+        selection.check("prune24", names, "weight and no node that reads one")
+        verdicts = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
         chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
         _check_finite(model, found, chosen)
         _drop_stale_claims(model, ctx, found)
@@ -139,7 +140,8 @@ class Prune24(Pass):
             pruned += 1
             reason = f"energy kept {facts['energy_kept']:.1%}"
             _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
-        _record_dynamic(ctx, found)
+        for site in found.dynamic:  # products of two activations have no weight to prune
+            ctx.refuse_node("O24-117", site, "both operands are computed at run time")
         model.claims.update(claims)
         weights = sum(verdict.code != "O24-110" for verdict in verdicts.values())
         ctx.statistics.update(
@@ -157,7 +159,7 @@ class Prune24(Pass):
                 )
             )
 
-    def _select(self, verdict: Verdict) -> Verdict:
+    def _select(self, verdict: Verdict, selection: Selection) -> Verdict:
         """The verdict after this pass's options."""
 
         def refused(code: str, reason: str) -> Verdict:
@@ -167,11 +169,8 @@ class Prune24(Pass):
             verdict = _with(verdict, "O24-101", verdict.reason, eligible=True)
         if not verdict.eligible:
             return verdict
-        names = _names(verdict)
-        if self.include and not _match(self.include, names):
-            return refused("O24-120", f"include={'|'.join(self.include)} leaves it out")
-        if pattern := _match(self.exclude, names):
-            return refused("O24-120", f"exclude={pattern} leaves it out")
+        if reason := selection.objection(_names(verdict)):
+            return refused("O24-120", reason)
         elements = verdict.facts["elements"]
         if elements < self.min_elements:
             return refused("O24-114", f"{elements:,} elements, min-elements={self.min_elements}")
@@ -179,29 +178,10 @@ class Prune24(Pass):
             return refused("O24-114", str(verdict.facts["small"]))
         return verdict
 
-    def _check_patterns(self, verdicts: Mapping[ValueKey, Verdict]) -> None:
-        """A pattern that means nothing is a mistake: the layer that it should protect would be
-        pruned. Raises: InputError O24-023."""
-        names = [name for verdict in verdicts.values() for name in _names(verdict)]
-        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in patterns:
-                if not _match((pattern,), names):
-                    raise InputError.of(
-                        "O24-023",
-                        f"prune24{{{option}={pattern}}} matches no weight and no node that reads "
-                        "one",
-                        hint="`onnx24 inspect` lists the names",
-                    )
-
 
 def _names(verdict: Verdict) -> list[str]:
     nodes = [use.node for use in verdict.uses if use.node]
     return [verdict.key.name, str(verdict.key), *nodes]
-
-
-def _match(patterns: tuple[str, ...], names: list[str]) -> str | None:
-    """The first pattern that matches any of the names."""
-    return next((p for p in patterns if any(fnmatchcase(name, p) for name in names)), None)
 
 
 def _with(verdict: Verdict, code: str, reason: str, *, eligible: bool) -> Verdict:
@@ -280,16 +260,3 @@ def _record(
         reason=reason,
         **{**verdict.facts, **facts},
     )
-
-
-def _record_dynamic(ctx: Context, found: WeightUses) -> None:
-    """Products of two activations have no weight to prune; the ledger says so once each."""
-    for site in found.dynamic:
-        ctx.record(
-            "refused",
-            "O24-117",
-            node=site.name,
-            op=site.proto.op_type,
-            scope=site.scope,
-            reason="both operands are computed at run time",
-        )
