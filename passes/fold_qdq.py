@@ -16,7 +16,7 @@ from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import fresh, walk
+from onnx24.ir.surgeon import detach, fresh, is_onnx, label, redirect, walk
 from onnx24.ir.weights import numpy_dtype
 from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.scales import quantize
@@ -134,7 +134,7 @@ class _Editor:
         for node in self._quantizers(QUANTIZE):
             value = node.inputs[0]
             source = value.inputs[0] if value.inputs else None
-            if source is None or source.op != DEQUANTIZE or not _is_onnx(source):
+            if source is None or source.op != DEQUANTIZE or not is_onnx(source):
                 continue
             same = self._signature(node)[2:] == self._signature(source)[2:]
             if same and id(node.outputs[0]) not in self.shown and self._is_exact(node):
@@ -159,12 +159,12 @@ class _Editor:
         """Take nodes out; their readers read the given value instead. False if nothing went."""
         gone = set()
         for node, instead, why in plans:
-            if not self.ctx.admit(node.name or node.outputs[0].name):
+            if not self.ctx.admit(label(node)):
                 continue
             if instead is not None:
-                _redirect(node.outputs[0], instead)
+                redirect(node.outputs[0], instead)
             self._record("removed", "O24-232", node, why)
-            _detach(node)
+            detach(node)
             gone.add(id(node))
         self.removed += len(gone)
         self._keep(lambda node: id(node) not in gone)
@@ -198,13 +198,13 @@ class _Editor:
             ) from err
         source, target = node.inputs[0], node.outputs[0]
         name = fresh(self.graph, f"{key.name}_{values.dtype}")
-        _redirect(target, gs.Constant(name, values))
-        _detach(node)
+        redirect(target, gs.Constant(name, values))
+        detach(node)
         alone = not source.outputs and id(source) not in self.shown
         maker = source.inputs[0] if source.inputs else None
         gone = {id(node)}
         if alone and maker is not None:  # a Constant node, whose values would stay in the file
-            _detach(maker)
+            detach(maker)
             gone.add(id(maker))
         self._keep(lambda other: id(other) not in gone)
         self.folded.append(_Folded(key, name, weight.nbytes, values.nbytes))
@@ -217,7 +217,7 @@ class _Editor:
         return [
             node
             for node in self.graph.nodes
-            if node.op in ops and _is_onnx(node) and len(node.inputs) >= 2 and node.outputs
+            if node.op in ops and is_onnx(node) and len(node.inputs) >= 2 and node.outputs
         ]
 
     def _keep(self, wanted: Callable[[gs.Node], bool]) -> None:
@@ -300,20 +300,3 @@ class _Editor:
             reason=reason,
             **facts,
         )
-
-
-def _is_onnx(node: gs.Node) -> bool:
-    return (node.domain or "") in ("", "ai.onnx")
-
-
-def _redirect(value: gs.Tensor, instead: gs.Tensor) -> None:
-    """Make every reader of `value`, in bodies too, read `instead`."""
-    for reader in list(value.outputs):
-        for i, tensor in enumerate(reader.inputs):
-            if tensor is value:
-                reader.inputs[i] = instead
-
-
-def _detach(node: gs.Node) -> None:
-    node.inputs.clear()
-    node.outputs.clear()
