@@ -445,6 +445,13 @@ _TABLE = (
         "The target's row lists no INT8 kernels for this TensorRT major.",
     ),
     Code(
+        "O24-222",
+        "warning",
+        "nothing was quantized",
+        "Every layer was refused, so the result is no INT8 model, whatever the preset is called.",
+        "see the report's refusals; where the batch is fixed at 1, export with a dynamic one",
+    ),
+    Code(
         "O24-230",
         "note",
         "weight folded to INT8",

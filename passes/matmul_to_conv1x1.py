@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.products import Product, Products, Refusal, has_products, label_of
+from onnx24.analysis.products import Product, Products, Refusal, has_products
 from onnx24.ir.index import Index
 from onnx24.ir.model import Model
+from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite.conv1x1 import rewrite_as_conv1x1
 
@@ -92,7 +93,7 @@ def _refuse(ctx: Context, refusal: Refusal) -> None:
         "refused",
         refusal.code,
         weight=refusal.weight,
-        node=label_of(refusal.node),
+        node=label(refusal.node),
         op=refusal.node.op,
         scope=refusal.graph.scope,
         reason=refusal.reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -82,6 +83,7 @@ class Qdq(Pass):
         "O24-219",
         "O24-220",
         "O24-221",
+        "O24-222",
         "O24-400",
     )
 
@@ -141,6 +143,11 @@ class Qdq(Pass):
             else:
                 facts = self._facts(layer, placement, amax)
                 _record(ctx, layer, "quantized", "O24-200", _reason(facts), **facts)
+        others = [refusal for refusal in refusals.values() if refusal[0] != "O24-214"]
+        if others and not chosen:
+            (code, reason), count = Counter(others).most_common(1)[0]
+            message = f"no layer was quantized; {count} of {len(layers)} because: {reason} ({code})"
+            ctx.diagnostics.add(diagnostic("O24-222", message))
         for site in found.dynamic:
             ctx.refuse_node("O24-213", site, "both operands are computed at run time")
         ctx.statistics.update(

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.precision import Range16, Slots, slots
+from onnx24.analysis.precision import Range16, Slots, dtype16, rounding_loss, slots
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import is_onnx, label, walk
@@ -107,6 +108,7 @@ class Plan:
             id(tensor) for graph in walk(root) if graph is not root for tensor in graph.outputs
         }
         self.ranges: dict[int, Range16] = {}
+        self.losses: dict[int, float] = {}
 
     # --- facts ---------------------------------------------------------------------------
     def is_float32(self, tensor: gs.Tensor) -> bool:
@@ -124,6 +126,22 @@ class Plan:
             values = self.model.weights[key] if known else np.zeros(0, np.float32)
             self.ranges[id(constant)] = Range16.of(values)
         return self.ranges[id(constant)]
+
+    def loss_of(self, constant: gs.Constant) -> float:
+        if id(constant) not in self.losses:
+            key = self.key(constant)
+            known = key in self.model.weights
+            self.losses[id(constant)] = (
+                rounding_loss(self.model.weights[key], self.to) if known else 0.0
+            )
+        return self.losses[id(constant)]
+
+    def is_sparse(self, tensor: gs.Tensor) -> bool:
+        """A constant in ONNX's sparse form, which has no 16-bit copy."""
+        if isinstance(tensor, gs.Constant):
+            return self.key(tensor) not in self.model.weights
+        made_by = self.producer(tensor)
+        return made_by is not None and "sparse_value" in made_by.attrs
 
     def constants(self, node: gs.Node) -> Iterator[gs.Constant]:
         for tensor in node.inputs:
@@ -229,10 +247,16 @@ class Plan:
             return "the operator has no 16-bit form in this opset" if any(inputs) else None
         if node.op in self.sensitive:
             return "the operator loses precision or range in 16 bit"
+        sparse = next((t for t in (*node.inputs, *node.outputs) if self.is_sparse(t)), None)
+        if sparse is not None:
+            return f"constant {sparse.name!r} is stored sparse"
         for constant in self.constants(node):
             single = int(np.prod(constant.shape, dtype=np.int64)) == 1
             scale = node.op in _QDQ and constant is node.inputs[1]
             if not single and not scale:
+                loss = self.loss_of(constant)
+                if loss > 2 * float(ml_dtypes.finfo(dtype16(self.to)).eps):
+                    return f"constant {constant.name!r} loses {loss:.2g} of its size by rounding"
                 continue
             facts = self.range_of(constant)
             # A scale may lose some bits; 1/64 of the smallest normal leaves five.

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from onnx24.analysis.dataflow import Shapes
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import walk
+from onnx24.ir.surgeon import label, walk
 
 _DEFAULT_DOMAINS = ("", "ai.onnx", None)
 _PRODUCTS = ("MatMul", "Gemm")
@@ -67,7 +67,7 @@ class Product:
     scope: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name, self.label, self.scope = self.weight.name, label_of(self.node), self.graph.scope
+        self.name, self.label, self.scope = self.weight.name, label(self.node), self.graph.scope
 
     @property
     def result(self) -> gs.Tensor:
@@ -114,7 +114,9 @@ class Products:
 
         All readers of a weight are in the first list or none is."""
         judged = list(self._judge())
-        sites, shared = _without_shared_weights([p for p in judged if isinstance(p, Product)])
+        sites, shared = _without_shared_weights(
+            [p for p in judged if isinstance(p, Product)], self.outputs
+        )
         return sites, [p for p in judged if isinstance(p, Refusal)] + shared
 
     def _judge(self) -> Iterator[Product | Refusal]:
@@ -261,7 +263,9 @@ def _is_per_channel(shape: Iterable[int], n: int, rank: int) -> bool:
     return all(size == 1 for size in sizes[:-1]) and (not sizes or sizes[-1] in (1, n))
 
 
-def _without_shared_weights(sites: list[Product]) -> tuple[list[Product], list[Refusal]]:
+def _without_shared_weights(
+    sites: list[Product], outputs: set[int]
+) -> tuple[list[Product], list[Refusal]]:
     """A weight is rewritten for all of its readers or for none: two forms would be two copies."""
     accepted = list(sites)
     refused: dict[int, Refusal] = {}
@@ -271,7 +275,7 @@ def _without_shared_weights(sites: list[Product]) -> tuple[list[Product], list[R
             by_weight.setdefault(id(site.weight), []).append(site)
         drop: dict[int, str] = {}
         for group in by_weight.values():
-            reason = _conflict(group)
+            reason = _conflict(group, outputs)
             if reason:
                 drop.update({id(site): reason for site in group})
         if not drop:
@@ -283,7 +287,7 @@ def _without_shared_weights(sites: list[Product]) -> tuple[list[Product], list[R
     return accepted, [refused[id(site)] for site in sites if id(site) in refused]
 
 
-def _conflict(group: list[Product]) -> str:
+def _conflict(group: list[Product], outputs: set[int]) -> str:
     nodes = {id(site.node) for site in group}
     weight, chain = group[0].weight, group[0].chain
     if any(site.form != group[0].form for site in group):
@@ -293,16 +297,13 @@ def _conflict(group: list[Product]) -> str:
     for tensor, reader in zip(
         [weight, *(step.outputs[0] for step in chain)], [*chain, None], strict=True
     ):
+        if id(tensor) in outputs:
+            return f"{tensor.name!r} is an output of the graph too"
         allowed = nodes if reader is None else {id(reader)}
         other = next((node for node in tensor.outputs if id(node) not in allowed), None)
         if other is not None:
-            return f"{label_of(other)} ({other.op}) reads the weight too"
+            return f"{label(other)} ({other.op}) reads the weight too"
     return ""
-
-
-def label_of(node: gs.Node) -> str:
-    """The node's name, or its first output's where it has none."""
-    return node.name or node.outputs[0].name
 
 
 def producer_of(tensor: gs.Tensor) -> gs.Node | None:

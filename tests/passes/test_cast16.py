@@ -8,17 +8,18 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx24.passes.cast16 import Cast16, Dtype
 from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
 
 from onnx24 import targets
-from onnx24.analysis.precision import Range16, slots
+from onnx24.analysis.precision import Range16, rounding_loss, slots
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
 from onnx24.passmgr.base import Context
+from onnx24.testing.generate import mlp
 
 RNG = np.random.default_rng(3)
 W = RNG.standard_normal((8, 6)).astype(np.float32)
@@ -485,6 +486,23 @@ def test_ranges() -> None:
     assert Range16.of(np.array([1e-6, 1], np.float32)).vanishes(fp16) is True
     assert Range16.of(np.array([np.inf, np.nan, 0], np.float32)) == Range16(0.0, 0.0)
     assert Range16.of(np.zeros(0, np.float32)) == Range16(0.0, 0.0)
+
+
+def test_a_weight_that_would_vanish_stays() -> None:
+    """Found by the odd models: weights around 1e-8 all became zero, without a word."""
+    weight = np.random.default_rng(0).standard_normal((64, 32), np.float32)
+    assert 1e-5 < rounding_loss(weight, TensorProto.FLOAT16) < 5e-4
+    assert rounding_loss(weight * np.float32(1e-9), TensorProto.FLOAT16) == 1.0
+    assert rounding_loss(weight * np.float32(1e-9), TensorProto.BFLOAT16) < 4e-3
+    assert rounding_loss(np.array([np.inf, np.nan], np.float32), TensorProto.FLOAT16) == 0.0
+    for scale, stays in ((1.0, False), (1e-6, True)):
+        proto = mlp([64, 32])
+        tensor = numpy_helper.from_array(weight * np.float32(scale), "fc0.weight")
+        proto.graph.initializer[0].CopyFrom(tensor)
+        model = Model.from_proto(proto)
+        context = apply(model, Cast16())
+        assert ("fc0" in kept(context)) is stays, kept(context)
+        assert (dtypes(model)["fc0.weight"] == "FLOAT") is stays
 
 
 # --- real models ---------------------------------------------------------------------------------

@@ -58,17 +58,7 @@ ERRORS = {
 NOT_IN_ONNXRUNTIME = {("new-operators-opset24", "upgrade-opset{to=26}")}
 """Results of which ONNX Runtime has no implementation: Swish, inlined as a function before."""
 
-KNOWN: dict[tuple[str, str], str] = {
-    **{
-        ("sparse-initializer", text): "cast16 leaves a sparse initializer in float32"
-        for text in ("cast16", "@sparse-fp16", "@fp16")
-    },
-    ("sparse-constant", "cast16"): "cast16 observes a sparse tensor",
-    (
-        "outputs-are-initializers-and-inputs",
-        "matmul-to-conv1x1{when=always}",
-    ): "the rewritten weight takes the name of a weight that is an output",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """Defects that are reported and not mended yet."""
 
 FULL_SWEEP = (7, 12, 13, 17, 26)

@@ -1,5 +1,4 @@
-"""A Concat of a tensor with its own poolings (YOLO's spatial pyramid pooling): the poolings' pairs
-move up onto the shared input, and placement ends."""
+"""Whole small nets through qdq: what the rules make of them together."""
 
 import numpy as np
 
@@ -7,6 +6,7 @@ from onnx24.ir.model import Model
 from onnx24.passmgr import manager, pipeline
 from onnx24.runtime.data import load_data
 from onnx24.targets import load
+from onnx24.testing.generate import mlp
 
 SPP = """<ir_version: 8, opset_import: ["" : 17]>
 spp (float[1,16,8,8] x) => (float[1,32,8,8] y) <float[32,32,1,1] w, float[32,16,3,3] v> {
@@ -20,6 +20,8 @@ spp (float[1,16,8,8] x) => (float[1,32,8,8] y) <float[32,32,1,1] w, float[32,16,
 
 
 def test_placement_ends_and_shares_one_scale():
+    """A Concat of a tensor with its own poolings, as in YOLO: the poolings' pairs move up onto the
+    shared input."""
     text = SPP.replace("<float[32,32,1,1] w, float[32,16,3,3] v>", "")
     text = text.replace("x) =>", "x, float[32,32,1,1] w, float[32,16,3,3] v) =>")
     proto = Model.from_text(text).full_proto()
@@ -45,3 +47,13 @@ def test_placement_ends_and_shares_one_scale():
         assert producers[name].op_type == "DequantizeLinear"
         scales.add(float(model.weights[producers[name].input[1]]))
     assert len(scales) == 1
+
+
+def test_it_is_said_when_no_layer_was_quantized():
+    for batch, warned in ((1, True), (32, False)):
+        model = Model.from_proto(mlp([64, 32, 16], batch=batch))
+        data = load_data("random:4", model)
+        result = manager.run(model, pipeline.parse("qdq"), target=load("sm86"), calibration=data)
+        found = [d for d in result.diagnostics if d.code == "O24-222"]
+        assert bool(found) is warned
+        assert not found or "O24-210" in found[0].message
