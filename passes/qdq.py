@@ -145,8 +145,8 @@ class Qdq(Pass):
                 _record(ctx, layer, "quantized", "O24-200", _reason(facts), **facts)
         others = [refusal for refusal in refusals.values() if refusal[0] != "O24-214"]
         if others and not chosen:
-            (code, reason), count = Counter(others).most_common(1)[0]
-            message = f"no layer was quantized; {count} of {len(layers)} because: {reason} ({code})"
+            code, count = Counter(code for code, _ in others).most_common(1)[0]
+            message = f"none of {len(layers)} layers was quantized; {count} are refused by {code}"
             ctx.diagnostics.add(diagnostic("O24-222", message))
         for site in found.dynamic:
             ctx.refuse_node("O24-213", site, "both operands are computed at run time")
