@@ -20,7 +20,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
 
 SMALL = ("deeploy_golden", "polygraphy_tests")
-"""Folders of operator graphs: compiled and run here, built only in benchmarks/real_models.py."""
+"""Folders of operator graphs and of another tool's test models."""
 
 
 def _models(shared: Path, *folders: str) -> list[Path]:
@@ -70,6 +70,10 @@ def test_operator_graphs(shared_models, tmp_path, preset):
         outcome = _check(source, preset, tmp_path)
         if outcome.refused:
             refused.append((source, outcome.refused))
+            continue
+        error = rtx_builds(tmp_path / "out.onnx", tmp_path / "out.engine")
+        if error:
+            assert rtx_builds(source, tmp_path / "out.engine"), (source, error)
     for source, error in refused:
         assert isinstance(error, InputError), (source, error)
         assert error.diagnostics[0].message
