@@ -11,6 +11,7 @@ import difflib
 import enum
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,8 +175,22 @@ def field_options(cls: type[Pass]) -> list[Option]:
 
     Raises: TypeError for a field that is not annotated as `passmgr.options` understands it.
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return [_option(cls, field, hints[field.name]) for field in dataclasses.fields(cls)]
+    return [_option(cls, field, _hint(cls, field)) for field in dataclasses.fields(cls)]
+
+
+def _hint(cls: type[Pass], field: dataclasses.Field[Any]) -> Any:
+    """The annotation of one field, evaluated where it was written.
+
+    Not `get_type_hints(cls)`: Python 3.10 refuses the bare ClassVar that passes use beside it.
+    """
+    owner = cls
+    for base in cls.__mro__:  # the last that has this very field has declared it
+        if getattr(base, "__dataclass_fields__", {}).get(field.name) is field:
+            owner = base
+    holder = type("Holder", (), {"__annotations__": {field.name: field.type}})
+    return typing.get_type_hints(
+        holder, vars(sys.modules[owner.__module__]), dict(vars(owner)), include_extras=True
+    )[field.name]
 
 
 def _option(cls: type[Pass], field: dataclasses.Field[Any], hint: Any) -> Option:
