@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,3 +133,44 @@ def digits_calib(tmp_path_factory: pytest.TempPathFactory, digits_data: ModuleTy
     path = tmp_path_factory.mktemp("calib") / "calib.npz"
     digits_data.write_calibration(path, "image", 256)
     return path
+
+
+# --- the last Python 3.10 packages -----------------------------------------------------------
+_PYTHON_310 = sys.version_info < (3, 11)
+"""ONNX Runtime 1.23 is the last release for Python 3.10. What it can't run is skipped there, and
+only there."""
+_UNKNOWN_TO_ORT = (
+    "Unsupported model IR version",
+    "Current official support for domain",
+    "Could not find an implementation for QuantizeLinear(23)",
+)
+_UNKNOWN_TO_ONNX = re.compile(r"opset \d+[^;]*; onnx \S+ knows up to")
+_FLOAT16_QUANTIZERS = (
+    "test_scales.py::test_bit_identical_to_onnx_runtime",
+    "test_fold_qdq.py::test_weights_of_every_form",
+    "test_fold_qdq.py::test_only_exact_pairs_cancel_in_float16",
+    "test_cast16.py::test_quantized_layers_follow_their_scales",
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    try:
+        return (yield)
+    except Exception as err:
+        text = str(err)
+        if _PYTHON_310 and (
+            any(words in text for words in _UNKNOWN_TO_ORT) or _UNKNOWN_TO_ONNX.search(text)
+        ):
+            pytest.skip("newer than what onnx and ONNX Runtime for Python 3.10 know")
+        raise
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = "ONNX Runtime 1.23 rounds FP16 QuantizeLinear to another neighbour now and then"
+    for item in items if _PYTHON_310 else ():
+        if "test_odd_models.py::test_what_onnxruntime_refuses" in item.nodeid:
+            item.add_marker(pytest.mark.skip(reason="the list is that of a newer ONNX Runtime"))
+        quantizer = any(name in item.nodeid for name in _FLOAT16_QUANTIZERS)
+        if quantizer and ("float16" in item.nodeid or "follow_their_scales" in item.nodeid):
+            item.add_marker(pytest.mark.skip(reason=reason))
