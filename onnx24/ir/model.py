@@ -112,7 +112,8 @@ class Model:
         self.weights = Weights(
             source, self.base_dir, self._initializers, lambda: self.touch(Effects.WEIGHTS)
         )
-        self._came_external = bool(self.external_locations())
+        self._input_locations = tuple(self.external_locations())
+        """The input's data files, also when nothing refers to them any more."""
         self.metadata = Metadata(self)
         self.claims = Claims24(self.metadata)
 
@@ -275,7 +276,7 @@ class Model:
             return
         if external == "auto":
             rope_bytes = sum(payload_bytes(t) for t in self._large_tensors())
-            if self._came_external or rope_bytes > MAX_EMBEDDED_BYTES:
+            if self._input_locations or rope_bytes > MAX_EMBEDDED_BYTES:
                 external = "external"
         if external == "external":
             self._save_external(target)
@@ -301,7 +302,7 @@ class Model:
         if not target.exists() or self.path is None:
             return
         inputs = [self.path]
-        inputs += [self.base_dir / name for name in self.external_locations() if self.base_dir]
+        inputs += [self.path.parent / name for name in self._input_locations]
         for source in inputs:
             if source.exists() and target.samefile(source):
                 raise InputError.of("O24-041", "the output is the input", file=str(target))

@@ -154,11 +154,14 @@ def test_the_input_is_never_overwritten(tmp_path):
     (tmp_path / "weights.bin").rename(tmp_path / "b.onnx.data")
     text = path.read_bytes().replace(b"weights.bin", b"b.onnx.data")
     path.write_bytes(text)
-    model = Model.load(path)
-    model.metadata["changed"] = "yes"
-    with pytest.raises(InputError) as caught:
-        model.save(tmp_path / "b.onnx")
-    assert caught.value.code == "O24-041"
+    for replaced in (False, True):
+        model = Model.load(path)
+        model.metadata["changed"] = "yes"
+        for key in model.weights.keys() if replaced else ():
+            model.weights.replace(key, np.zeros((512, 512), np.float32))
+        with pytest.raises(InputError) as caught:
+            model.save(tmp_path / "b.onnx")
+        assert caught.value.code == "O24-041"
 
 
 def test_atomic_files_appear_together_or_not_at_all(tmp_path):
