@@ -130,6 +130,14 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def available(self) -> Availability: ...
 
+    def require(self) -> None:
+        """Raises: BackendError O24-500, with what to install, where the backend is missing."""
+        found = self.available()
+        if not found.ok:
+            raise BackendError.of(
+                "O24-500", f"the backend {self.name} is not available", hint=found.hint
+            )
+
     @abc.abstractmethod
     def build(
         self,
@@ -174,9 +182,7 @@ def get(name: str, target: Target | None = None) -> Backend:
             hint=f"{hint}choose one of auto, {', '.join(_BACKENDS)}",
         )
     backend = _load(name)
-    found = backend.available()
-    if not found.ok:
-        raise BackendError.of("O24-500", f"the backend {name} is not available", hint=found.hint)
+    backend.require()
     return backend
 
 

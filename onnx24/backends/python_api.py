@@ -80,11 +80,7 @@ class PythonBackend(Backend):
         timing_cache: Path | None = None,
         log: Path | None = None,
     ) -> BuildResult:
-        found = self.available()
-        if not found.ok:
-            raise BackendError.of(
-                "O24-500", f"the backend {self.name} is not available", hint=found.hint
-            )
+        self.require()
         notes = self.check_target(target)
         model = OnnxFile.read(model_path)
         profiles = resolve_profiles(model.inputs, shapes)

@@ -153,11 +153,7 @@ class Trtexec(Backend):
         timing_cache: Path | None = None,
         log: Path | None = None,
     ) -> BuildResult:
-        found = self.available()
-        if not found.ok:
-            raise BackendError.of(
-                "O24-500", "the backend trtexec is not available", hint=found.hint
-            )
+        self.require()
         model = OnnxFile.read(model_path)
         profiles = resolve_profiles(model.inputs, shapes)
         with staged_engine(engine, model_path) as (part, scratch):

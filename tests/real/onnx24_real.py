@@ -135,8 +135,9 @@ def rtx_builds(model: Path, engine: Path) -> str | None:
     error if none did, None without the package."""
     from onnx24 import backends
 
-    rtx = backends.get("tensorrt-rtx")
-    if not rtx.available().ok:
+    try:
+        rtx = backends.get("tensorrt-rtx")
+    except BackendError:
         return None
     shapes = {}
     for value in Model.load(model).proto.graph.input:
