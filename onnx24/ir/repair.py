@@ -52,12 +52,15 @@ def dependencies(nodes: Sequence[NodeProto]) -> nx.DiGraph:
 
 
 def is_sorted(nodes: Sequence[NodeProto]) -> bool:
-    return all(a < b for a, b in dependencies(nodes).edges)
+    """Whether every node stands behind the producers of what it reads. Asked after every pass, so
+    no graph is built for it."""
+    producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    return all(producer.get(name, -1) < i for i, node in enumerate(nodes) for name in reads(node))
 
 
 def find_defects(proto: ModelProto) -> frozenset[str]:
     found = set()
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    opset = _opset(proto)
     for scope in scopes(proto):
         if not is_sorted(scope.graph.node):
             found.add("unsorted")
@@ -102,7 +105,7 @@ def repair_proto(proto: ModelProto, defects: frozenset[str]) -> None:
     """Repair in place, with placeholders where the model does not say: an unknown output shape
     becomes rank 0 and an operator ahead of its opset moves to another domain, so the result is
     for the checker's eyes only in those cases."""
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    opset = _opset(proto)
     if "ahead-of-opset" in defects:
         proto.opset_import.add(domain=_AHEAD_DOMAIN, version=1)
     for scope in scopes(proto) if defects else ():
@@ -130,6 +133,10 @@ def _sort(scope: Scope) -> None:
 
 
 _AHEAD_DOMAIN = "onnx24.ahead"
+
+
+def _opset(proto: ModelProto) -> int:
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
 
 
 def _is_ahead(node: NodeProto, opset: int) -> bool:
