@@ -13,10 +13,7 @@ from typer.core import TyperGroup
 
 from onnx24.cli import options as o
 from onnx24.cli import pass_commands
-
-DEFAULT_TARGET = "sm86-trt10"
-"""targets.DEFAULT, said again so that --help need not read the table of targets (a test
-compares)."""
+from onnx24.cli.options import DEFAULT_TARGET
 
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__

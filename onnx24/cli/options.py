@@ -6,6 +6,10 @@ from typing import Annotated, Optional
 
 import typer
 
+DEFAULT_TARGET = "sm86-trt10"
+"""targets.DEFAULT, said again so that --help need not read the table of targets (a test
+compares)."""
+
 MODEL_HELP = "The ONNX model; '-' reads standard input (no external data then)."
 DATA_FORMS = (
     "An .npz (each array stacked along its first axis), a folder of .npz, or a folder of ONNX "

@@ -29,7 +29,7 @@ _GROUP = "onnx24.passes"
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "output": (o.Output, None),
-    "target": (o.TargetName, "sm86-trt10"),
+    "target": (o.TargetName, o.DEFAULT_TARGET),
     "calib": (o.Calib, None),
     "seed": (o.Seed, 0),
     "shapes": (o.Shapes, None),
