@@ -395,6 +395,51 @@ _TABLE = (
         "The input's metadata record a weight as 2:4 that the model does not have: another tool "
         "renamed or removed it.",
     ),
+    Code(
+        "O24-130",
+        "note",
+        "solved to 2:4",
+        "Two of every four weights are zero, and the others were solved for on calibration data so "
+        "that the layer's outputs change least. The error is that of held-back samples.",
+    ),
+    Code(
+        "O24-131",
+        "warning",
+        "fewer calibration rows than inputs",
+        "A layer of K inputs saw fewer than K rows (samples, tokens or positions), so that its "
+        "values are fitted to those rows. The damping was chosen on held-back samples.",
+        "give more samples, or augment= for images; 16 rows for each input are enough",
+    ),
+    Code(
+        "O24-132",
+        "warning",
+        "fell back to magnitude",
+        "On held-back samples the solved weights agreed less with the dense model than those that "
+        "magnitude keeps, so magnitude's were taken.",
+        "give more samples, or samples that resemble those the model will meet",
+    ),
+    Code(
+        "O24-133",
+        "warning",
+        "model cannot be run in pieces",
+        "Layers are solved on the values between them. A value that is no tensor stands between "
+        "two layers, so that magnitude decided alone.",
+    ),
+    Code(
+        "O24-134",
+        "note",
+        "dense within the budget",
+        "The layer was left dense: without it the outputs' error would exceed the budget.",
+        "raise budget=, or recover the accuracy by training",
+    ),
+    Code(
+        "O24-135",
+        "warning",
+        "result not judged",
+        "There are too few samples to hold any back, and samples that were fitted to say nothing "
+        "about others.",
+        "give at least two runs of samples; 500 and more are better",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

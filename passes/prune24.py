@@ -15,15 +15,42 @@ from onnx24.analysis.weight_uses import WeightUses, consumer_view
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError
+from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.layerwise.progress import Saved
+from onnx24.layerwise.prune import Solved, solve_model
+from onnx24.layerwise.results import LayerResult
+from onnx24.layerwise.segments import Unsupported
+from onnx24.layerwise.solver import Settings
 from onnx24.passmgr.base import Context, Pass
+from onnx24.rewrite.biases import put_bias
+from onnx24.runtime.augment import parse_augmentation
 from onnx24.sparsity.masks import is_24_by_stride, prune_24_by_stride
-from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energy
+from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energies
+from onnx24.sparsity.solve import Method as SolverMethod
 
 
 class Method(str, enum.Enum):
+    AUTO = "auto"
     MAGNITUDE = "magnitude"
+    WANDA = "wanda"
+    RIA = "ria"
+    OBS = "obs"
+    ADMM = "admm"
+
+
+class Quality(str, enum.Enum):
+    MAGNITUDE = "magnitude"
+    FAST = "fast"
+    DEFAULT = "default"
+    MAX = "max"
+
+
+class Switch(str, enum.Enum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
 
 
 class Tied(str, enum.Enum):
@@ -71,6 +98,7 @@ class Prune24(Pass):
     numeric: ClassVar = "close"
     codes: ClassVar = (
         "O24-008",
+        "O24-035",
         "O24-100",
         "O24-102",
         "O24-110",
@@ -92,9 +120,28 @@ class Prune24(Pass):
         "O24-126",
         "O24-127",
         "O24-128",
+        "O24-130",
+        "O24-131",
+        "O24-132",
+        "O24-133",
+        "O24-134",
+        "O24-135",
     )
 
-    method: Annotated[Method, "how the survivors are chosen"] = Method.MAGNITUDE
+    method: Annotated[
+        Method, "how the survivors are chosen; auto: by quality, magnitude without data"
+    ] = Method.AUTO
+    quality: Annotated[Quality, "how much work is put into each layer"] = Quality.DEFAULT
+    refit: Annotated[bool, "solve for the survivors' values, given data"] = True
+    asymmetric: Annotated[
+        Switch, "solve for the dense model's outputs from the compressed model's inputs"
+    ] = Switch.AUTO
+    augment: Annotated[str, "more calibration images: off, shift[PIXELS][+flip][xFACTOR][@HxW]"] = (
+        "off"
+    )
+    budget: Annotated[
+        float, "largest relative error of the outputs; layers stay dense to keep it; 0: none"
+    ] = 0.0
     include: Annotated[
         tuple[str, ...], "prune only weights whose name, or whose node's, matches a pattern"
     ] = ()
@@ -106,6 +153,15 @@ class Prune24(Pass):
     small: Annotated[Small, "weights below the channels from which the target is said to gain"] = (
         Small.PRUNE
     )
+    skip_first: Annotated[int, "leave out so many eligible weights from the front"] = 0
+    skip_last: Annotated[int, "leave out so many eligible weights from the end"] = 0
+
+    def __post_init__(self) -> None:
+        parse_augmentation(self.augment)  # ValueError for a text that is none
+        if not self.budget >= 0:
+            raise ValueError(f"budget is {self.budget}; it is a relative error of 0 or more")
+        if min(self.skip_first, self.skip_last, self.min_elements) < 0:
+            raise ValueError("skip-first, skip-last and min-elements are counts: 0 or more")
 
     def run(self, model: Model, ctx: Context) -> None:
         found = ctx.analysis(model, WeightUses)
@@ -114,50 +170,87 @@ class Prune24(Pass):
         names = [name for verdict in verdicts.values() for name in _names(verdict)]
         selection.check("prune24", names, "weight and no node that reads one")
         verdicts = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
+        verdicts = _without_ends(verdicts, found, self.skip_first, self.skip_last)
         chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
         _check_finite(model, found, chosen)
         _drop_stale_claims(model, ctx, found)
 
         claims: list[ValueKey] = []
-        pruned = 0
-        for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
+        left: list[Verdict] = []
+        for key, verdict in verdicts.items():
             if not verdict.eligible:
                 _record(ctx, verdict, "refused", verdict.code, verdict.reason)
-                continue
-            stored = found.read(model, key)
-            assert verdict.k_stride is not None
-            if is_24_by_stride(stored, verdict.k_stride):
+            elif is_24_by_stride(stored := found.read(model, key), _stride(verdict)):
                 claims.append(key)
                 _record(ctx, verdict, "kept", "O24-102", "already 2:4", zeros=count_zeros(stored))
-                continue
-            if not ctx.admit(str(key)):
+            elif not ctx.admit(str(key)):
                 _record(ctx, verdict, "refused", "O24-120", "the limit of sites is reached")
-                continue
-            result = prune_24_by_stride(stored, verdict.k_stride)
-            facts = _facts(stored, result, verdict)
-            _replace(model, found, key, result)
-            claims.append(key)
-            pruned += 1
-            reason = f"energy kept {facts['energy_kept']:.1%}"
-            _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
+            else:
+                left.append(verdict)
+        solved = self._solve(model, ctx, found, left)
+        pruned = [verdict for verdict in left if verdict.key not in solved.dense_again]
+        for verdict in ctx.progress(left, "prune24", total=len(left)):
+            _finish(model, ctx, found, verdict, solved)
+        claims += [verdict.key for verdict in pruned]
         for site in found.dynamic:  # products of two activations have no weight to prune
             ctx.refuse_node("O24-117", site, "both operands are computed at run time")
         model.claims.update(claims)
         weights = sum(verdict.code != "O24-110" for verdict in verdicts.values())
         ctx.statistics.update(
-            pruned=pruned,
-            already=len(claims) - pruned,
+            pruned=len(pruned),
+            already=len(claims) - len(pruned),
             refused=weights - len(claims) + len(found.dynamic),
         )
-        if pruned:
-            ctx.diagnostics.add(
-                diagnostic(
-                    "O24-125",
-                    f"{pruned} weight{' was' if pruned == 1 else 's were'} pruned by magnitude, "
-                    "which looks at no activations",
-                    facts={"weights": pruned},
-                )
+        _conclude(ctx, pruned, solved)
+
+    def _solve(
+        self, model: Model, ctx: Context, found: WeightUses, verdicts: list[Verdict]
+    ) -> Solved:
+        """What the calibration data give for these weights; nothing where there are none."""
+        nothing = Solved(results={}, layers={}, unsolved={})
+        if not verdicts or not self._solves(ctx):
+            return nothing
+        assert ctx.calibration is not None
+        method, settings = self.method, _TIERS[self.quality]
+        if method is not Method.AUTO:
+            settings = replace(
+                settings, method=SolverMethod(method.value), asymmetric=method is Method.ADMM
             )
+        if not self.refit:
+            settings = replace(settings, refit_steps=0)
+        if self.asymmetric is not Switch.AUTO:
+            settings = replace(settings, asymmetric=self.asymmetric is Switch.ON)
+        saved = Saved(ctx.work_dir, _identity(model, ctx, self, settings))
+        try:
+            return solve_model(
+                model,
+                found,
+                {verdict.key: _stride(verdict) for verdict in verdicts},
+                ctx.calibration,
+                settings=settings,
+                resources=ctx.resources,
+                augmentation=parse_augmentation(self.augment),
+                budget=self.budget,
+                progress=ctx.progress,
+                saved=saved,
+            )
+        except Unsupported as why:
+            ctx.diagnostics.add(diagnostic("O24-133", str(why)))
+            return nothing
+
+    def _solves(self, ctx: Context) -> bool:
+        """Whether activations decide. Raises: InputError O24-035 where they are asked for and no
+        data are given."""
+        asked = self.method not in (Method.AUTO, Method.MAGNITUDE) or self.budget > 0
+        if self.quality is Quality.MAGNITUDE and self.method in (Method.AUTO, Method.MAGNITUDE):
+            return False
+        if ctx.calibration is None:
+            if asked:
+                text = "budget" if self.budget else f"method={self.method.value}"
+                raise InputError.of("O24-035", f"prune24: {text} needs calibration data")
+            return False
+        # Fitting to noise costs three times what magnitude costs.
+        return asked or not ctx.calibration.is_random
 
     def _select(self, verdict: Verdict, selection: Selection) -> Verdict:
         """The verdict after this pass's options."""
@@ -177,6 +270,124 @@ class Prune24(Pass):
         if self.small is Small.SKIP and "small" in verdict.facts:
             return refused("O24-114", str(verdict.facts["small"]))
         return verdict
+
+
+_TIERS = {
+    Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False),
+    Quality.FAST: Settings(method=SolverMethod.WANDA),
+    Quality.DEFAULT: Settings(),
+    Quality.MAX: Settings(steps=90, refit_steps=20, rows_per_k=32),
+}
+
+
+def _stride(verdict: Verdict) -> int:
+    assert verdict.k_stride is not None
+    return verdict.k_stride
+
+
+def _without_ends(
+    verdicts: dict[ValueKey, Verdict], found: WeightUses, first: int, last: int
+) -> dict[ValueKey, Verdict]:
+    """The verdicts without the eligible weights at both ends, in order of their first reader."""
+    if not first and not last:
+        return verdicts
+    order = {id(site.proto): i for i, site in enumerate(found.index.nodes)}
+    eligible = sorted(
+        (v for v in verdicts.values() if v.eligible),
+        key=lambda v: min(order[id(use.consumer.proto)] for use in v.uses if use.consumer),
+    )
+    ends = {v.key: f"skip-first={first}" for v in eligible[:first]}
+    ends |= {v.key: f"skip-last={last}" for v in eligible[max(len(eligible) - last, 0) :]}
+    return {
+        key: _with(verdict, "O24-120", ends[key], eligible=False) if key in ends else verdict
+        for key, verdict in verdicts.items()
+    }
+
+
+def _finish(
+    model: Model, ctx: Context, found: WeightUses, verdict: Verdict, solved: Solved
+) -> None:
+    """Write one weight's new values, and its layer's bias, and say what happened."""
+    key = verdict.key
+    if key in solved.dense_again:
+        gain = solved.dense_again[key]
+        _record(ctx, verdict, "refused", "O24-134", "dense within the budget", gain=gain)
+        return
+    stored = found.read(model, key)
+    result = solved.results.get(key)
+    after = prune_24_by_stride(stored, _stride(verdict)) if result is None else result.stored
+    facts = _facts(stored, after, verdict)
+    code, reason = "O24-100", f"energy kept {facts['energy_kept']:.1%}"
+    if result is not None:
+        facts |= result.facts
+        reason = _errors(result)
+        code = "O24-132" if result.magnitude else "O24-130"
+    elif key in solved.unsolved:
+        facts["unsolved"] = solved.unsolved[key]
+        reason += f"; by magnitude: {solved.unsolved[key]}"
+    _replace(model, found, key, after)
+    if result is not None and result.bias is not None:
+        bias = solved.layers[key].bias
+        assert bias is not None
+        put_bias(model, bias.node, bias.input, bias.name, result.bias)
+        facts["bias"] = bias.name
+    _record(ctx, verdict, "pruned", code, reason, **facts)
+    if result is not None and facts["rows"] < facts["columns"]:
+        message = f"{facts['rows']:,} calibration rows for K = {facts['columns']:,}"
+        ctx.diagnostics.add(
+            diagnostic("O24-131", message, tensor=key.name, node=verdict.node, facts=facts)
+        )
+
+
+def _errors(result: LayerResult) -> str:
+    error = result.facts.get("output_error")
+    if error is None:
+        return "no sample could be held back to judge it by"
+    return f"output error {error:.1%}, {result.facts['output_error_magnitude']:.1%} by magnitude"
+
+
+def _conclude(ctx: Context, pruned: list[Verdict], solved: Solved) -> None:
+    """What is said of the pass as a whole."""
+    by_magnitude = [v for v in pruned if v.key not in solved.results]
+    if by_magnitude:
+        n = len(by_magnitude)
+        ctx.diagnostics.add(
+            diagnostic(
+                "O24-125",
+                f"{n} weight{' was' if n == 1 else 's were'} pruned by magnitude, "
+                "which looks at no activations",
+                facts={"weights": n},
+            )
+        )
+    if not solved.layers:
+        return
+    ctx.statistics.update(solved=len(solved.results), samples=solved.fitted, held=solved.held)
+    if solved.resumed:
+        ctx.statistics["resumed"] = solved.resumed
+    ours, other = solved.agreement, solved.agreement_magnitude
+    if ours is None or other is None:
+        message = "there are too few samples to hold any back: nothing was judged"
+        ctx.diagnostics.add(diagnostic("O24-135", message))
+        return
+    ctx.statistics.update(output_error=ours.rel_l2, output_error_magnitude=other.rel_l2)
+    if ours.top1 is not None and other.top1 is not None:
+        ctx.statistics.update(agreement=ours.top1, agreement_magnitude=other.top1)
+    if solved.predicted is not None:
+        ctx.statistics["predicted_output_error"] = solved.predicted
+    if solved.fallen_back:
+        message = f"{len(solved.fallen_back)} layers went back to magnitude: as solved, the model "
+        message += "agreed less with the dense one on held-back samples"
+        ctx.diagnostics.add(diagnostic("O24-132", message))
+
+
+def _identity(model: Model, ctx: Context, prune: Prune24, settings: Settings) -> str:
+    """Everything that solved layers depend on."""
+    import onnx24
+
+    assert ctx.calibration is not None
+    print_ = Fingerprint.of(model)
+    parts = (onnx24.__version__, print_, prune, settings, ctx.calibration.digest())
+    return repr(parts)
 
 
 def _names(verdict: Verdict) -> list[str]:
@@ -232,18 +443,18 @@ def _replace(model: Model, found: WeightUses, key: ValueKey, array: np.ndarray) 
 
 
 def _facts(before: np.ndarray, after: np.ndarray, verdict: Verdict) -> dict[str, Any]:
-    """zeros: before. energy_kept: Σw² of the survivors over Σw² of all. relative_error:
-    ‖W − Ŵ‖ / ‖W‖. Both in the consumer's values where quantization scales rows differently."""
+    """zeros: before. energy_kept: Σw² of the survivors, as they were, over Σw² of all.
+    relative_error: ‖W − Ŵ‖ / ‖W‖. Both in the consumer's values where quantization scales rows
+    differently."""
     zeros = count_zeros(before)
     use = verdict.products[0]
     if before.dtype == np.int8 or any(step.op == "DequantizeLinear" for step in use.chain[:1]):
         before, after = consumer_view(before, use), consumer_view(after, use)
-    total, kept = energy(before), energy(after)
-    share = kept / total if total else 1.0
+    total, kept, lost = energies(before, after)
     return {
         "zeros": zeros,
-        "energy_kept": share,
-        "relative_error": math.sqrt(max(0.0, 1.0 - share)),
+        "energy_kept": kept / total if total else 1.0,
+        "relative_error": math.sqrt(lost / total) if total else 0.0,
     }
 
 

@@ -113,6 +113,7 @@ class WeightUse:
     k_axis_consumer: int | None = None
     k_axis: int | None = None
     k_stride: int | None = None
+    shape: tuple[int, ...] = ()
     K: int = 0
     N: int = 0
     groups: int = 1
@@ -603,6 +604,7 @@ class _Tracer:
             chain=value.steps,
             data=data,
             k_axis_consumer=form.k_axis,
+            shape=shape,
             K=form.K,
             N=form.N,
             groups=form.groups,

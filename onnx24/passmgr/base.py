@@ -18,6 +18,7 @@ from onnx24.diagnostics import Diagnostics, diagnostic
 from onnx24.effects import Effects
 from onnx24.ir.index import NodeSite
 from onnx24.ir.model import Model
+from onnx24.layerwise.resources import Resources
 
 if TYPE_CHECKING:
     from onnx24.runtime.data import Calibration
@@ -84,6 +85,8 @@ class Context:
     """Numbers of the pass that is running, for the report; the manager empties it before each."""
     progress: Callable[..., Iterator[Any]] = _no_progress
     work_dir: Path | None = None
+    """Where a killed run leaves what the next one can go on with."""
+    resources: Resources = field(default_factory=Resources)
     site_limit: int | None = None
     """`--stop-after N`: after N admitted sites, `admit` says no."""
     sites: list[str] = field(default_factory=list)

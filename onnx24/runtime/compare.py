@@ -14,7 +14,7 @@ from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.session import Session
 
-__all__ = ["Comparison", "OutputDiff", "compare"]
+__all__ = ["Accumulator", "Comparison", "OutputDiff", "compare"]
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -97,12 +97,12 @@ def compare(
     ours, theirs = (session.outputs for session in sessions)
     if sorted(ours) != sorted(theirs):
         raise InputError.of("O24-801", f"expected the outputs {ours}, found {theirs}")
-    accumulators: dict[str, _Accumulator] = {}
+    accumulators: dict[str, Accumulator] = {}
     for feeds, feeds_b in zip(data.batches(a), data.batches(b), strict=True):
         first, second = sessions[0].run(feeds), sessions[1].run(feeds_b)
         for name in ours:
             for label, x, y in _leaves(name, first[name], second[name]):
-                accumulators.setdefault(label, _Accumulator()).add(x, y)
+                accumulators.setdefault(label, Accumulator()).add(x, y)
     return Comparison(
         outputs=[accumulators[name].result(name) for name in accumulators],
         samples=len(data),
@@ -125,7 +125,7 @@ def _leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.nd
         yield label, np.asarray(a), np.asarray(b)
 
 
-class _Accumulator:
+class Accumulator:
     """Sums in float64, so that the number of samples does not matter."""
 
     def __init__(self) -> None:

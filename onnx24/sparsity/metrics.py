@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-__all__ = ["count_nonfinite", "count_zeros", "energy"]
+__all__ = ["count_nonfinite", "count_zeros", "energies", "energy"]
 
 _CHUNK = 1 << 16
 
@@ -19,6 +19,20 @@ def energy(array: np.ndarray) -> float:
         values = chunk.astype(np.float64)
         total += float(values @ values)
     return total
+
+
+def energies(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
+    """Sums of squares, in double precision: of `before`, of its values where `after` is not 0,
+    and of the difference."""
+    total = kept = lost = 0.0
+    for a, b in zip(_chunks(before), _chunks(after), strict=True):
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        total += float(x @ x)
+        survivors = np.where(y != 0, x, 0)
+        kept += float(survivors @ survivors)
+        x -= y
+        lost += float(x @ x)
+    return total, kept, lost
 
 
 def count_zeros(array: np.ndarray) -> int:

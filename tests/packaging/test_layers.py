@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = {"errors", "codes", "diagnostics", "effects"}
 
 # Layer → what it may import of onnx24, besides itself. "passmgr.base" allows that module only.
-BELOW_PASSMGR = {*BASE, "ir", "analysis", "sparsity", "quant", "targets", "runtime"}
+BELOW_PASSMGR = {*BASE, "ir", "analysis", "sparsity", "quant", "targets", "runtime", "layerwise"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"codes", "diagnostics"},
     "codes": set(),
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": BASE,
     "runtime": {*BASE, "ir", "analysis", "sparsity", "quant"},
     "rewrite": {*BASE, "ir", "analysis", "sparsity", "quant"},
+    "layerwise": {*BASE, "ir", "analysis", "sparsity", "quant", "runtime"},
     "passmgr": BELOW_PASSMGR,
     "passes": {*BELOW_PASSMGR, "rewrite", "passmgr.base"} - {"codes"},
     "report": {*BELOW_PASSMGR, "passmgr"},
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
 PURE = {"sparsity", "quant"}
-PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba"}
+PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba", "scipy"}
 
 
 class Import(NamedTuple):

@@ -1,0 +1,80 @@
+"""How far a compressed model is from the dense one, on samples that were held back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx24.layerwise.segments import Piece, in_order
+from onnx24.runtime.compare import Accumulator
+
+__all__ = ["Agreement", "Judge", "fewest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """With the dense model. rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1:
+    share of samples whose largest entry stands at the same place, where a model has one output
+    of which that makes sense; else None."""
+
+    rel_l2: float
+    top1: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"rel_l2": self.rel_l2}
+        return out if self.top1 is None else {**out, "top1": self.top1}
+
+
+class Judge:
+    """Runs the whole model, whose solved weights are fed, on samples that nothing was fitted to.
+
+    piece: of `segments.whole`. The dense outputs are held.
+    """
+
+    def __init__(
+        self, piece: Piece, samples: Sequence[Mapping[str, np.ndarray]], dense: Any, threads: int
+    ) -> None:
+        self._piece, self._samples, self._threads = piece, samples, threads
+        self._dense = self._outputs(dense)
+
+    def __call__(self, weights: Mapping[str, np.ndarray]) -> Agreement:
+        sums: dict[str, Accumulator] = {}
+        for reference, found in zip(self._dense, self._outputs(weights), strict=True):
+            for name, value in reference.items():
+                sums.setdefault(name, Accumulator()).add(value, found[name])
+        results = [sums[name].result(name) for name in sums]
+        errors = [r.rel_l2 for r in results]
+        rel_l2 = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
+        one = results[0] if len(results) == 1 and len(results[0].shape) >= 2 else None
+        return Agreement(rel_l2=rel_l2, top1=one.top1_agreement if one else None)
+
+    def _outputs(self, weights: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            run = in_order(
+                pool,
+                lambda feeds: self._piece.run(feeds, weights),
+                self._samples,
+                2 * self._threads,
+            )
+            return list(run)
+
+
+def fewest(count: int, met: Callable[[int], bool], known: Iterable[int] = ()) -> int:
+    """The least n of 0..count for which `met(n)`, as far as bisection finds it: n is always one
+    that was asked, or `count`, which is taken for granted."""
+    low, high = -1, count
+    for n in known:
+        if n > low and not met(n):
+            low = n
+    while high - low > 1:
+        middle = (low + high) // 2
+        if met(middle):
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,80 @@
+"""What a killed run leaves behind, so that the next one goes on with the layers it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx24.ir.keys import ValueKey
+from onnx24.layerwise.results import LayerResult
+
+__all__ = ["Saved"]
+
+
+class Saved:
+    """Solved layers in a folder. `identity`: everything that the result depends on; a folder that
+    was made for another is not read, each has a sub-folder of its own. folder None: nothing is
+    kept."""
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self.found = 0
+        self._folder: Path | None = None
+        if folder is not None:
+            name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+            self._folder = folder / f"layers-{name}"
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, key: ValueKey) -> LayerResult | None:
+        """The layer as it was stored; None where it was not, or not to its end."""
+        path = self._path(key)
+        if path is None or not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            stored = _bits(file["stored"], str(file["stored_dtype"]))
+            bias = _bits(file["bias"], str(file["bias_dtype"])) if "bias" in file else None
+            head = json.loads(str(file["head"]))
+        self.found += 1
+        return LayerResult(
+            stored=stored, bias=bias, magnitude=head["magnitude"], facts=head["facts"]
+        )
+
+    def store(self, key: ValueKey, result: LayerResult) -> None:
+        path = self._path(key)
+        if path is None:
+            return
+        head = json.dumps({"magnitude": result.magnitude, "facts": result.facts})
+        arrays: dict[str, Any] = {
+            "stored": _plain(result.stored),
+            "stored_dtype": np.array(result.stored.dtype.name),
+            "head": np.array(head),
+        }
+        if result.bias is not None:
+            arrays["bias"] = _plain(result.bias)
+            arrays["bias_dtype"] = np.array(result.bias.dtype.name)
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+
+    def _path(self, key: ValueKey) -> Path | None:
+        if self._folder is None:
+            return None
+        return self._folder / f"{hashlib.sha256(str(key).encode()).hexdigest()[:24]}.npz"
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """.npy has no name for bfloat16 and the like: their bits."""
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+
+
+def _bits(array: np.ndarray, dtype: str) -> np.ndarray:
+    if array.dtype.name == dtype:
+        return array
+    import ml_dtypes
+
+    return array.view(np.dtype(getattr(ml_dtypes, dtype)))

@@ -1,0 +1,204 @@
+"""One-shot 2:4 with calibration data, from the weights that are chosen to weights that are judged.
+
+Samples are split in two: nine of ten to solve on, the rest to judge by. Quality is never judged on
+samples that were fitted. A result that agrees less with the dense model than magnitude pruning
+does goes back to magnitude, layer by layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.layerwise.judge import Agreement, Judge, fewest
+from onnx24.layerwise.progress import Saved
+from onnx24.layerwise.resources import Resources
+from onnx24.layerwise.results import LayerResult
+from onnx24.layerwise.segments import whole
+from onnx24.layerwise.solver import Settings, solve_layers
+from onnx24.layerwise.stages import Layer, make_plan
+from onnx24.runtime.augment import Augmentation, Augmented
+from onnx24.runtime.data import Calibration
+from onnx24.sparsity.masks import prune_24_by_stride
+
+__all__ = ["Solved", "solve_model"]
+
+HELD_BACK = 0.1
+MAX_HELD_RUNS = 256
+
+
+@dataclass(kw_only=True)
+class Solved:
+    """What became of each weight. `dense_again`: weights that the budget leaves dense, with what
+    the model gains by each (relative error of the outputs). agreement: with the dense model on
+    held-back samples, by magnitude and as solved; None where no sample could be held back."""
+
+    results: dict[ValueKey, LayerResult]
+    layers: dict[ValueKey, Layer]
+    unsolved: dict[ValueKey, str]
+    fitted: int = 0
+    held: int = 0
+    agreement: Agreement | None = None
+    agreement_magnitude: Agreement | None = None
+    fallen_back: list[ValueKey] = field(default_factory=list)
+    dense_again: dict[ValueKey, float] = field(default_factory=dict)
+    predicted: float | None = None
+    resumed: int = 0
+
+
+def solve_model(
+    model: Model,
+    found: WeightUses,
+    strides: Mapping[ValueKey, int],
+    data: Calibration,
+    *,
+    settings: Settings,
+    resources: Resources,
+    augmentation: Augmentation | None,
+    budget: float,
+    progress: Callable[..., Iterator[Any]],
+    saved: Saved,
+) -> Solved:
+    """Solve the weights that `strides` names; the model itself stays as it is.
+
+    budget: the largest relative error of the outputs, 0 for no limit; layers go back to dense
+    until it is met.
+    Raises: InputError O24-016, O24-030 to O24-033; segments.Unsupported; BackendError O24-500.
+    """
+    plan = make_plan(model, found, strides)
+    fit, held = data.split(1 - HELD_BACK)
+    alone = fit is held or fit.runs + held.runs < 2
+    fitting: Any = Augmented(fit, augmentation, model) if augmentation else fit
+    dense = {layer.key.name: found.read(model, layer.key) for layer in plan.layers}
+    dense.update({layer.bias.name: layer.bias.values for layer in plan.layers if layer.bias})
+    results = solve_layers(
+        model,
+        plan,
+        dense,
+        strides,
+        fitting,
+        None if alone else held,
+        settings,
+        resources,
+        progress,
+        saved,
+    )
+    solved = Solved(
+        results=results,
+        layers={layer.key: layer for layer in plan.layers},
+        unsolved=dict(plan.unsolved),
+        fitted=len(fitting),
+        held=0 if alone else len(held),
+        resumed=saved.found,
+    )
+    if not alone and plan.layers:
+        with threadpool_limits(1):
+            _judge(model, solved, dense, strides, held, resources, budget, progress)
+    return solved
+
+
+def _judge(
+    model: Model,
+    solved: Solved,
+    dense: dict[str, np.ndarray],
+    strides: Mapping[ValueKey, int],
+    held: Calibration,
+    resources: Resources,
+    budget: float,
+    progress: Callable[..., Iterator[Any]],
+) -> None:
+    layers = list(solved.layers.values())
+    samples = [feeds for feeds, _ in zip(held.batches(model), range(MAX_HELD_RUNS), strict=False)]
+    judge = Judge(whole(model, layers, dense, held.names), samples, dense, resources.threads)
+    by_magnitude = {
+        layer.key.name: prune_24_by_stride(dense[layer.key.name], strides[layer.key])
+        for layer in layers
+    }
+    ours = _weights(dense, layers, solved.results)
+    solved.agreement_magnitude = judge({**dense, **by_magnitude})
+    solved.agreement = judge(ours)
+    limit = solved.agreement_magnitude.rel_l2
+    if not solved.agreement.rel_l2 <= limit:
+        order = sorted(layers, key=lambda layer: _advantage(solved.results[layer.key]))
+
+        def fallen(n: int) -> dict[str, np.ndarray]:
+            back = {layer.key: layer for layer in order[:n]}
+            kept = {k: r for k, r in solved.results.items() if k not in back}
+            weights = _weights(dense, layers, kept)
+            weights.update(
+                {layer.key.name: by_magnitude[layer.key.name] for layer in back.values()}
+            )
+            return weights
+
+        n = fewest(len(order), lambda n: judge(fallen(n)).rel_l2 <= limit)
+        for layer in order[:n]:
+            result = solved.results[layer.key]
+            result.stored, result.bias = by_magnitude[layer.key.name], None
+            result.magnitude = True
+            solved.fallen_back.append(layer.key)
+        solved.agreement = judge(_weights(dense, layers, solved.results))
+    if budget > 0:
+        _keep_budget(judge, solved, dense, layers, budget, progress)
+
+
+def _keep_budget(
+    judge: Judge,
+    solved: Solved,
+    dense: dict[str, np.ndarray],
+    layers: Sequence[Layer],
+    budget: float,
+    progress: Callable[..., Iterator[Any]],
+) -> None:
+    """Make layers dense again, those first that give back most for each weight, until the
+    measured error is within the budget."""
+    assert solved.agreement is not None
+    if solved.agreement.rel_l2 <= budget:
+        return
+    error = solved.agreement.rel_l2
+    gains: dict[ValueKey, float] = {}
+
+    def without(back: Sequence[Layer]) -> dict[str, np.ndarray]:
+        keys = {layer.key for layer in back}
+        kept = {k: r for k, r in solved.results.items() if k not in keys}
+        return _weights(dense, layers, kept)
+
+    for layer in progress(layers, "sensitivity", total=len(layers)):
+        left = judge(without([layer])).rel_l2
+        gains[layer.key] = error**2 - left**2
+    order = sorted(layers, key=lambda layer: -gains[layer.key] / dense[layer.key.name].size)
+    n = fewest(len(order), lambda n: judge(without(order[:n])).rel_l2 <= budget, known=(0,))
+    solved.predicted = math.sqrt(max(0.0, error**2 - sum(gains[x.key] for x in order[:n])))
+    for layer in order[:n]:
+        solved.dense_again[layer.key] = gains[layer.key]
+        del solved.results[layer.key]
+    solved.agreement = judge(without(order[:n]))
+
+
+def _weights(
+    dense: dict[str, np.ndarray], layers: Sequence[Layer], results: Mapping[ValueKey, LayerResult]
+) -> dict[str, np.ndarray]:
+    weights = dict(dense)
+    for layer in layers:
+        result = results.get(layer.key)
+        if result is None:
+            continue
+        weights[layer.key.name] = result.stored
+        if layer.bias is not None and result.bias is not None:
+            weights[layer.bias.name] = result.bias
+    return weights
+
+
+def _advantage(result: LayerResult) -> float:
+    """How much less a layer errs than by magnitude, as a share."""
+    magnitude = result.facts.get("output_error_magnitude")
+    if not magnitude:
+        return 0.0
+    return 1 - result.facts["output_error"] / magnitude

@@ -1,0 +1,526 @@
+"""Going through a model stage by stage: run, gather moments, solve, go on with the solved weights.
+
+The number of threads, and where the solving runs, change no bit of the result: sessions run on one
+thread each and their results are taken in order, BLAS is held to one thread, and every task is cut
+in fixed blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from onnx24.errors import BackendError
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.layerwise.moments import MomentSums, moments_bytes
+from onnx24.layerwise.progress import Saved
+from onnx24.layerwise.resources import Resources
+from onnx24.layerwise.results import LayerResult
+from onnx24.layerwise.segments import in_order, segment_piece
+from onnx24.layerwise.sites import Site
+from onnx24.layerwise.stages import Layer, Plan, Segment
+from onnx24.layerwise.store import Store
+from onnx24.runtime.augment import Augmented
+from onnx24.runtime.data import Calibration
+from onnx24.sparsity.masks import prune_24_by_stride
+from onnx24.sparsity.solve import Method, Problem, make_problem, solve
+
+__all__ = ["Settings", "solve_layers"]
+
+HELD_ROWS = 2048
+"""Rows of the held-back samples that a layer is judged by."""
+TASK_ROWS = 1024
+"""Rows of weights that one task solves."""
+DAMPINGS_FEW_ROWS = (0.01, 0.1, 1.0)
+"""Tried where a layer has fewer rows than 4 K; held-back rows choose."""
+FEW_ROWS = 4
+"""Below so many rows for each column the damping is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the result. steps: of ADMM; rows_per_k: calibration rows for each column."""
+
+    method: Method = Method.ADMM
+    steps: int = 30
+    refit_steps: int = 10
+    asymmetric: bool = True
+    rows_per_k: int = 16
+
+
+def solve_layers(
+    model: Model,
+    plan: Plan,
+    dense: dict[str, np.ndarray],
+    strides: Mapping[ValueKey, int],
+    fit: Calibration | Augmented,
+    held: Calibration | None,
+    settings: Settings,
+    resources: Resources,
+    progress: Callable[..., Iterator[Any]],
+    saved: Saved,
+) -> dict[ValueKey, LayerResult]:
+    """Solve every layer of the plan.
+
+    dense: stored weights and biases by name. strides: of the groups of four in the stored tensors.
+    fit, held: samples to solve on and to judge by, None where there are none.
+    Raises: InputError O24-016 where the model can't be run; Unsupported where not in pieces;
+    BackendError O24-500 for an executor that is not installed.
+    """
+    walk = _Walk(model, plan, dense, strides, settings, resources, progress, saved)
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(resources.threads) as walk.pool,
+        ThreadPoolExecutor(resources.threads) as walk.inner,
+        Store(resources.memory_bytes // 2, resources.folder) as walk.store,
+        _parallel(resources) as walk.remote,
+    ):
+        walk.feed(fit, held)
+        for segment in plan.segments:
+            walk.go(segment)
+    return walk.results
+
+
+@dataclass(eq=False)
+class _Group:
+    """Layers that share their inputs and so their moments."""
+
+    layers: list[Layer]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self.layers[0].sites
+
+    @property
+    def label(self) -> str:
+        more = f" and {len(self.layers) - 1} more" if len(self.layers) > 1 else ""
+        return f"{self.layers[0].name}{more}"
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Held-back rows of a group: U, V [batch, n, K], and S of each layer with a branch."""
+
+    U: list[np.ndarray] = field(default_factory=list)
+    V: list[np.ndarray] = field(default_factory=list)
+    S: dict[ValueKey, list[np.ndarray]] = field(default_factory=dict)
+
+
+class _Walk:
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        dense: dict[str, np.ndarray],
+        strides: Mapping[ValueKey, int],
+        settings: Settings,
+        resources: Resources,
+        progress: Callable[..., Iterator[Any]],
+        saved: Saved,
+    ) -> None:
+        self.model, self.plan, self.settings = model, plan, settings
+        self.dense, self.strides = dense, strides
+        self.resources, self.progress, self.saved = resources, progress, saved
+        self.current = dict(dense)
+        self.results: dict[ValueKey, LayerResult] = {}
+        self.done = 0
+        self.pool: ThreadPoolExecutor
+        self.inner: ThreadPoolExecutor
+        self.store: Store
+        self.remote: joblib.Parallel | None
+
+    # --- running ---------------------------------------------------------------------------
+    def feed(self, fit: Calibration | Augmented, held: Calibration | None) -> None:
+        """Put the samples where the segments find them; fit first."""
+        wanted = {name for segment in self.plan.segments for name in segment.inputs}
+        wanted |= {s.data for layer in self.plan.layers for s in layer.sites}
+        initializers = {t.name: t for t in self.model.proto.graph.initializer}
+        self.runs = 0
+        for data in (fit, held):
+            self.fit_runs = self.runs if data is held else 0
+            for feeds in data.batches(self.model) if data is not None else ():
+                for name, array in feeds.items():
+                    if name in wanted:
+                        self.store.put(self.runs, name, array, array)
+                for name in wanted & (initializers.keys() - feeds.keys()):
+                    default = self.model.weights.read(initializers[name])
+                    self.store.put(self.runs, name, default, default)
+                self.runs += 1
+
+    def go(self, segment: Segment) -> None:
+        if segment.nodes:
+            self._run(segment)
+        groups = _groups(segment.layers)
+        for batch in self._within_memory(groups):
+            self._solve(batch)
+        for name, stage in self.plan.last_use.items():
+            if stage == segment.stage:
+                self.store.drop(name, self.runs)
+
+    def _run(self, segment: Segment) -> None:
+        first = {name: self.store.get(0, name)[0] for name in segment.inputs}
+        piece = segment_piece(self.model, segment, self.plan.layers, self.dense, first)
+        moved = any(self.current[name] is not self.dense[name] for name in piece.fed)
+
+        def run(number: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+            pairs = {name: self.store.get(number, name) for name in piece.inputs}
+            dense = piece.run({name: pair[0] for name, pair in pairs.items()}, self.dense)
+            if not moved and all(pair[0] is pair[1] for pair in pairs.values()):
+                return dense, dense
+            return dense, piece.run({n: pair[1] for n, pair in pairs.items()}, self.current)
+
+        label = f"run {segment.stage + 1}/{len(self.plan.segments)}"
+        ran = in_order(self.pool, run, range(self.runs), 2 * self.resources.threads)
+        for number, (dense, compressed) in enumerate(self.progress(ran, label, total=self.runs)):
+            for name in segment.outputs:
+                self.store.put(number, name, dense[name], compressed[name])
+
+    # --- moments ---------------------------------------------------------------------------
+    def _within_memory(self, groups: list[_Group]) -> Iterator[list[_Group]]:
+        """The groups in batches whose moments fit into half of the memory."""
+        budget, used = self.resources.memory_bytes // 2, 0
+        batch: list[_Group] = []
+        for group in groups:
+            site = group.sites[0]
+            size = moments_bytes(self._columns(site), site.batch)
+            if batch and used + size > budget:
+                yield batch
+                batch, used = [], 0
+            batch.append(group)
+            used += size
+        if batch:
+            yield batch
+
+    def _columns(self, site: Site) -> int:
+        return site.use.K * (site.use.spatial if site.use.op == "Conv" else 1)
+
+    def _gather(self, group: _Group) -> tuple[list[MomentSums], _Rows]:
+        K = self._columns(group.sites[0])
+        branches = {
+            layer.key: layer
+            for layer in group.layers
+            if layer.residual and self.settings.asymmetric
+        }
+        R = sum(layer.sites[0].use.N for layer in branches.values())
+        sums = [MomentSums(K, self._each, R) for _ in range(group.sites[0].batch)]
+        held = _Rows()
+        for number in range(self.runs):
+            fitting = number < self.fit_runs
+            runs, total = (
+                (self.fit_runs, self.settings.rows_per_k * K)
+                if fitting
+                else (self.runs - self.fit_runs, HELD_ROWS)
+            )
+            limit = max(1, -(-total // max(runs * len(group.sites), 1)))
+            for site in group.sites:
+                dense, compressed = self.store.get(number, site.data)
+                U = site.rows(compressed, limit, number)
+                V = U if compressed is dense else site.rows(dense, limit, number)
+                S = {
+                    key: self._branch(layer, number, compressed.shape, limit, U.shape[1])
+                    for key, layer in branches.items()
+                }
+                if fitting:
+                    joined = np.concatenate(list(S.values()), 1) if S else None
+                    for b, sum_ in enumerate(sums):
+                        sum_.add(U[b], U[b] if V is U else V[b], joined)
+                else:
+                    held.U.append(U)
+                    held.V.append(V)
+                    for key, s in S.items():
+                        held.S.setdefault(key, []).append(s)
+        return sums, held
+
+    def _branch(
+        self, layer: Layer, number: int, x_shape: tuple[int, ...], limit: int, n: int
+    ) -> np.ndarray:
+        """[n, R]: what the other branch lacks in the compressed model, in units of the layer's
+        output."""
+        assert layer.residual is not None
+        site = layer.sites[0]
+        dense, compressed = self.store.get(number, layer.residual.value)
+        nothing = np.zeros((n, site.use.N), np.float32)
+        if dense is compressed:
+            return nothing
+        a, b = (site.output_rows(y, x_shape, limit, number) for y in (dense, compressed))
+        if a is None or b is None or a.shape != nothing.shape:
+            return nothing
+        difference = a - b
+        if layer.residual.factor is not None:
+            difference /= layer.residual.factor.astype(np.float32)
+        return difference
+
+    def _each(self, function: Callable[[slice], None], pieces: list[slice]) -> None:
+        if len(pieces) == 1:
+            function(pieces[0])
+            return
+        for _ in self.inner.map(function, pieces):
+            pass
+
+    # --- solving ---------------------------------------------------------------------------
+    def _solve(self, groups: list[_Group]) -> None:
+        left = []
+        for group in groups:
+            for layer in group.layers:
+                if (result := self.saved.load(layer.key)) is not None:
+                    self._take(layer, result)
+            group.layers = [layer for layer in group.layers if layer.key not in self.results]
+            if group.layers:
+                left.append(group)
+        for group in left:
+            start = time.perf_counter()
+            sums, held = self._gather(group)
+            outcome = self._solve_group(group, sums, held)
+            seconds = time.perf_counter() - start
+            for layer, result in zip(group.layers, outcome, strict=True):
+                result.facts["seconds"] = round(seconds / len(group.layers), 3)
+                self.saved.store(layer.key, result)
+                self._take(layer, result)
+
+    def _take(self, layer: Layer, result: LayerResult) -> None:
+        self.results[layer.key] = result
+        self.current[layer.key.name] = result.stored
+        if layer.bias is not None and result.bias is not None:
+            self.current[layer.bias.name] = result.bias
+
+    def _solve_group(self, group: _Group, sums: list[MomentSums], held: _Rows) -> list[LayerResult]:
+        layers, site = group.layers, group.sites[0]
+        W = [layer.sites[0].matrices(self.dense[layer.key.name]) for layer in layers]
+        stacked = np.concatenate(W, axis=1)
+        centred = self.settings.asymmetric and all(layer.bias for layer in layers)
+        moments = [s.moments(centred=centred) for s in sums]
+        rows = moments[0].rows
+        extra, mean_s = self._extra(layers, W, sums, centred)
+        K = stacked.shape[2]
+        dampings: tuple[float | None, ...] = (None,)
+        if rows < FEW_ROWS * K and held.U:
+            dampings = DAMPINGS_FEW_ROWS
+        best: list[LayerResult] = []
+        for damping in dampings:
+            problems = [
+                make_problem(
+                    stacked[b],
+                    moments[b],
+                    asymmetric=self.settings.asymmetric,
+                    extra=extra if b == 0 else None,
+                    damping=damping,
+                )
+                for b in range(site.batch)
+            ]
+            Q = np.stack(self._run_tasks(problems))
+            found = self._results(layers, W, Q, moments, mean_s, held, centred)
+            for result in found:
+                if damping is not None:
+                    result.facts["damping"] = damping
+            best = found if not best else [_better(a, b) for a, b in zip(best, found, strict=True)]
+        for layer, result in zip(layers, best, strict=True):
+            result.facts.update(rows=rows, columns=K)
+            self._guard(layer, result)
+        return best
+
+    def _extra(
+        self, layers: list[Layer], W: list[np.ndarray], sums: list[MomentSums], centred: bool
+    ) -> tuple[np.ndarray | None, list[np.ndarray]]:
+        """The branches' moments for all rows of the stack, and the branches' means by layer."""
+        nothing = [np.zeros(w.shape[1]) for w in W]
+        if not self.settings.asymmetric or not any(layer.residual for layer in layers):
+            return None, nothing
+        if len(sums) > 1:
+            return None, nothing
+        G, mean = sums[0].extra(centred=centred)
+        parts, means, at = [], [], 0
+        for layer, w in zip(layers, W, strict=True):
+            n = w.shape[1]
+            if layer.residual is None:
+                parts.append(np.zeros((n, w.shape[2])))
+                means.append(np.zeros(n))
+                continue
+            parts.append(G[at : at + n])
+            means.append(mean[at : at + n])
+            at += n
+        return np.concatenate(parts), means
+
+    def _run_tasks(self, problems: list[Problem]) -> list[np.ndarray]:
+        """One matrix for each problem; cut by rows into tasks of a fixed size."""
+        tasks, owners = [], []
+        for b, problem in enumerate(problems):
+            for first in range(0, len(problem.W), TASK_ROWS):
+                rows = slice(first, first + TASK_ROWS)
+                tasks.append(
+                    Problem(
+                        T=problem.T[rows],
+                        A=problem.A,
+                        scale=problem.scale,
+                        dead=problem.dead,
+                        W=problem.W[rows],
+                    )
+                )
+                owners.append(b)
+        if self.remote is not None:
+            solved = self.remote(joblib.delayed(_solve_remotely)(t, self.settings) for t in tasks)
+        else:
+            solved = list(self.pool.map(self._solve_locally, tasks))
+        return [
+            np.concatenate([q for q, o in zip(solved, owners, strict=True) if o == b])
+            for b in range(len(problems))
+        ]
+
+    def _solve_locally(self, problem: Problem) -> np.ndarray:
+        return _solve_task(problem, self.settings, self._each)
+
+    def _results(
+        self,
+        layers: list[Layer],
+        W: list[np.ndarray],
+        Q: np.ndarray,
+        moments: list[Any],
+        mean_s: list[np.ndarray],
+        held: _Rows,
+        centred: bool,
+    ) -> list[LayerResult]:
+        out, at = [], 0
+        for layer, w, s in zip(layers, W, mean_s, strict=True):
+            q = Q[:, at : at + w.shape[1]]
+            at += w.shape[1]
+            site = layer.sites[0]
+            stored = site.stored(q, self.dense[layer.key.name])
+            # What was stored is not always what was solved: dtypes round, quantizers clip.
+            stored = prune_24_by_stride(stored, self.strides[layer.key])
+            seen = site.matrices(stored)
+            bias, shift = None, np.zeros(w.shape[1])
+            if centred and layer.bias is not None:
+                shift = w[0] @ moments[0].mean_v - seen[0] @ moments[0].mean_u + s
+                bias = _moved(layer, shift)
+            result = LayerResult(stored=stored, bias=bias)
+            self._measure(layer, w, seen, shift, held, result)
+            out.append(result)
+        return out
+
+    def _measure(
+        self,
+        layer: Layer,
+        W: np.ndarray,
+        Q: np.ndarray,
+        shift: np.ndarray,
+        held: _Rows,
+        result: LayerResult,
+    ) -> None:
+        """Errors on the held-back rows, for this result and for magnitude."""
+        if not held.U:
+            return
+        site, key = layer.sites[0], layer.key
+        by_magnitude = prune_24_by_stride(self.dense[key.name], self.strides[key])
+        M = site.matrices(by_magnitude)
+        wrong = wrong_by_magnitude = total = 0.0
+        for i, (U, V) in enumerate(zip(held.U, held.V, strict=True)):
+            S = held.S[key][i] if key in held.S else 0
+            for b in range(len(U)):
+                Y = V[b] @ W[b].T
+                total += float(np.square(Y, dtype=np.float64).sum())
+                Y = Y + S
+                error = Y - U[b] @ Q[b].T - shift.astype(np.float32)
+                wrong += float(np.square(error, dtype=np.float64).sum())
+                error = Y - U[b] @ M[b].T
+                wrong_by_magnitude += float(np.square(error, dtype=np.float64).sum())
+        if total > 0:
+            result.facts["output_error"] = float(np.sqrt(wrong / total))
+            result.facts["output_error_magnitude"] = float(np.sqrt(wrong_by_magnitude / total))
+
+    def _guard(self, layer: Layer, result: LayerResult) -> None:
+        """A layer that is worse than by magnitude on held-back rows falls back to it."""
+        error = result.facts.get("output_error")
+        if error is None or error <= result.facts["output_error_magnitude"]:
+            return
+        key = layer.key
+        result.stored = prune_24_by_stride(self.dense[key.name], self.strides[key])
+        result.bias, result.magnitude = None, True
+        result.facts["output_error_solved"] = error
+        result.facts["output_error"] = result.facts["output_error_magnitude"]
+
+
+def _groups(layers: Sequence[Layer]) -> list[_Group]:
+    found: dict[tuple[Any, ...], _Group] = {}
+    for layer in layers:
+        key = (
+            tuple((site.data, site.form) for site in layer.sites),
+            layer.bias is not None,
+            layer.key if len(layer.sites) > 1 else None,
+        )
+        found.setdefault(key, _Group([])).layers.append(layer)
+    return list(found.values())
+
+
+def _better(a: LayerResult, b: LayerResult) -> LayerResult:
+    infinity = float("inf")
+    first, second = (r.facts.get("output_error", infinity) for r in (a, b))
+    return b if second < first else a
+
+
+def _moved(layer: Layer, shift: np.ndarray) -> np.ndarray:
+    """The stored bias after its layer's outputs moved by `shift [R]` (before Gemm's alpha)."""
+    bias = layer.bias
+    assert bias is not None
+    move = shift * layer.sites[0].scale / bias.factor
+    values = np.asarray(bias.values, np.float64) + move.reshape(bias.values.shape)
+    return values.astype(bias.values.dtype)
+
+
+def _solve_task(
+    problem: Problem, settings: Settings, each: Callable[..., None] | None
+) -> np.ndarray:
+    return solve(
+        problem,
+        settings.method,
+        steps=settings.steps,
+        refit_steps=settings.refit_steps,
+        each=each,
+    )
+
+
+def _solve_remotely(problem: Problem, settings: Settings) -> np.ndarray:
+    with threadpool_limits(1):
+        return _solve_task(problem, settings, None)
+
+
+def _parallel(resources: Resources) -> AbstractContextManager[joblib.Parallel | None]:
+    if resources.executor == "local":
+        return nullcontext(None)
+    return _Remote(resources)
+
+
+class _Remote:
+    """joblib's Parallel on a cluster's backend."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._name = resources.executor
+        self._workers = resources.workers or -1
+        self._stack: list[Any] = []
+
+    def __enter__(self) -> joblib.Parallel:
+        try:
+            if self._name == "ray":
+                from ray.util.joblib import register_ray
+
+                register_ray()
+            config = joblib.parallel_config(backend=self._name, n_jobs=self._workers)
+        except (ImportError, ValueError) as err:
+            raise BackendError.of(
+                "O24-500",
+                f"the executor {self._name!r} is not at hand: {err}",
+                hint=f"pip install 'onnx24[{self._name}]', or --executor local",
+            ) from err
+        config.__enter__()
+        self._stack.append(config)
+        return joblib.Parallel()
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.pop().__exit__(*error)
