@@ -396,13 +396,6 @@ _TABLE = (
         "renamed or removed it.",
     ),
     Code(
-        "O24-130",
-        "note",
-        "solved to 2:4",
-        "Two of every four weights are zero, and the others were solved for on calibration data so "
-        "that the layer's outputs change least. The error is that of held-back samples.",
-    ),
-    Code(
         "O24-131",
         "warning",
         "fewer calibration rows than inputs",

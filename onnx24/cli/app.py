@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from onnx24.cli import options as o
 from onnx24.cli import pass_commands
-from onnx24.cli.options import DEFAULT_TARGET
+from onnx24.cli.options import DEFAULT_MEMORY, DEFAULT_TARGET
 
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
@@ -180,6 +180,10 @@ def compile(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
     ] = True,
+    memory: o.Memory = DEFAULT_MEMORY,
+    workers: o.Workers = None,
+    executor: o.Executor = "local",
+    work_dir: o.WorkDir = None,
     json: o.Json = False,
 ) -> int:
     """Compile a model, compare it with the original, and build an engine on request.
@@ -189,6 +193,7 @@ def compile(
     samples). OUT is written only when every limit of --max-drop is met.
     """
     from onnx24.cli.compiling import CompileRequest, compile_model
+    from onnx24.cli.effort import Effort
 
     return compile_model(
         CompileRequest(
@@ -208,6 +213,7 @@ def compile(
             reports=tuple(report or ()),
             external=external,
             verify=verify,
+            effort=Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir),
             as_json=json,
         )
     )
@@ -268,10 +274,15 @@ def opt(
     ] = None,
     report: o.ReportFile = None,
     external: o.External = "auto",
+    memory: o.Memory = DEFAULT_MEMORY,
+    workers: o.Workers = None,
+    executor: o.Executor = "local",
+    work_dir: o.WorkDir = None,
     json: o.Json = False,
 ) -> int:
     """Run a pipeline of passes, and look at what each of them does."""
     from onnx24.cli.compiling import OptRequest, run_pipeline
+    from onnx24.cli.effort import Effort
 
     return run_pipeline(
         OptRequest(
@@ -292,6 +303,7 @@ def opt(
             stop_after=stop_after,
             reports=tuple(report or ()),
             external=external,
+            effort=Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir),
             as_json=json,
         )
     )

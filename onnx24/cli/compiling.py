@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,6 +21,7 @@ from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
 from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
+from onnx24.cli.effort import Effort
 from onnx24.cli.failure import usage
 from onnx24.cli.files import (
     STANDARD_STREAM,
@@ -81,6 +82,7 @@ class OptRequest:
     stop_after: int | None = None
     reports: tuple[str, ...] = ()
     external: str = "auto"
+    effort: Effort = field(default_factory=Effort)
     as_json: bool = False
 
 
@@ -104,6 +106,7 @@ class CompileRequest:
     reports: tuple[str, ...] = ()
     external: str = "auto"
     verify: bool = True
+    effort: Effort = field(default_factory=Effort)
     as_json: bool = False
 
 
@@ -142,6 +145,8 @@ def run_pipeline(request: OptRequest) -> int:
         verify=request.verify,
         site_limit=request.stop_after,
         progress=console.progress,
+        work_dir=request.effort.folder(),
+        resources=request.effort.resources(),
     )
     model.save(out, external=_external(request.external))
     report = build_report(
@@ -212,6 +217,8 @@ def compile_model(request: CompileRequest) -> int:
         calibration=calibration,
         verify=request.verify,
         progress=console.progress,
+        work_dir=request.effort.folder(),
+        resources=request.effort.resources(),
     )
     comparison, limits, notes = _compare(original, compiled, held_out, plan, console)
     unmet = [limit.unmet() for limit in limits if not limit.met]

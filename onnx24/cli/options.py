@@ -10,6 +10,8 @@ DEFAULT_TARGET = "sm86-trt10"
 """targets.DEFAULT, said again so that --help need not read the table of targets (a test
 compares)."""
 
+DEFAULT_MEMORY = "4GiB"
+
 MODEL_HELP = "The ONNX model; '-' reads standard input (no external data then)."
 DATA_FORMS = (
     "An .npz (each array stacked along its first axis), a folder of .npz, or a folder of ONNX "
@@ -98,3 +100,39 @@ Timeout = Annotated[
     typer.Option("--timeout", metavar="SECONDS", help="Stop a build that takes longer.", min=0.001),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random:N data.", min=0)]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="What solving layers may hold in memory; activations beyond it go to disk. For "
+        "instance 4GiB or 512MiB.",
+    ),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Threads that solve layers; the result is the same. Default: all cores.",
+        min=1,
+        show_default=False,
+    ),
+]
+Executor = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="local|ray|dask",
+        help="Where layers are solved: here, or on a cluster by joblib's backend of that name.",
+    ),
+]
+WorkDir = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        help="Keep solved layers here, so that a run that was stopped goes on with them.",
+        show_default=False,
+    ),
+]

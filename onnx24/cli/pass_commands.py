@@ -38,6 +38,13 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "json": (o.Json, False),
 }
 """Options that every pass's command has: parameter → (annotation, default)."""
+EFFORT: dict[str, tuple[Any, Any]] = {
+    "memory": (o.Memory, o.DEFAULT_MEMORY),
+    "workers": (o.Workers, None),
+    "executor": (o.Executor, "local"),
+    "work_dir": (o.WorkDir, None),
+}
+"""Those of passes that work for long."""
 
 
 def own_names() -> list[str]:
@@ -102,7 +109,7 @@ def _parameter(pass_name: str, option: Option) -> inspect.Parameter:
     their errors are the same as in a pipeline."""
     parameter = option.field
     flag = option.flag
-    if parameter in COMMON or parameter == "model":
+    if parameter in COMMON | EFFORT or parameter == "model":
         flag = f"--{pass_name}-{option.name}"
         parameter = f"pass_{parameter}"
     default = "" if option.required else option.write(option.default)
@@ -133,6 +140,7 @@ def _metavar(option: Option) -> str:
 def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[..., int]:
     def run(**given: Any) -> int:
         from onnx24.cli.compiling import OptRequest, run_pipeline
+        from onnx24.cli.effort import Effort
         from onnx24.passmgr.options import from_flags
 
         instance = from_flags(cls, {name: given[p.name] for name, p in flags.items()})
@@ -148,6 +156,7 @@ def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[
                 shapes=tuple(given["shapes"] or ()),
                 reports=tuple(given["report"] or ()),
                 external=given["external"],
+                effort=Effort(**{name: given[name] for name in EFFORT if name in given}),
                 as_json=given["json"],
             )
         )
@@ -159,7 +168,7 @@ def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
-        for name, (annotation, default) in COMMON.items()
+        for name, (annotation, default) in (COMMON | (EFFORT if cls.heavy else {})).items()
     ]
     parameters = [model, *flags.values(), *common]
     run.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]

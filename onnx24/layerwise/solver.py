@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ HELD_ROWS = 2048
 """Rows of the held-back samples that a layer is judged by."""
 TASK_ROWS = 1024
 """Rows of weights that one task solves."""
-DAMPINGS_FEW_ROWS = (0.01, 0.1, 1.0)
+DAMPINGS_FEW_ROWS = (0.003, 0.03, 0.3)
 """Tried where a layer has fewer rows than 4 K; held-back rows choose."""
 FEW_ROWS = 4
 """Below so many rows for each column the damping is chosen."""
@@ -498,12 +498,14 @@ def _parallel(resources: Resources) -> AbstractContextManager[joblib.Parallel | 
 
 
 class _Remote:
-    """joblib's Parallel on a cluster's backend."""
+    """joblib's Parallel on a cluster's backend. A ray cluster that runs, or the dask scheduler
+    that dask's configuration names, is used; where there is none, one of this machine is
+    started."""
 
     def __init__(self, resources: Resources) -> None:
         self._name = resources.executor
-        self._workers = resources.workers or -1
-        self._stack: list[Any] = []
+        self._workers = resources.workers
+        self._stack = ExitStack()
 
     def __enter__(self) -> joblib.Parallel:
         try:
@@ -511,16 +513,20 @@ class _Remote:
                 from ray.util.joblib import register_ray
 
                 register_ray()
-            config = joblib.parallel_config(backend=self._name, n_jobs=self._workers)
+            else:
+                from distributed import Client
+
+                self._stack.enter_context(Client(set_as_default=True))
+            config = joblib.parallel_config(backend=self._name, n_jobs=self._workers or -1)
+            self._stack.enter_context(config)
+            return joblib.Parallel()
         except (ImportError, ValueError) as err:
+            self._stack.close()
             raise BackendError.of(
                 "O24-500",
                 f"the executor {self._name!r} is not at hand: {err}",
                 hint=f"pip install 'onnx24[{self._name}]', or --executor local",
             ) from err
-        config.__enter__()
-        self._stack.append(config)
-        return joblib.Parallel()
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.pop().__exit__(*error)
+        self._stack.close()

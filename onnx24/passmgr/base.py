@@ -45,6 +45,9 @@ class Pass(abc.ABC):
     numeric: ClassVar[str] = "same"
     """"same": outputs are equal to rounding; "close": they may differ (pruning, quantization)."""
 
+    heavy: ClassVar[bool] = False
+    """Whether its command takes --memory, --workers, --executor and --work-dir."""
+
     @abc.abstractmethod
     def run(self, model: Model, ctx: Context) -> None: ...
 

@@ -22,6 +22,7 @@ from onnx24.effects import Effects
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.model import Model
+from onnx24.layerwise.resources import Resources
 from onnx24.passmgr.base import Context, Pass, SiteRecord
 from onnx24.passmgr.instrument import Instrument, Step, VerifyEach
 from onnx24.passmgr.pipeline import Pipeline
@@ -93,6 +94,7 @@ def run(
     instruments: Sequence[Instrument] = (),
     verify: bool = True,
     work_dir: Path | None = None,
+    resources: Resources | None = None,
     site_limit: int | None = None,
     progress: Callable[..., Any] | None = None,
     reproducer_dir: Path | None = Path(),
@@ -101,6 +103,8 @@ def run(
 
     verify: check the invariants after every pass that changed something (`VerifyEach`).
     site_limit: transform no more than so many sites; see `Context.admit`.
+    work_dir: where passes keep what a killed run can go on with. resources: memory, threads and
+    where layers are solved; nothing in it changes the result.
     reproducer_dir: where a reproducer folder goes after an internal error; None for nowhere.
     Raises: InputError O24-026; InputError, NotMetError, BackendError as passes raise them;
     InternalError for everything else that goes wrong, with `.reproducer`. Afterwards the model is
@@ -113,6 +117,8 @@ def run(
     context = Context(
         target=target, calibration=calibration, work_dir=work_dir, site_limit=site_limit
     )
+    if resources is not None:
+        context.resources = resources
     if progress is not None:
         context.progress = progress
     hooks = [*instruments, VerifyEach()] if verify else list(instruments)

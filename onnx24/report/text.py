@@ -32,7 +32,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 def render_text(report: Report) -> str:
     """The whole report; nothing is wider than 100 columns unless a single word is."""
-    parts = [_head(report), _passes(report), _weights(report), _refusals(report)]
+    parts = [_head(report), _passes(report), _weights(report), _solved(report), _refusals(report)]
     parts += [_comparison(report), _backend(report), _warnings(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -176,6 +176,37 @@ def _fate(line: WeightLine, pass_name: str) -> str:
         if step.pass_name == pass_name
     )
     return "/".join(said)
+
+
+def _solved(report: Report) -> str:
+    """The layers that were solved on calibration data: what they err on held-back samples, beside
+    what magnitude would; the worst first."""
+    found = [
+        (line, step)
+        for line in report.weights
+        for step in line.steps
+        if "output_error" in step.facts
+    ]
+    found.sort(key=lambda pair: -pair[1].facts["output_error"])
+    rows = [
+        (
+            line.name,
+            *(f"{step.facts[key]:,}" for key in ("rows", "columns")),
+            *(f"{step.facts[key]:.1%}" for key in ("output_error", "output_error_magnitude")),
+            f"{step.facts['energy_kept']:.1%}",
+        )
+        for line, step in found[:_SOLVED_SHOWN]
+    ]
+    if not rows:
+        return ""
+    heads = ("layer", "rows", "K", "error", "by magnitude", "energy kept")
+    text = "output error of each solved layer, on held-back samples\n"
+    text += table(heads, rows, right=(1, 2, 3, 4, 5))
+    more = len(found) - len(rows)
+    return f"{text}\n  … and {more} better ones (all are in the JSON report)" if more else text
+
+
+_SOLVED_SHOWN = 12
 
 
 def _refusals(report: Report) -> str:

@@ -39,6 +39,9 @@ DAMPING = 0.01
 """Added to the diagonal of the normalised metric; see `make_problem`."""
 DAMPING_FEW_ROWS = 0.1
 """The same where there are fewer rows than columns."""
+PRIOR_ROWS = 16.0
+"""So many rows of the median input's size are taken to have been seen of every input, as the dense
+model has them: a pixel that is lit in one sample of 500 says little about the others."""
 TOWARDS_DENSE = 0.03
 """λ: how strongly the asymmetric target is drawn to the dense weights."""
 RHO_FIRST, RHO_LAST, STEPS_PER_RHO = 0.05, 5.0, 3
@@ -116,7 +119,8 @@ def make_problem(
     diagonal = np.diagonal(moments.H).astype(np.float64)
     floor = max(float(diagonal.max(initial=0.0)) * 1e-12, np.finfo(np.float64).tiny)
     dead = diagonal <= floor
-    scale = np.sqrt(np.where(dead, 1.0, diagonal))
+    prior = PRIOR_ROWS / moments.rows * float(np.median(diagonal[~dead])) if not dead.all() else 0.0
+    scale = np.sqrt(np.where(dead, 1.0, diagonal + prior))
     H = (moments.H / np.outer(scale, scale)).astype(np.float32)
     H[dead, :] = 0
     H[:, dead] = 0
@@ -127,6 +131,7 @@ def make_problem(
     T = Wn
     if asymmetric:
         B = Wn @ (moments.C / np.outer(scale, scale)).astype(np.float32)
+        B += Wn * (prior / (scale * scale)).astype(np.float32)
         if extra is not None:
             B += (extra / scale).astype(np.float32)
         B[:, dead] = 0

@@ -1,0 +1,51 @@
+"""--memory, --workers, --executor and --work-dir: what a run may use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx24.cli.failure import usage
+from onnx24.cli.options import DEFAULT_MEMORY
+from onnx24.layerwise.resources import Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What the run may use, as the user wrote it."""
+
+    memory: str = DEFAULT_MEMORY
+    workers: int | None = None
+    executor: str = "local"
+    work_dir: str | None = None
+
+    def resources(self) -> Resources:
+        """Raises: InputError O24-020 for a size or an executor that is none."""
+        if self.executor not in ("local", "ray", "dask"):
+            raise usage(f"--executor {self.executor}", "it is one of local, ray and dask")
+        return Resources(
+            memory_bytes=size_bytes(self.memory), workers=self.workers, executor=self.executor
+        )
+
+    def folder(self) -> Path | None:
+        """Raises: InputError O24-020 where it is a file."""
+        if self.work_dir is None:
+            return None
+        folder = Path(self.work_dir)
+        if folder.exists() and not folder.is_dir():
+            raise usage(f"--work-dir {self.work_dir} is a file", "name a folder")
+        return folder
+
+
+_SIZES = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3}
+_SIZES |= {"MB": 10**6, "GB": 10**9}
+
+
+def size_bytes(text: str) -> int:
+    """`4GiB`, `512MiB`, `1000000`. Raises: InputError O24-020 for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _SIZES.get(match[2].upper()) if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise usage(f"--memory {text}", "give a size such as 4GiB or 512MiB")
+    return int(float(match[1]) * unit)
