@@ -155,6 +155,8 @@ def solve(
     steps: of ADMM. refit_steps: conjugate gradients on the support; 0 leaves the method's own
     values. each: how blocks of rows are run; one after the other where None.
     """
+    if problem.dead.all():
+        return np.asarray(problem.W * mask_24(problem.W, axis=1), np.float32)
     product = _Product(each)
     Wn = (problem.W * problem.scale).astype(np.float32)
     if method is Method.ADMM:
