@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE, TRAIN_DIGITS, RENDERINGS = 32, 7000, 4
-CONTRAST = (0.08, 0.4)
+CONTRAST = (0.12, 0.45)
 """By how much the strokes' colour differs in each channel; the low end makes some digits hard."""
-NOISE = 0.15
+NOISE = 0.12
 """Standard deviation of the pixels' noise, at most."""
 Images = NDArray[np.float32]
 
@@ -120,7 +120,7 @@ def _texture(rng: np.random.RandomState, colour: NDArray[np.float64]) -> NDArray
         angle, frequency = rng.uniform(0, np.pi), rng.uniform(1, 8)
         along = x * np.cos(angle) + y * np.sin(angle)
         wave = np.sin(2 * np.pi * (frequency * along + rng.uniform()))
-        image += rng.normal(0, 0.09, 3)[:, None, None] * wave
+        image += rng.normal(0, 0.08, 3)[:, None, None] * wave
     for cells in (4, 8):
         coarse = rng.standard_normal((3, cells, cells))
         image += 0.06 * _enlarged(coarse, SIZE // cells)
