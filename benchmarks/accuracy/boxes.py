@@ -48,7 +48,7 @@ def suppressed(
 
 
 def matches(a: Found, b: Found, least: float = 0.5) -> int:
-    """How many boxes of `a`, best first, have a box of `b` of their own: same class, IoU ≥ least."""
+    """How many boxes of `a`, best first, each find a box of `b`: same class, IoU of `least` up."""
     if not len(a.boxes) or not len(b.boxes):
         return 0
     overlaps = iou(a.boxes, b.boxes) * (a.classes[:, None] == b.classes[None])

@@ -94,7 +94,8 @@ def _render(digits: NDArray[np.float32], seed: int) -> NDArray[np.uint8]:
     for row, digit in enumerate(digits):
         stroke = _placed(digit, rng)
         ground = rng.uniform(0.1, 0.9, 3)
-        ink = ground + np.where(ground < 0.5, 1, -1) * rng.uniform(*CONTRAST) * rng.uniform(0.7, 1.3, 3)
+        contrast = rng.uniform(*CONTRAST) * rng.uniform(0.7, 1.3, 3)
+        ink = ground + np.where(ground < 0.5, 1, -1) * contrast
         image = _texture(rng, ground) * (1 - stroke) + _texture(rng, ink) * stroke
         image += rng.standard_normal(image.shape) * NOISE * rng.uniform(0.3, 1.0)
         out[row] = np.clip(image * 255, 0, 255).round()

@@ -23,8 +23,12 @@ def _coco(*numbers: int) -> list[tuple[str, str]]:
     return [(_POSE, f"examples/media/COCO_val2014_{n:012d}.jpg") for n in numbers]
 
 
-def _faces(*names: str) -> list[tuple[str, str]]:
-    return [(_FACES, f"imgs/{name}.jpg") for name in names]
+def _faces(*numbers: int) -> list[tuple[str, str]]:
+    return [(_FACES, f"imgs/{n}.jpg") for n in numbers]
+
+
+def _demo(*names: str) -> list[tuple[str, str]]:
+    return [(_SSD, f"demo/{name}.jpg") for name in names]
 
 
 _PEOPLE = [
@@ -36,7 +40,7 @@ _PEOPLE = [
 ]
 
 FACES = [
-    *_faces(*"1 10 11 12 13 15 16 17 18 19 2 20 21 23 24 25 26 27 3 5 6 8 9".split()),
+    *_faces(1, 10, 11, 12, 13, 15, 16, 17, 18, 19, 2, 20, 21, 23, 24, 25, 26, 27, 3, 5, 6, 8, 9),
     (_FACES, "masked_face/imgs/img3.jpg"),
     (_FACES, "masked_face/imgs/img5.jpeg"),
     (_FACES, "masked_face/imgs/img8.jpeg"),
@@ -68,14 +72,14 @@ OBJECTS = [
             "34501842524_3c858b3080",
         )
     ],
-    *[(_SSD, f"demo/{name}.jpg") for name in "000002 000003 000004 000006 000008".split()],
-    *[(_SSD, f"demo/{name}.jpg") for name in "000010 000022 eagle horses person street".split()],
-    *[("pjreddie/darknet", f"data/{name}.jpg") for name in "dog giraffe kite".split()],
+    *_demo("000002", "000003", "000004", "000006", "000008", "000010", "000022"),
+    *_demo("eagle", "horses", "person", "street"),
+    *[("pjreddie/darknet", f"data/{name}.jpg") for name in ["dog", "giraffe", "kite"]],
     ("WongKinYiu/yolov7", "inference/images/bus.jpg"),
     ("WongKinYiu/yolov7", "inference/images/image3.jpg"),
     ("eriklindernoren/PyTorch-YOLOv3", "data/samples/room.jpg"),
     *_PEOPLE,
-    *_faces("12", "13", "15", "18", "23", "3", "5", "6"),
+    *_faces(12, 13, 15, 18, 23, 3, 5, 6),
 ]
 """Photos with objects of COCO's classes. Detectors trained on COCO have seen some of them, which
 does not matter where the dense model's own boxes are the reference."""

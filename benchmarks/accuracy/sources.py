@@ -3,13 +3,13 @@
 Natural images with many objects and files of many types lie in no Python package, and the study
 must not depend on a model hub. Public repositories of detectors and file-type tools bring both as
 examples. They are read from bare git copies, `FOLDER/owner+name.git`; a copy that is missing is
-cloned without its history. Nothing of them is committed here; their licences are their own.
+fetched, its one commit only. Nothing of them is committed here; their licences are their own.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 COMMITS = {
@@ -40,11 +40,16 @@ class Sources:
         """One file. Raises: SystemExit where it can't be had."""
         return self._git(repo, "show", f"{COMMITS[repo]}:{path}")
 
-    @cache  # noqa: B019 - one object a process
-    def files(self, repo: str, under: str) -> tuple[str, ...]:
-        """The paths below a folder, sorted."""
-        listed = self._git(repo, "ls-tree", "-r", "-z", "--name-only", COMMITS[repo], f"{under}/")
-        return tuple(sorted(listed.decode("utf-8", "surrogateescape").rstrip("\0").split("\0")))
+    def files(self, repo: str, under: str, most_bytes: int = 2 << 20) -> list[str]:
+        """The paths below a folder of files that are not larger, sorted."""
+        listed = self._git(repo, "ls-tree", "-r", "-l", "-z", COMMITS[repo], f"{under}/")
+        paths = []
+        for row in listed.decode("utf-8", "surrogateescape").rstrip("\0").split("\0"):
+            facts, path = row.split("\t", 1)
+            size = facts.split()[3]
+            if size.isdigit() and int(size) <= most_bytes:
+                paths.append(path)
+        return sorted(paths)
 
     def _git(self, repo: str, *words: str) -> bytes:
         done = subprocess.run(
@@ -57,12 +62,11 @@ class Sources:
     def _copy(self, repo: str) -> Path:
         path = self._folder / (repo.replace("/", "+") + ".git")
         if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True)
             address = f"https://github.com/{repo}.git"
-            done = subprocess.run(
-                ["git", "clone", "--bare", "--quiet", "--filter=blob:none", address, str(path)],
-                check=False,
-            )
-            if done.returncode:
-                raise SystemExit(f"{repo}: could not be cloned to {path}; put a bare copy there")
+            fetch = ["fetch", "--quiet", "--depth=1", address, COMMITS[repo]]
+            for words in (["init", "--quiet", "--bare"], fetch):
+                if subprocess.run(["git", "-C", str(path), *words], check=False).returncode:
+                    shutil.rmtree(path)
+                    raise SystemExit(f"{repo}: could not be fetched; put a bare copy at {path}")
         return path

@@ -61,16 +61,22 @@ def windows(text: NDArray[np.uint8], count: int, seed: int | None = None) -> NDA
     return text[starts[:, None] + np.arange(CONTEXT + 1)].astype(np.int64)
 
 
+def cross_entropy(logits: NDArray[np.float32], following: NDArray[np.int64]) -> float:
+    """Mean of −log p(next byte) [nats]; logits `[N, VOCABULARY]`, following `[N]`."""
+    total = 0.0
+    for start in range(0, len(logits), 4096):
+        part = logits[start : start + 4096].astype(np.float64)
+        part -= part.max(axis=-1, keepdims=True)
+        picked = part[np.arange(len(part)), following[start : start + 4096]]
+        total += float((np.log(np.exp(part).sum(axis=-1)) - picked).sum())
+    return total / len(logits)
+
+
 def nats_per_byte(session: ort.InferenceSession, rows: NDArray[np.int64]) -> float:
     """Mean cross entropy of the next byte over every position of `rows [N, CONTEXT + 1]`."""
-    total = 0.0
-    for start in range(0, len(rows), 16):
-        part = rows[start : start + 16]
-        logits = session.run([OUTPUT], {INPUT: part[:, :-1]})[0].astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        picked = np.take_along_axis(logits, part[:, 1:, None], axis=-1)[..., 0]
-        total += float((np.log(np.exp(logits).sum(axis=-1)) - picked).sum())
-    return total / (len(rows) * CONTEXT)
+    runs = [rows[i : i + 16, :-1] for i in range(0, len(rows), 16)]
+    logits = np.concatenate([session.run([OUTPUT], {INPUT: run})[0] for run in runs])
+    return cross_entropy(logits.reshape(-1, VOCABULARY), rows[:, 1:].ravel())
 
 
 # --- model and training: torch from here on -------------------------------------------------
@@ -115,7 +121,7 @@ def train_and_write(path: Path, steps: int, batch: int, rate: float, seed: int) 
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(net.to_onnx(INPUT, OUTPUT), path)
 
-    rows = windows(held, 1024)
+    rows = windows(held, 512)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = net(torch.from_numpy(rows[:16, :-1])).numpy()
