@@ -395,6 +395,15 @@ _TABLE = (
         "The input's metadata record a weight as 2:4 that the model does not have: another tool "
         "renamed or removed it.",
     ),
+    Code(
+        "O24-129",
+        "note",
+        "weight of an operator that is not judged",
+        "An integer, fused, attention or custom operator multiplies by it (QLinearConv, "
+        "MatMulInteger, com.microsoft.FusedMatMul, …). TensorRT's parser has no such layer with "
+        "sparse kernels, or nobody knows what the operator computes.",
+        "export plain Conv, Gemm and MatMul, with QuantizeLinear and DequantizeLinear for INT8",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

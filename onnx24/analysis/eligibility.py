@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, names_of
@@ -93,8 +94,16 @@ class Eligibility(Analysis):
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> Eligibility:
         found = cache.get(model, WeightUses)
-        verdicts = {key: _verdict(key, found) for key in found.uses if _is_weight(key, found)}
-        return cls(verdicts)
+        every = [(key, found.tensors[key], uses) for key, uses in found.uses.items()]
+        every += [(key, tensor, uses) for key, (tensor, uses) in found.unheld.items()]
+        initializers = found.index.initializers
+        return cls(
+            {
+                key: _verdict(key, tensor, tuple(uses))
+                for key, tensor, uses in every
+                if _is_weight(tensor, uses, plumbing=key not in initializers)
+            }
+        )
 
     def judge(self, model: Model, target: SparseTarget) -> dict[ValueKey, Verdict]:
         """The verdicts on that target."""
@@ -171,8 +180,9 @@ _COMPUTED_IN = {
 }
 
 
-def _is_weight(key: ValueKey, found: WeightUses) -> bool:
-    tensor, uses = found.tensors[key], found.uses[key]
+def _is_weight(tensor: TensorProto, uses: Sequence[WeightUse], *, plumbing: bool) -> bool:
+    """plumbing: a Constant node, which unless something multiplies it is a scalar, a shape or a
+    mask."""
     dtype = numpy_dtype(tensor.data_type)
     if any(use.kind == "product" for use in uses):
         return True
@@ -180,12 +190,10 @@ def _is_weight(key: ValueKey, found: WeightUses) -> bool:
         return False
     if uses and all(use.kind == "parameter" for use in uses):
         return False
-    # A Constant node that feeds no product is plumbing: a scalar, a shape, a mask.
-    return key not in found.constants or any(use.kind == "recurrent" for use in uses)
+    return not plumbing or any(use.kind in ("recurrent", "foreign", "untraced") for use in uses)
 
 
-def _verdict(key: ValueKey, found: WeightUses) -> Verdict:
-    tensor, uses = found.tensors[key], tuple(found.uses[key])
+def _verdict(key: ValueKey, tensor: TensorProto, uses: tuple[WeightUse, ...]) -> Verdict:
     shape, dtype = tuple(tensor.dims), numpy_dtype(tensor.data_type)
     facts: dict[str, Any] = {
         "shape": list(shape),
@@ -204,7 +212,7 @@ def _verdict(key: ValueKey, found: WeightUses) -> Verdict:
         return verdict("O24-126", seen[0].reason)
     products = [use for use in uses if use.kind == "product"]
     if not products:
-        for kind in ("recurrent", "untraced", "other", "parameter"):
+        for kind in ("recurrent", "untraced", "foreign", "other", "parameter"):
             if first := next((use for use in uses if use.kind == kind), None):
                 return verdict(first.code or "O24-110", _where(first))
     good = [use for use in products if use.eligible]
