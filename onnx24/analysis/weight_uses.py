@@ -664,7 +664,9 @@ class _Tracer:
             return unfollowed("other", f"read by {op}")
         if not fixed:
             why = f"{op} rearranges or converts it at run time on the way to {behind}"
-        elif can_fold(site.proto) or op == "Identity":
+        elif can_fold(site.proto) and not any(
+            step.op in ("QuantizeLinear", "DequantizeLinear") for step in steps
+        ):
             why = f"{op} is not followed on the way to {behind}; canonicalize folds it"
         else:
             why = f"{op} makes a constant of it for {behind}; fold constants when exporting"
@@ -766,6 +768,8 @@ class _Tracer:
             return replace(use, code="O24-113", reason=f"{where} = {form.K} is not a multiple of 4")
         if stride is None:
             why = "a reshape between weight and consumer cuts through the groups of four"
+            if all(can_fold(step.site.proto) for step in use.chain):
+                why += "; canonicalize folds it"
             return replace(use, code="O24-121", reason=why)
         return _through_quantizers(use, value, stride)
 
@@ -796,8 +800,7 @@ def _through_quantizers(use: WeightUse, value: _Value, stride: int) -> WeightUse
             if quantizer is not None:
                 reason = f"{step.site.name!r} has another zero point than {quantizer.site.name!r}"
             return replace(use, code="O24-124", reason=reason)
-        mixed = step.axis is not None and layout.varies(step.axis, stride, step.block or 1)
-        if quantizer is None and mixed:
+        if quantizer is None and _mixes_scales(step, layout, stride):
             reason = f"the scale of {step.site.name!r} changes within groups of four"
             return replace(use, code="O24-124", reason=reason)
         quantizer = None
@@ -805,6 +808,19 @@ def _through_quantizers(use: WeightUse, value: _Value, stride: int) -> WeightUse
         reason = f"the zero point of {quantizer.site.name!r} is not 0"
         return replace(use, code="O24-124", reason=reason)
     return use
+
+
+def _mixes_scales(step: Step, layout: Layout, stride: int) -> bool:
+    """Whether the members of a group, `stride` apart, are dequantized by different scales. Blocked
+    scales run in blocks along one axis and element by element along all others."""
+    if step.axis is None:
+        return False
+    if not step.block:
+        return layout.varies(step.axis, stride)
+    return any(
+        layout.varies(axis, stride, step.block if axis == step.axis else 1)
+        for axis in range(len(layout.dims))
+    )
 
 
 def _keeps_zero(quantizer: Step | None, dequantizer: Step, moved: bool) -> bool:
