@@ -49,6 +49,8 @@ class SparseTarget(Protocol):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Verdict:
     """One weight's. `tied`: it is refused (O24-116) only because something else reads it too.
+    `conflicting`: only because its products reduce along different axes (O24-115); there may be
+    other readers as well. rewrite.split_weights makes both eligible, at the cost of a copy.
 
     uses: all final consumers. k_axis and k_stride: as in WeightUse, on which all its eligible uses
     agree. facts: numbers for reports: shape, dtype, k_axis, K, N, …
@@ -59,6 +61,7 @@ class Verdict:
     reason: str
     eligible: bool
     tied: bool = False
+    conflicting: bool = False
     uses: tuple[WeightUse, ...] = ()
     k_axis: int | None = None
     k_stride: int | None = None
@@ -127,11 +130,13 @@ def stored_violations(array: np.ndarray, verdict: Verdict) -> Violations:
 
 def on_target(verdict: Verdict, target: SparseTarget) -> Verdict:
     """What is left of a verdict on one target. Refusals by the graph stay as they are."""
-    if not verdict.eligible and not verdict.tied:
+    if not (verdict.eligible or verdict.tied or verdict.conflicting):
         return verdict
 
     def refused(code: str, reason: str) -> Verdict:
-        return replace(verdict, code=code, reason=reason, eligible=False, tied=False)
+        return replace(
+            verdict, code=code, reason=reason, eligible=False, tied=False, conflicting=False
+        )
 
     offered = {*target.sparse_dtypes, *target.sparse_dtypes_unconfirmed}
     if not offered:
@@ -220,13 +225,14 @@ def _verdict(key: ValueKey, tensor: TensorProto, uses: tuple[WeightUse, ...]) ->
     if not good:
         axis = products[0].k_axis if len({use.k_axis for use in products}) == 1 else None
         return verdict(str(products[0].code), _where(products[0]), k_axis=axis)
+    if not supports(dtype):
+        axis = good[0].k_axis if len({use.k_axis for use in good}) == 1 else None
+        return verdict("O24-118", f"{dtype} values cannot be pruned", k_axis=axis)
     if len({use.k_stride for use in good}) > 1:
         axes = ", ".join(f"{_axis(use, shape)} for {use.node} ({use.op})" for use in good)
         facts["axes"] = {use.node: use.k_axis for use in good}
-        return verdict("O24-115", f"reduced along {axes}")
+        return verdict("O24-115", f"reduced along {axes}", conflicting=True)
     place: dict[str, Any] = {"k_axis": good[0].k_axis, "k_stride": good[0].k_stride}
-    if not supports(dtype):
-        return verdict("O24-118", f"{dtype} values cannot be pruned", **place)
     others = [use for use in uses if not use.eligible]
     if others:
         facts["readers"] = [use.node or use.op for use in others]

@@ -38,6 +38,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.weights import numpy_dtype
 
 __all__ = [
+    "FOLLOWED",
     "Kind",
     "Step",
     "WeightUse",
@@ -98,7 +99,7 @@ _MOVING = frozenset(
 same values may still reach a product."""
 _LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND"})
 
-_STEPS = frozenset(
+FOLLOWED = frozenset(
     {
         "Cast",
         "DequantizeLinear",
@@ -111,7 +112,7 @@ _STEPS = frozenset(
         "Unsqueeze",
     }
 )
-"""What is followed."""
+"""Operators that are followed from input 0 to output 0, where their parameters are constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -470,7 +471,7 @@ class _Tracer:
     def _pass_through(self, value: _Value, site: NodeSite, position: int) -> _Value | None:
         """The value behind a node that only rearranges, casts, quantizes or dequantizes it."""
         op = site.proto.op_type
-        if position != 0 or not self._is_plain(site) or op not in _STEPS:
+        if position != 0 or not self._is_plain(site) or op not in FOLLOWED:
             return None
         if not site.proto.output or open_attribute(site):
             return None
