@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +19,7 @@ from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
+from onnx24.rewrite.split_weights import split_bytes, split_weights
 from onnx24.sparsity.masks import is_24_by_stride, prune_24_by_stride
 from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energy
 
@@ -29,6 +31,12 @@ class Method(str, enum.Enum):
 class Tied(str, enum.Enum):
     REFUSE = "refuse"
     PRUNE = "prune"
+    SPLIT = "split"
+
+
+class Conflicting(str, enum.Enum):
+    REFUSE = "refuse"
+    SPLIT = "split"
 
 
 class Small(str, enum.Enum):
@@ -49,13 +57,18 @@ class Prune24(Pass):
 
     It refuses, with a code and the numbers: no product reads the weight (O24-110), grouped and
     depthwise convolutions (O24-111, O24-112), K no multiple of 4 (O24-113), too few elements or
-    channels, on request (O24-114), consumers that reduce along different axes (O24-115), readers
-    that are no products, such as the Gather of a tied embedding (O24-116, unless tied=prune),
-    dtypes without sparse kernels (O24-118), recurrent layers (O24-119), what include and exclude
-    leave out (O24-120), chains that are not followed (O24-121), transposed convolutions (O24-122),
-    quantization that mixes the groups (O24-124), graph inputs and outputs (O24-126), targets
-    without sparse kernels (O24-123, O24-127). NaN or infinity in a weight is an error (O24-008),
-    raised before anything changes. A weight that is 2:4 already stays as it is (O24-102).
+    channels, on request (O24-114), consumers that reduce along different axes (O24-115, unless
+    conflicting=split), readers that are no products, such as the Gather of a tied embedding
+    (O24-116, unless tied=split or tied=prune), dtypes without sparse kernels (O24-118), recurrent
+    layers (O24-119), what include and exclude leave out (O24-120), chains that are not followed
+    (O24-121), transposed convolutions (O24-122), quantization that mixes the groups (O24-124),
+    graph inputs and outputs (O24-126), targets without sparse kernels (O24-123, O24-127), operators
+    that are not judged (O24-129). NaN or infinity in a weight is an error (O24-008), raised before
+    anything changes. A weight that is 2:4 already stays as it is (O24-102).
+
+    `split` gives each reduction axis, and the readers that need the dense values, a copy of the
+    weight (O24-103): `<name>.24.<n>`, at the cost of its bytes. `tied=prune` prunes it for all
+    readers.
 
     Names, shapes and dtypes stay. The pruned weights are recorded in the model, and every later
     pass is held to them. Magnitude alone costs accuracy, often much (O24-125): check it.
@@ -73,6 +86,7 @@ class Prune24(Pass):
         "O24-008",
         "O24-100",
         "O24-102",
+        "O24-103",
         "O24-110",
         "O24-111",
         "O24-112",
@@ -92,6 +106,7 @@ class Prune24(Pass):
         "O24-126",
         "O24-127",
         "O24-128",
+        "O24-129",
     )
 
     method: Annotated[Method, "how the survivors are chosen"] = Method.MAGNITUDE
@@ -102,6 +117,9 @@ class Prune24(Pass):
         tuple[str, ...], "leave out weights whose name, or whose node's, matches a pattern"
     ] = ()
     tied: Annotated[Tied, "weights that something else than a product reads, too"] = Tied.REFUSE
+    conflicting: Annotated[Conflicting, "weights that products reduce along different axes"] = (
+        Conflicting.REFUSE
+    )
     min_elements: Annotated[int, "leave out weights with fewer elements"] = 0
     small: Annotated[Small, "weights below the channels from which the target is said to gain"] = (
         Small.PRUNE
@@ -113,9 +131,19 @@ class Prune24(Pass):
         selection = Selection(self.include, self.exclude)
         names = [name for verdict in verdicts.values() for name in _names(verdict)]
         selection.check("prune24", names, "weight and no node that reads one")
-        verdicts = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
-        chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
-        _check_finite(model, found, chosen)
+        copied = self._to_copy(ctx, verdicts.values(), selection)
+        selected = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
+        chosen = [key for key, verdict in selected.items() if verdict.eligible]
+        _check_finite(model, found, [*chosen, *(verdict.key for verdict in copied)])
+        if copied:
+            origins = _copy(model, ctx, found, copied)
+            found = ctx.analysis(model, WeightUses)
+            verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
+            selected = {
+                key: self._select(verdict, selection, origins.get(key))
+                for key, verdict in verdicts.items()
+            }
+        verdicts = selected
         _drop_stale_claims(model, ctx, found)
 
         claims: list[ValueKey] = []
@@ -159,8 +187,24 @@ class Prune24(Pass):
                 )
             )
 
-    def _select(self, verdict: Verdict, selection: Selection) -> Verdict:
-        """The verdict after this pass's options."""
+    def _to_copy(
+        self, ctx: Context, verdicts: Iterable[Verdict], selection: Selection
+    ) -> list[Verdict]:
+        """Those of the weights that the options allow to copy, and that would then be pruned."""
+        return [
+            verdict
+            for verdict in verdicts
+            if (verdict.tied and self.tied is Tied.SPLIT)
+            or (verdict.conflicting and self.conflicting is Conflicting.SPLIT)
+            if self._select(replace(verdict, eligible=True), selection).eligible
+            and ctx.admit(f"{verdict.key} (copy)")
+        ]
+
+    def _select(
+        self, verdict: Verdict, selection: Selection, origin: ValueKey | None = None
+    ) -> Verdict:
+        """The verdict after this pass's options. origin: of which weight it is a copy, by whose
+        name it is chosen as well."""
 
         def refused(code: str, reason: str) -> Verdict:
             return _with(verdict, code, reason, eligible=False)
@@ -169,7 +213,8 @@ class Prune24(Pass):
             verdict = _with(verdict, "O24-101", verdict.reason, eligible=True)
         if not verdict.eligible:
             return verdict
-        if reason := selection.objection(_names(verdict)):
+        names = _names(verdict) + ([origin.name, str(origin)] if origin else [])
+        if reason := selection.objection(names):
             return refused("O24-120", reason)
         elements = verdict.facts["elements"]
         if elements < self.min_elements:
@@ -177,6 +222,19 @@ class Prune24(Pass):
         if self.small is Small.SKIP and "small" in verdict.facts:
             return refused("O24-114", str(verdict.facts["small"]))
         return verdict
+
+
+def _copy(
+    model: Model, ctx: Context, found: WeightUses, verdicts: list[Verdict]
+) -> dict[ValueKey, ValueKey]:
+    """Give the readers of each weight copies. Returns: copy → original."""
+    costs = {verdict.key: split_bytes(found, verdict) for verdict in verdicts}
+    copies = split_weights(model, found, verdicts)
+    for verdict in verdicts:
+        key, cost = verdict.key, costs[verdict.key]
+        reason = f"copied as {', '.join(copy.name for copy in copies[key])}: {cost:,} bytes more"
+        _record(ctx, verdict, "copied", "O24-103", reason, bytes_added=cost)
+    return {copy: key for key, made in copies.items() for copy in made}
 
 
 def _names(verdict: Verdict) -> list[str]:
