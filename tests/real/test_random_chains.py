@@ -20,10 +20,14 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnx24 import targets
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.eligibility import Eligibility
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager, pipeline
 from onnx24.passmgr.manager import RunResult
+from onnx24.rewrite.split_weights import split_weight
 
 MODELS = int(os.environ.get("ONNX24_CHAINS", "100"))
 SIZES = (1, 1, 2, 3, 4, 4, 6, 8, 8, 12, 16)
@@ -347,3 +351,104 @@ def test_two_readers_agree_or_the_weight_stays(draw: random.Random) -> None:
     assert could_be_pruned(chain.indices, k_axis) and could_be_pruned(indices, second)
     assert oracle.is_pruned(pruned, second)
     assert oracle.is_pruned(pruned.reshape(-1)[chain.indices], k_axis)
+
+
+@dataclass
+class Leaf:
+    """A reader: a product with the axis that it sums over, or None for one that is none."""
+
+    value: str
+    indices: np.ndarray
+    k_axis: int | None
+    output: str
+
+
+def grow(draw: random.Random) -> tuple[Chain, np.ndarray, list[Leaf]]:
+    """A float weight and a tree of chains, with readers of all kinds at its values."""
+    chain = Chain(draw)
+    shape = tuple(draw.choice((4, 4, 8, 8, 12, 6)) for _ in range(draw.randint(1, 3)))
+    chain.indices = np.arange(math.prod(shape)).reshape(shape)
+    rng = np.random.default_rng(draw.randrange(1 << 30))
+    weight = rng.standard_normal(shape).astype(np.float32)
+    values = [("w", chain.indices)]
+    for _ in range(draw.randint(0, 5)):
+        chain.value, chain.indices = draw.choice(values)
+        draw.choice((chain.transpose, chain.reshape, chain.identity, chain.unsqueeze))()
+        if chain.indices.ndim < 6:
+            values.append((chain.value, chain.indices))
+    leaves = []
+    for _ in range(draw.randint(2, 5)):
+        value, indices = draw.choice(values)
+        chain.value, chain.indices, k_axis = value, indices, None
+        if indices.ndim and draw.random() < 0.75:
+            k_axis = chain.product()
+            if chain.value != value:
+                raise AssertionError("a product of a value of rank 0")
+        else:
+            chain.node("Abs", [value])
+        leaves.append(Leaf(value, indices, k_axis, chain.nodes[-1].output[0]))
+    return chain, weight, leaves
+
+
+def operands_of(proto: onnx.ModelProto, leaves: list[Leaf]) -> list[str]:
+    """What each reader reads now: a split renames it."""
+    nodes = {node.output[0]: node for node in proto.graph.node}
+    feeds = {value.name for value in proto.graph.input}
+    return [next(n for n in nodes[leaf.output].input if n not in feeds) for leaf in leaves]
+
+
+def results(proto: onnx.ModelProto, feeds: dict, names: list[str]) -> list[np.ndarray]:
+    """Each value as ONNX Runtime computes it."""
+    shown = onnx.ModelProto.FromString(proto.SerializeToString())
+    del shown.graph.output[:]
+    for i, name in enumerate(names):
+        shown.graph.node.add(op_type="Identity", input=[name], output=[f"shown{i}"])
+        shown.graph.output.append(helper.make_tensor_value_info(f"shown{i}", 1, None))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(
+        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)
+
+
+@settings(max_examples=max(MODELS // 2, 1))
+@given(draw=st.randoms(use_true_random=False))
+def test_copies_serve_every_reader(draw: random.Random) -> None:
+    """Split: the same function bit for bit. Pruned after that: every product that could be sees
+    2:4 along its axis, every other reader the dense values."""
+    chain, weight, leaves = grow(draw)
+    proto = model_of(chain, weight)
+    del proto.graph.output[:]
+    for leaf in leaves:
+        proto.graph.output.append(helper.make_tensor_value_info(leaf.output, 1, None))
+    outputs = [leaf.output for leaf in leaves]
+    before = results(proto, chain.feeds, outputs + [leaf.value for leaf in leaves])
+
+    model = Model.from_proto(proto)
+    cache = AnalysisCache()
+    found, verdicts = cache.get(model, WeightUses), cache.get(model, Eligibility).verdicts
+    if verdict := verdicts.get(ValueKey("", "w")):
+        split_weight(model, found, verdict)
+    split = onnx.ModelProto.FromString(model.to_bytes())
+    names = operands_of(split, leaves)
+    for was, now in zip(before, results(split, chain.feeds, outputs + names), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+    _, pruned = prune_with(proto, "prune24{conflicting=split tied=split}")
+    seen = results(pruned, chain.feeds, operands_of(pruned, leaves))
+    for leaf, was, now in zip(leaves, before[len(leaves) :], seen, strict=True):
+        if leaf.k_axis is not None and could_be_pruned(leaf.indices, leaf.k_axis):
+            assert oracle.is_pruned(now, leaf.k_axis), leaf
+            assert oracle.survivors_are_largest(was, now, leaf.k_axis), leaf
+        else:
+            np.testing.assert_array_equal(was, now)
+
+
+def prune_with(proto: onnx.ModelProto, text: str) -> tuple[Model, onnx.ModelProto]:
+    model = Model.from_proto(proto)
+    target = targets.load(targets.DEFAULT)
+    manager.run(model, pipeline.parse(text), target=target, reproducer_dir=None)
+    return model, onnx.ModelProto.FromString(model.to_bytes())
