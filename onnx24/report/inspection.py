@@ -327,7 +327,8 @@ def _refusals(found: Inspection, code: str, count: int, show_all: bool) -> Itera
     """The weights of one code, and why."""
     if code == NO_PRODUCT and not show_all:
         hidden = sum(row.is_bystander for row in found.rows)
-        yield f"{hidden} others: no matrix product's weight ({NO_PRODUCT}); --all"
+        others = "1 other" if hidden == 1 else f"{hidden} others"
+        yield f"{others}: no matrix product's weight ({NO_PRODUCT}); --all"
         return
     yield f"{code} {CODES[code].title}: {count}"
     if code == NO_PRODUCT:  # the readers stand below each weight
