@@ -256,7 +256,7 @@ def render_inspection(found: Inspection, *, show_all: bool = False, width: int =
     shown = [row for row in found.rows if show_all or not row.is_bystander]
     lines = [f"{found.file} for {found.target}, opset {found.opset}"]
     header, *body = _table(shown, width)
-    lines.append(header)
+    lines += [header] if shown else ["  no weight of a matrix product"]
     for row, line in zip(shown, body, strict=True):
         lines.append(line)
         if show_all:

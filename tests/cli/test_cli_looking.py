@@ -222,3 +222,11 @@ def test_inspect_fits_every_width(work: Path, width: int) -> None:
         text = render_inspection(found, show_all=show_all, width=width)
         assert max(map(len, text.splitlines())) <= width
         assert "fc0.weight" in text and "O24-113" in text
+
+
+def test_a_model_without_weights_says_so(work: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 16] x, float[16, N] z) => (float[N, N] y) { [p] y = MatMul(x, z) }"""
+    onnx.save(onnx.parser.parse_model(text), work / "m.onnx")
+    shown = invoke("inspect", "m.onnx").stdout
+    assert "no weight of a matrix product" in shown and "p (MatMul)" in shown
