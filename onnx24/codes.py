@@ -286,6 +286,13 @@ _TABLE = (
     ),
     Code("O24-102", "note", "already 2:4", "The weight already satisfies the pattern."),
     Code(
+        "O24-103",
+        "note",
+        "weight copied for its readers",
+        "Readers that want different axes, or dense values, got a copy each; the copy costs its "
+        "size in the file and in memory.",
+    ),
+    Code(
         "O24-110",
         "note",
         "not a matrix product's weight",
@@ -323,6 +330,7 @@ _TABLE = (
         "consumers want different axes",
         "The weight is shared and its consumers reduce over different axes; 2:4 along one "
         "is not 2:4 along the other.",
+        "prune24{conflicting=split} gives each axis a copy",
     ),
     Code(
         "O24-116",
@@ -330,7 +338,7 @@ _TABLE = (
         "also read by something else",
         "A consumer that is not a matrix product reads the values too (a tied embedding's "
         "Gather, for instance); pruning would change its result.",
-        "ask for it with prune24{tied=prune}",
+        "prune24{tied=split} prunes a copy for the products, tied=prune prunes for all readers",
     ),
     Code("O24-117", "note", "not constant", "Both operands are computed at run time."),
     Code(
@@ -394,6 +402,15 @@ _TABLE = (
         "stale 2:4 record dropped",
         "The input's metadata record a weight as 2:4 that the model does not have: another tool "
         "renamed or removed it.",
+    ),
+    Code(
+        "O24-129",
+        "note",
+        "weight of an operator that is not judged",
+        "An integer, fused, attention or custom operator multiplies by it (QLinearConv, "
+        "MatMulInteger, com.microsoft.FusedMatMul, …). TensorRT's parser has no such layer with "
+        "sparse kernels, or nobody knows what the operator computes.",
+        "export plain Conv, Gemm and MatMul, with QuantizeLinear and DequantizeLinear for INT8",
     ),
     Code(
         "O24-131",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -25,6 +26,7 @@ from onnx24.layerwise.segments import Unsupported
 from onnx24.layerwise.solver import Settings
 from onnx24.passmgr.base import Context, Pass
 from onnx24.rewrite.biases import put_bias
+from onnx24.rewrite.split_weights import split_bytes, split_weights
 from onnx24.runtime.augment import parse_augmentation
 from onnx24.sparsity.masks import is_24_by_stride, prune_24_by_stride
 from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energies
@@ -56,6 +58,12 @@ class Switch(str, enum.Enum):
 class Tied(str, enum.Enum):
     REFUSE = "refuse"
     PRUNE = "prune"
+    SPLIT = "split"
+
+
+class Conflicting(str, enum.Enum):
+    REFUSE = "refuse"
+    SPLIT = "split"
 
 
 class Small(str, enum.Enum):
@@ -92,14 +100,19 @@ class Prune24(Pass):
 
     It refuses, with a code and the numbers: no product reads the weight (O24-110), grouped and
     depthwise convolutions (O24-111, O24-112), K no multiple of 4 (O24-113), too few elements or
-    channels, on request (O24-114), consumers that reduce along different axes (O24-115), readers
-    that are no products, such as the Gather of a tied embedding (O24-116, unless tied=prune),
-    dtypes without sparse kernels (O24-118), recurrent layers (O24-119), what include, exclude,
-    skip-first and skip-last leave out (O24-120), chains that are not followed (O24-121),
-    transposed convolutions (O24-122), quantization that mixes the groups (O24-124), graph inputs
-    and outputs (O24-126), targets without sparse kernels (O24-123, O24-127). NaN or infinity in a
-    weight is an error (O24-008), raised before anything changes. A weight that is 2:4 already
-    stays as it is (O24-102). Layers in bodies of If, Loop and Scan are pruned by magnitude.
+    channels, on request (O24-114), consumers that reduce along different axes (O24-115, unless
+    conflicting=split), readers that are no products, such as the Gather of a tied embedding
+    (O24-116, unless tied=split or tied=prune), dtypes without sparse kernels (O24-118), recurrent
+    layers (O24-119), what include, exclude, skip-first and skip-last leave out (O24-120), chains
+    that are not followed (O24-121), transposed convolutions (O24-122), quantization that mixes the
+    groups (O24-124), graph inputs and outputs (O24-126), targets without sparse kernels (O24-123,
+    O24-127), operators that are not judged (O24-129). NaN or infinity in a weight is an error
+    (O24-008), raised before anything changes. A weight that is 2:4 already stays as it is
+    (O24-102). Layers in bodies of If, Loop and Scan are pruned by magnitude.
+
+    `split` gives each reduction axis, and the readers that need the dense values, a copy of the
+    weight (O24-103): `<name>.24.<n>`, at the cost of its bytes. `tied=prune` prunes it for all
+    readers.
 
     Names, shapes and dtypes stay; a convolution or Gemm without a bias gets one where it is moved.
     The pruned weights are recorded in the model, and every later pass is held to them. The same
@@ -121,6 +134,7 @@ class Prune24(Pass):
         "O24-035",
         "O24-100",
         "O24-102",
+        "O24-103",
         "O24-110",
         "O24-111",
         "O24-112",
@@ -140,6 +154,7 @@ class Prune24(Pass):
         "O24-126",
         "O24-127",
         "O24-128",
+        "O24-129",
         "O24-131",
         "O24-132",
         "O24-133",
@@ -168,6 +183,9 @@ class Prune24(Pass):
         tuple[str, ...], "leave out weights whose name, or whose node's, matches a pattern"
     ] = ()
     tied: Annotated[Tied, "weights that something else than a product reads, too"] = Tied.REFUSE
+    conflicting: Annotated[Conflicting, "weights that products reduce along different axes"] = (
+        Conflicting.REFUSE
+    )
     min_elements: Annotated[int, "leave out weights with fewer elements"] = 0
     small: Annotated[Small, "weights below the channels from which the target is said to gain"] = (
         Small.PRUNE
@@ -188,10 +206,20 @@ class Prune24(Pass):
         selection = Selection(self.include, self.exclude)
         names = [name for verdict in verdicts.values() for name in _names(verdict)]
         selection.check("prune24", names, "weight and no node that reads one")
-        verdicts = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
-        verdicts = _without_ends(verdicts, found, self.skip_first, self.skip_last)
+        copied = self._to_copy(ctx, verdicts.values(), selection)
+        selected = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
+        chosen = [key for key, verdict in selected.items() if verdict.eligible]
+        _check_finite(model, found, [*chosen, *(verdict.key for verdict in copied)])
+        if copied:
+            origins = _copy(model, ctx, found, copied)
+            found = ctx.analysis(model, WeightUses)
+            verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
+            selected = {
+                key: self._select(verdict, selection, origins.get(key))
+                for key, verdict in verdicts.items()
+            }
+        verdicts = _without_ends(selected, found, self.skip_first, self.skip_last)
         chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
-        _check_finite(model, found, chosen)
         _drop_stale_claims(model, ctx, found)
 
         claims: list[ValueKey] = []
@@ -271,8 +299,24 @@ class Prune24(Pass):
         # Fitting to noise costs three times what magnitude costs.
         return asked or not ctx.calibration.is_random
 
-    def _select(self, verdict: Verdict, selection: Selection) -> Verdict:
-        """The verdict after this pass's options."""
+    def _to_copy(
+        self, ctx: Context, verdicts: Iterable[Verdict], selection: Selection
+    ) -> list[Verdict]:
+        """Those of the weights that the options allow to copy, and that would then be pruned."""
+        return [
+            verdict
+            for verdict in verdicts
+            if (verdict.tied and self.tied is Tied.SPLIT)
+            or (verdict.conflicting and self.conflicting is Conflicting.SPLIT)
+            if self._select(replace(verdict, eligible=True), selection).eligible
+            and ctx.admit(f"{verdict.key} (copy)")
+        ]
+
+    def _select(
+        self, verdict: Verdict, selection: Selection, origin: ValueKey | None = None
+    ) -> Verdict:
+        """The verdict after this pass's options. origin: of which weight it is a copy, by whose
+        name it is chosen as well."""
 
         def refused(code: str, reason: str) -> Verdict:
             return _with(verdict, code, reason, eligible=False)
@@ -281,7 +325,8 @@ class Prune24(Pass):
             verdict = _with(verdict, "O24-101", verdict.reason, eligible=True)
         if not verdict.eligible:
             return verdict
-        if reason := selection.objection(_names(verdict)):
+        names = _names(verdict) + ([origin.name, str(origin)] if origin else [])
+        if reason := selection.objection(names):
             return refused("O24-120", reason)
         elements = verdict.facts["elements"]
         if elements < self.min_elements:
@@ -411,6 +456,19 @@ def _identity(model: Model, ctx: Context, prune: Prune24, settings: Settings) ->
     print_ = Fingerprint.of(model)
     parts = (onnx24.__version__, print_, prune, settings, ctx.calibration.digest())
     return repr(parts)
+
+
+def _copy(
+    model: Model, ctx: Context, found: WeightUses, verdicts: list[Verdict]
+) -> dict[ValueKey, ValueKey]:
+    """Give the readers of each weight copies. Returns: copy → original."""
+    costs = {verdict.key: split_bytes(found, verdict) for verdict in verdicts}
+    copies = split_weights(model, found, verdicts)
+    for verdict in verdicts:
+        key, cost = verdict.key, costs[verdict.key]
+        reason = f"copied as {', '.join(copy.name for copy in copies[key])}: {cost:,} bytes more"
+        _record(ctx, verdict, "copied", "O24-103", reason, bytes_added=cost)
+    return {copy: key for key, made in copies.items() for copy in made}
 
 
 def _names(verdict: Verdict) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, names_of
@@ -48,6 +49,8 @@ class SparseTarget(Protocol):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Verdict:
     """One weight's. `tied`: it is refused (O24-116) only because something else reads it too.
+    `conflicting`: only because its products reduce along different axes (O24-115); there may be
+    other readers as well. rewrite.split_weights makes both eligible, at the cost of a copy.
 
     uses: all final consumers. k_axis and k_stride: as in WeightUse, on which all its eligible uses
     agree. facts: numbers for reports: shape, dtype, k_axis, K, N, …
@@ -58,6 +61,7 @@ class Verdict:
     reason: str
     eligible: bool
     tied: bool = False
+    conflicting: bool = False
     uses: tuple[WeightUse, ...] = ()
     k_axis: int | None = None
     k_stride: int | None = None
@@ -93,8 +97,16 @@ class Eligibility(Analysis):
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> Eligibility:
         found = cache.get(model, WeightUses)
-        verdicts = {key: _verdict(key, found) for key in found.uses if _is_weight(key, found)}
-        return cls(verdicts)
+        every = [(key, found.tensors[key], uses) for key, uses in found.uses.items()]
+        every += [(key, tensor, uses) for key, (tensor, uses) in found.unheld.items()]
+        initializers = found.index.initializers
+        return cls(
+            {
+                key: _verdict(key, tensor, tuple(uses))
+                for key, tensor, uses in every
+                if _is_weight(tensor, uses, plumbing=key not in initializers)
+            }
+        )
 
     def judge(self, model: Model, target: SparseTarget) -> dict[ValueKey, Verdict]:
         """The verdicts on that target."""
@@ -118,11 +130,13 @@ def stored_violations(array: np.ndarray, verdict: Verdict) -> Violations:
 
 def on_target(verdict: Verdict, target: SparseTarget) -> Verdict:
     """What is left of a verdict on one target. Refusals by the graph stay as they are."""
-    if not verdict.eligible and not verdict.tied:
+    if not (verdict.eligible or verdict.tied or verdict.conflicting):
         return verdict
 
     def refused(code: str, reason: str) -> Verdict:
-        return replace(verdict, code=code, reason=reason, eligible=False, tied=False)
+        return replace(
+            verdict, code=code, reason=reason, eligible=False, tied=False, conflicting=False
+        )
 
     offered = {*target.sparse_dtypes, *target.sparse_dtypes_unconfirmed}
     if not offered:
@@ -171,8 +185,9 @@ _COMPUTED_IN = {
 }
 
 
-def _is_weight(key: ValueKey, found: WeightUses) -> bool:
-    tensor, uses = found.tensors[key], found.uses[key]
+def _is_weight(tensor: TensorProto, uses: Sequence[WeightUse], *, plumbing: bool) -> bool:
+    """plumbing: a Constant node, which unless something multiplies it is a scalar, a shape or a
+    mask."""
     dtype = numpy_dtype(tensor.data_type)
     if any(use.kind == "product" for use in uses):
         return True
@@ -180,12 +195,10 @@ def _is_weight(key: ValueKey, found: WeightUses) -> bool:
         return False
     if uses and all(use.kind == "parameter" for use in uses):
         return False
-    # A Constant node that feeds no product is plumbing: a scalar, a shape, a mask.
-    return key not in found.constants or any(use.kind == "recurrent" for use in uses)
+    return not plumbing or any(use.kind in ("recurrent", "foreign", "untraced") for use in uses)
 
 
-def _verdict(key: ValueKey, found: WeightUses) -> Verdict:
-    tensor, uses = found.tensors[key], tuple(found.uses[key])
+def _verdict(key: ValueKey, tensor: TensorProto, uses: tuple[WeightUse, ...]) -> Verdict:
     shape, dtype = tuple(tensor.dims), numpy_dtype(tensor.data_type)
     facts: dict[str, Any] = {
         "shape": list(shape),
@@ -204,7 +217,7 @@ def _verdict(key: ValueKey, found: WeightUses) -> Verdict:
         return verdict("O24-126", seen[0].reason)
     products = [use for use in uses if use.kind == "product"]
     if not products:
-        for kind in ("recurrent", "untraced", "other", "parameter"):
+        for kind in ("recurrent", "untraced", "foreign", "other", "parameter"):
             if first := next((use for use in uses if use.kind == kind), None):
                 return verdict(first.code or "O24-110", _where(first))
     good = [use for use in products if use.eligible]
@@ -212,13 +225,14 @@ def _verdict(key: ValueKey, found: WeightUses) -> Verdict:
     if not good:
         axis = products[0].k_axis if len({use.k_axis for use in products}) == 1 else None
         return verdict(str(products[0].code), _where(products[0]), k_axis=axis)
+    if not supports(dtype):
+        axis = good[0].k_axis if len({use.k_axis for use in good}) == 1 else None
+        return verdict("O24-118", f"{dtype} values cannot be pruned", k_axis=axis)
     if len({use.k_stride for use in good}) > 1:
         axes = ", ".join(f"{_axis(use, shape)} for {use.node} ({use.op})" for use in good)
         facts["axes"] = {use.node: use.k_axis for use in good}
-        return verdict("O24-115", f"reduced along {axes}")
+        return verdict("O24-115", f"reduced along {axes}", conflicting=True)
     place: dict[str, Any] = {"k_axis": good[0].k_axis, "k_stride": good[0].k_stride}
-    if not supports(dtype):
-        return verdict("O24-118", f"{dtype} values cannot be pruned", **place)
     others = [use for use in uses if not use.eligible]
     if others:
         facts["readers"] = [use.node or use.op for use in others]

@@ -14,20 +14,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import GraphProto, SparseTensorProto, TensorProto
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.analysis.dataflow import Dataflow
+from onnx24.analysis.folding import can_fold
+from onnx24.analysis.forms import (
+    attribute,
+    foreign_operand,
+    is_onnx,
+    is_product,
+    open_attribute,
+    product_form,
+)
 from onnx24.analysis.layout import Layout, axis_with_stride
 from onnx24.effects import Effects
-from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.weights import numpy_dtype
 
 __all__ = [
+    "FOLLOWED",
     "Kind",
     "Step",
     "WeightUse",
@@ -36,41 +47,72 @@ __all__ = [
     "stored_values",
 ]
 
-Kind = Literal["product", "recurrent", "parameter", "untraced", "visible", "other"]
+Kind = Literal["product", "recurrent", "foreign", "parameter", "untraced", "visible", "other"]
 """What a final consumer does with the values: multiplies and sums them (the only kind that can be
-sparse); so does a recurrent layer; takes them as scale or zero point; rearranges or computes in a
-way that is not followed; shows them outside the graph; anything else."""
+sparse); so does a recurrent layer; so does an operator whose products are not judged, or one that
+nobody knows; takes them as scale or zero point; rearranges or computes in a way that is not
+followed, on the way to a product; shows them outside the graph; anything else."""
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
 )
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-_REARRANGING = frozenset(
+_BODIES = {
+    "If": "chooses a body",
+    "Loop": "is the first value of a state that Loop changes",
+    "Scan": "is a state or is sliced by Scan",
+    "SequenceMap": "is sliced by SequenceMap",
+}
+_MOVING = frozenset(
     {
-        "Concat",
+        "Cast",
+        "CenterCropPad",
+        "Compress",
         "DepthToSpace",
+        "DequantizeLinear",
         "DynamicQuantizeLinear",
-        "Einsum",
         "Expand",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "If",
-        "Loop",
+        "Flatten",
+        "Identity",
+        "Optional",
+        "OptionalGetElement",
         "Pad",
+        "QuantizeLinear",
         "Reshape",
-        "Scan",
+        "ReverseSequence",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceInsert",
         "Slice",
         "SpaceToDepth",
         "Split",
+        "SplitToSequence",
         "Squeeze",
         "Tile",
+        "Transpose",
+        "Trilu",
         "Unsqueeze",
-        "Where",
     }
 )
-"""Operators behind which the same values may still reach a product."""
+"""Operators whose results hold values of one operand, whatever the others are: behind them the
+same values may still reach a product."""
+_LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND"})
+
+FOLLOWED = frozenset(
+    {
+        "Cast",
+        "DequantizeLinear",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""Operators that are followed from input 0 to output 0, where their parameters are constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +188,9 @@ class WeightUses(Analysis):
     tensors: dict[ValueKey, TensorProto]
     constants: frozenset[ValueKey]
     """Those that are Constant nodes."""
+    unheld: dict[ValueKey, tuple[TensorProto, list[WeightUse]]]
+    """Numbers that no TensorProto holds (sparse initializers, lists in Constant nodes): a tensor
+    without values, and uses of which none is eligible."""
     dynamic: list[NodeSite]
     """Products whose operands are both computed at run time."""
     index: Index
@@ -156,23 +201,28 @@ class WeightUses(Analysis):
         tensors = dict(index.initializers)
         constants = dict(_constant_tensors(index))
         tensors.update(constants)
-        tracer = _Tracer(model, index, frozenset(constants))
+        unheld = dict(_unheld(model, index))
+        tracer = _Tracer(model, index)
         uses = {key: tracer.trace(key, tensor) for key, tensor in tensors.items()}
+        elsewhere = {
+            key: (tensor, [_refused(use, why) for use in tracer.trace(key, tensor)])
+            for key, (tensor, why) in unheld.items()
+        }
         weighted = {
             id(use.consumer.proto)
-            for found in uses.values()
+            for found in (*uses.values(), *(found for _, found in elsewhere.values()))
             for use in found
             if use.kind == "product" and use.consumer
         }
         dynamic = [
             site
             for site in index.nodes
-            if site.proto.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-            and _is_onnx(site)
+            if is_product(site, 1)
+            and len(site.proto.input) > 1
             and id(site.proto) not in weighted
             and not any(tracer.is_fixed(name, site.scope) for name in site.proto.input[:2])
         ]
-        return cls(uses, tensors, frozenset(constants), dynamic, index)
+        return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index)
 
     def read(self, model: Model, key: ValueKey) -> np.ndarray:
         """The stored values, as a read-only array."""
@@ -248,17 +298,16 @@ def _quantize(array: np.ndarray, step: Step, dtype: np.dtype) -> np.ndarray:
     values = values / _per_element(step.scale.astype(np.float32), step, array.shape)
     info: Any
     if _is_integer(dtype):
-        import ml_dtypes
-
         info = np.iinfo(dtype) if dtype.kind in "iu" else ml_dtypes.iinfo(dtype)
         values = np.rint(values)
     else:
-        import ml_dtypes
-
         info = ml_dtypes.finfo(dtype)
     if step.zero_point is not None:
         values = values + _per_element(step.zero_point.astype(np.float32), step, array.shape)
     return np.clip(values, float(info.min), float(info.max)).astype(dtype)
+
+
+_WITHOUT_ZERO = frozenset({np.dtype(ml_dtypes.float8_e8m0fnu)})
 
 
 def _is_integer(dtype: np.dtype) -> bool:
@@ -269,31 +318,48 @@ def _is_foldable(site: NodeSite) -> bool:
     """Whether the node's results depend on nothing but its inputs."""
     proto = site.proto
     return (
-        _is_onnx(site)
-        and any(proto.input)
+        is_onnx(site)
+        and (any(proto.input) or proto.op_type == "Constant")
         and proto.op_type not in _RANDOM
         and not any(attr.HasField("g") or attr.graphs for attr in proto.attribute)
+        and not open_attribute(site)
     )
-
-
-def _is_onnx(site: NodeSite) -> bool:
-    return site.proto.domain in ("", "ai.onnx")
 
 
 def _constant_tensors(index: Index) -> Iterator[tuple[ValueKey, TensorProto]]:
     for site in index.nodes:
-        if site.proto.op_type != "Constant" or not _is_onnx(site) or not site.proto.output:
+        if site.proto.op_type != "Constant" or not is_onnx(site) or not site.proto.output:
             continue
         for attr in site.proto.attribute:
             if attr.name == "value" and attr.HasField("t"):
                 yield ValueKey(site.scope, site.proto.output[0]), attr.t
 
 
-def _attribute(site: NodeSite, name: str, default: Any = None) -> Any:
-    for attr in site.proto.attribute:
-        if attr.name == name:
-            return default if attr.ref_attr_name else onnx.helper.get_attribute_value(attr)
-    return default
+def _unheld(model: Model, index: Index) -> Iterator[tuple[ValueKey, tuple[TensorProto, str]]]:
+    """Each with a tensor that has no values, and why it is no weight yet."""
+    sparse = "a sparse initializer keeps coordinates, no 2:4 layout; make it dense"
+    for scope in model.scopes():
+        if isinstance(scope.graph, GraphProto):
+            for proto in scope.graph.sparse_initializer:
+                yield ValueKey(scope.path, proto.values.name), (_dense_shape(proto), sparse)
+    for site in index.nodes:
+        if site.proto.op_type != "Constant" or not is_onnx(site) or not site.proto.output:
+            continue
+        key = ValueKey(site.scope, site.proto.output[0])
+        for attr in site.proto.attribute:
+            if attr.name == "value_floats" and attr.floats:
+                tensor = TensorProto(dims=[len(attr.floats)], data_type=TensorProto.FLOAT)
+                yield key, (tensor, "a list in a Constant node; canonicalize makes it a tensor")
+            elif attr.name == "sparse_value" and attr.HasField("sparse_tensor"):
+                yield key, (_dense_shape(attr.sparse_tensor), sparse)
+
+
+def _dense_shape(sparse: SparseTensorProto) -> TensorProto:
+    return TensorProto(dims=sparse.dims, data_type=sparse.values.data_type)
+
+
+def _refused(use: WeightUse, why: str) -> WeightUse:
+    return replace(use, code="O24-121", reason=why) if use.eligible else use
 
 
 @dataclass(frozen=True)
@@ -309,18 +375,25 @@ class _Value:
 
 
 class _Tracer:
-    def __init__(self, model: Model, index: Index, constants: frozenset[ValueKey]) -> None:
+    def __init__(self, model: Model, index: Index) -> None:
         self._model = model
         self._index = index
         # Source: onnx/docs/IR.md. Before IR 4 every initializer had to be listed as an input, and
         # runtimes take it for a constant (onnxruntime, Graph::CanOverrideInitializer).
         self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
         self._functions = {(f.domain, f.name) for f in model.proto.functions}
-        self._fixed = self._fixed_values(constants)
+        self._behind: dict[ValueKey, str] = {}
+        self._fixed = self._fixed_values(model)
 
-    def _fixed_values(self, constants: frozenset[ValueKey]) -> set[ValueKey]:
+    def _fixed_values(self, model: Model) -> set[ValueKey]:
         """Every value that depends on no input: what a runtime folds before it runs."""
-        fixed = set(constants) | (self._index.initializers.keys() - self._overridable)
+        fixed = self._index.initializers.keys() - self._overridable
+        fixed |= {
+            ValueKey(scope.path, sparse.values.name)
+            for scope in model.scopes()
+            if isinstance(scope.graph, GraphProto)
+            for sparse in scope.graph.sparse_initializer
+        }
         left = [site for site in self._index.nodes if _is_foldable(site)]
         size = -1
         while size != len(fixed):  # a second round, and more only where nodes are not sorted
@@ -364,36 +437,44 @@ class _Tracer:
         self._follow(start, found)
         return found
 
-    def _follow(self, value: _Value, found: list[WeightUse]) -> None:
-        key = value.key
-        if key in self._index.graph_outputs:
-            if key.scope == "":
-                found.append(_visible(f"{key.name!r} is an output of the graph"))
-            else:
-                found.append(
-                    WeightUse(
-                        kind="untraced",
-                        consumer=None,
-                        op=f"output of {key.scope}",
-                        code="O24-121",
-                        reason=f"{key.name!r} leaves the body {key.scope!r} as a result",
-                        chain=value.steps,
-                    )
-                )
-        for use in self._index.consumers(key.name, key.scope):
-            following = self._pass_through(value, use.site, use.input)
-            if following is not None:
-                self._follow(following, found)
-                continue
-            consumer = self._consumer(value, use.site, use.input)
-            if consumer is not None:
+    def _follow(self, start: _Value, found: list[WeightUse]) -> None:
+        """Depth first, in document order; chains may be longer than Python's stack."""
+        left: list[tuple[_Value, Use | None]] = [(start, None)]
+        while left:
+            value, use = left.pop()
+            if use is None:
+                found.extend(self._shown(value))
+                readers = self._index.consumers(value.key.name, value.key.scope)
+                left.extend((value, reader) for reader in reversed(readers))
+            elif (following := self._pass_through(value, use.site, use.input)) is not None:
+                left.append((following, None))
+            elif consumer := self._consumer(value, use.site, use.input):
                 found.append(consumer)
+
+    def _shown(self, value: _Value) -> Iterator[WeightUse]:
+        """The use by whoever sees the outputs of the graph or body."""
+        key = value.key
+        if key not in self._index.graph_outputs:
+            return
+        if key.scope == "":
+            yield _visible(f"{key.name!r} is an output of the graph")
+            return
+        yield WeightUse(
+            kind="untraced",
+            consumer=None,
+            op=f"output of {key.scope}",
+            code="O24-121",
+            reason=f"{key.name!r} leaves the body {key.scope!r} as a result",
+            chain=value.steps,
+        )
 
     # --- chains ----------------------------------------------------------------------------
     def _pass_through(self, value: _Value, site: NodeSite, position: int) -> _Value | None:
         """The value behind a node that only rearranges, casts, quantizes or dequantizes it."""
         op = site.proto.op_type
-        if position != 0 or not _is_onnx(site) or not site.proto.output:
+        if position != 0 or not self._is_plain(site) or op not in FOLLOWED:
+            return None
+        if not site.proto.output or open_attribute(site):
             return None
         layout, dtype = value.layout, value.dtype
         step: Step | None = None
@@ -401,7 +482,7 @@ class _Tracer:
             pass
         elif op == "Transpose":
             rank = len(layout.dims)
-            perm = tuple(_attribute(site, "perm") or range(rank - 1, -1, -1))
+            perm = tuple(attribute(site, "perm") or range(rank - 1, -1, -1))
             if sorted(perm) != list(range(rank)):
                 return None
             layout = layout.transposed(perm)
@@ -414,8 +495,8 @@ class _Tracer:
             layout = reshaped
             step = Step("Reshape", site, layout.shape, dtype)
         elif op == "Cast":
-            target = numpy_dtype(_attribute(site, "to", TensorProto.FLOAT))
-            if _is_integer(target) or target.kind not in "fV":
+            target = numpy_dtype(attribute(site, "to", TensorProto.FLOAT))
+            if _is_integer(target) or target.kind not in "fV" or target in _WITHOUT_ZERO:
                 return None
             dtype = target
             step = Step(op, site, layout.shape, dtype)
@@ -435,14 +516,14 @@ class _Tracer:
     def _new_shape(self, shape: tuple[int, ...], site: NodeSite) -> tuple[int, ...] | None:
         op = site.proto.op_type
         if op == "Flatten":
-            axis = _attribute(site, "axis", 1)
+            axis = attribute(site, "axis", 1)
             axis += len(shape) if axis < 0 else 0
             return math.prod(shape[:axis]), math.prod(shape[axis:])
         if op == "Reshape":
             wanted = self._numbers(site, 1, "shape")
             if wanted is None:
                 return None
-            if not _attribute(site, "allowzero", 0):
+            if not attribute(site, "allowzero", 0):
                 wanted = [
                     shape[i] if n == 0 and i < len(shape) else n for i, n in enumerate(wanted)
                 ]
@@ -469,12 +550,12 @@ class _Tracer:
         rest = iter(shape)
         return tuple(1 if i in added else next(rest) for i in range(rank))
 
-    def _numbers(self, site: NodeSite, position: int, attribute: str) -> list[int] | None:
+    def _numbers(self, site: NodeSite, position: int, name: str) -> list[int] | None:
         """Constant integers that a node takes as an input, or as an attribute in old opsets."""
         if len(site.proto.input) > position and site.proto.input[position]:
             array = self._constant(site.proto.input[position], site.scope)
             return None if array is None else [int(n) for n in array.reshape(-1)]
-        given = _attribute(site, attribute)
+        given = attribute(site, name)
         return None if given is None else [int(n) for n in given]
 
     def _quantizer(self, site: NodeSite, shape: tuple[int, ...]) -> Step | None:
@@ -488,8 +569,8 @@ class _Tracer:
             zero_point = self._constant(inputs[2], site.scope)
             if zero_point is None:
                 return None
-        block = int(_attribute(site, "block_size", 0))
-        axis: int | None = int(_attribute(site, "axis", 1)) if shape else None
+        block = int(attribute(site, "block_size", 0))
+        axis: int | None = int(attribute(site, "axis", 1)) if shape else None
         if axis is not None and -len(shape) <= axis < len(shape):
             axis %= len(shape)
         elif scale.size > 1:
@@ -501,7 +582,7 @@ class _Tracer:
             actual = scale.shape[axis] if block and scale.ndim == len(shape) else scale.size
             if actual != expected:
                 return None
-        output = _attribute(site, "output_dtype", 0)
+        output = attribute(site, "output_dtype", 0)
         if site.proto.op_type == "DequantizeLinear":
             dtype = numpy_dtype(output) if output else scale.dtype
         elif zero_point is not None:
@@ -521,21 +602,22 @@ class _Tracer:
 
     def _constant(self, name: str, scope: str) -> np.ndarray | None:
         """The value of an initializer or Constant node that nothing can override."""
+        site = self._index.producer(name, scope)
+        while site is not None and site.proto.op_type == "Identity" and self._is_plain(site):
+            name, scope = site.proto.input[0], site.scope
+            site = self._index.producer(name, scope)
         key = self._index.resolve(name, scope)
         if key is None or key in self._overridable:
             return None
         if key in self._index.initializers:
             return self._model.weights.read(self._index.initializers[key])
-        site = self._index.producer(name, scope)
-        if site is None or not _is_onnx(site):
-            return None
-        if site.proto.op_type == "Identity":
-            return self._constant(site.proto.input[0], site.scope)
-        if site.proto.op_type != "Constant":
+        if site is None or site.proto.op_type != "Constant" or not self._is_plain(site):
             return None
         for attr in site.proto.attribute:
             if attr.name == "value" and attr.HasField("t"):
                 return self._model.weights.read(attr.t)
+            if attr.ref_attr_name:
+                return None
             if attr.name in ("value_int", "value_ints"):
                 return np.asarray(onnx.helper.get_attribute_value(attr), np.int64)
             if attr.name in ("value_float", "value_floats"):
@@ -545,30 +627,88 @@ class _Tracer:
     # --- final consumers -------------------------------------------------------------------
     def _consumer(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
         op, steps = site.proto.op_type, value.steps
-        if not _is_onnx(site):
-            if (site.proto.domain, op) in self._functions:
-                why = f"goes into the function {op}, which is not inlined"
-                return self._unfollowed("untraced", site, position, steps, why)
+        shape = value.layout.shape
+
+        def unfollowed(kind: Kind, why: str) -> WeightUse:
+            return self._unfollowed(kind, site, position, steps, why)
+
+        if (site.proto.domain, op) in self._functions:
+            why = f"goes into {op}, which is not inlined; canonicalize{{inline-functions=true}}"
+            return unfollowed("untraced", why)
+        if foreign_operand(site, position):
+            return unfollowed("foreign", f"a weight of {op}, whose products are not judged")
+        if not is_onnx(site):
             why = f"{site.proto.domain}.{op} is unknown"
-            return self._unfollowed("other", site, position, steps, why)
+            may_multiply = len(shape) > 1 and math.prod(shape) >= 4
+            return unfollowed("foreign" if may_multiply else "other", why)
         if op in _SHAPE_ONLY:
             return None
         if op in ("QuantizeLinear", "DequantizeLinear") and position > 0:
-            return self._unfollowed("parameter", site, position, steps, "a scale or zero point")
+            return unfollowed("parameter", "a scale or zero point")
         if op in ("Reshape", "Squeeze", "Unsqueeze", "Expand", "Slice") and position > 0:
-            return self._unfollowed("parameter", site, position, steps, f"a parameter of {op}")
+            return unfollowed("parameter", f"a parameter of {op}")
         if op in _RECURRENT and position in (1, 2):
-            use = self._unfollowed("recurrent", site, position, steps, f"a weight of {op}")
-            return replace(use, code="O24-119")
+            return unfollowed("recurrent", f"a weight of {op}")
         product = self._product(value, site, position)
         if product is not None:
             return product
-        if op in _REARRANGING or op in ("Transpose", "QuantizeLinear", "DequantizeLinear", "Cast"):
-            if op == "Gather" and position == 0:
-                return self._unfollowed("other", site, position, steps, "rows are looked up")
-            why = f"{op} rearranges or converts the values in a way that is not followed"
-            return self._unfollowed("untraced", site, position, steps, why)
-        return self._unfollowed("other", site, position, steps, f"read by {op}")
+        if op in _BODIES:
+            return unfollowed("untraced", f"{_BODIES[op]}, so that its values are not followed")
+        if math.prod(shape) < 4:
+            return unfollowed("other", f"read by {op}")
+        fixed = all(self.is_fixed(name, site.scope) for name in site.proto.output if name)
+        if op in _LOOKUPS and position == 0 and not fixed:
+            return unfollowed("other", "rows are looked up")
+        if not (fixed or (op in _MOVING and position == 0)):
+            return unfollowed("other", f"read by {op}")
+        behind = self._product_behind(site)
+        if not behind:
+            return unfollowed("other", f"read by {op}")
+        if not fixed:
+            why = f"{op} rearranges or converts it at run time on the way to {behind}"
+        elif can_fold(site.proto) and not any(
+            step.op in ("QuantizeLinear", "DequantizeLinear") for step in steps
+        ):
+            why = f"{op} is not followed on the way to {behind}; canonicalize folds it"
+        else:
+            why = f"{op} makes a constant of it for {behind}; fold constants when exporting"
+        return unfollowed("untraced", why)
+
+    def _is_plain(self, site: NodeSite) -> bool:
+        """Whether the node means what ONNX's operator of that name means."""
+        return is_onnx(site) and (site.proto.domain, site.proto.op_type) not in self._functions
+
+    def _product_behind(self, site: NodeSite) -> str:
+        """The first product that multiplies what the node makes of a weight; "" where none is
+        found behind nodes that move values or compute constants."""
+        left = [ValueKey(site.scope, name) for name in reversed(site.proto.output) if name]
+        seen: set[ValueKey] = set()
+        answer = ""
+        while left and not answer:
+            key = left.pop()
+            if key in seen:
+                continue
+            seen.add(key)
+            if key in self._behind:
+                answer = self._behind[key]
+                continue
+            if key in self._index.graph_outputs and key.scope:
+                answer = f"the outside of the body {key.scope!r}"
+            for use in self._index.consumers(key.name, key.scope):
+                node, op = use.site.proto, use.site.proto.op_type
+                multiplied = is_product(use.site, use.input) or foreign_operand(use.site, use.input)
+                recurrent = op in _RECURRENT and use.input in (1, 2) and is_onnx(use.site)
+                if multiplied or recurrent or op in _BODIES or not self._is_plain(use.site):
+                    answer = f"{use.site.name} ({op})"
+                    break
+                outputs = [ValueKey(use.site.scope, name) for name in node.output if name]
+                moves = op in _MOVING and use.input == 0
+                left.extend(k for k in reversed(outputs) if moves or k in self._fixed)
+        if not answer:
+            self._behind.update(dict.fromkeys(seen, ""))
+        elif site.proto.output:
+            self._behind[ValueKey(site.scope, site.proto.output[0])] = answer
+        return answer
 
     @staticmethod
     def _unfollowed(
@@ -579,7 +719,7 @@ class _Tracer:
             consumer=site,
             input=position,
             op=site.proto.op_type,
-            code="O24-121" if kind == "untraced" else "O24-110",
+            code=_CODES.get(kind, "O24-110"),
             reason=why,
             chain=steps,
         )
@@ -587,7 +727,7 @@ class _Tracer:
     def _product(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
         """The use as operand of a matrix product, or None if it is none."""
         shape = value.layout.shape
-        form = _product_form(site, position, shape)
+        form = product_form(site, position, shape)
         if form is None:
             return None
         inputs = site.proto.input
@@ -631,8 +771,13 @@ class _Tracer:
             return replace(use, code="O24-113", reason=f"{where} = {form.K} is not a multiple of 4")
         if stride is None:
             why = "a reshape between weight and consumer cuts through the groups of four"
+            if all(can_fold(step.site.proto) for step in use.chain):
+                why += "; canonicalize folds it"
             return replace(use, code="O24-121", reason=why)
         return _through_quantizers(use, value, stride)
+
+
+_CODES = {"untraced": "O24-121", "recurrent": "O24-119", "foreign": "O24-129"}
 
 
 def _visible(reason: str) -> WeightUse:
@@ -642,122 +787,63 @@ def _visible(reason: str) -> WeightUse:
 def _through_quantizers(use: WeightUse, value: _Value, stride: int) -> WeightUse:
     """A stored integer stands for a real number through its DequantizeLinear: the smallest stored
     values of a group are the smallest real ones only under one scale, and a stored zero is a real
-    zero only under zero point 0."""
-    quantized = True  # the values stored are quantized until a QuantizeLinear makes them so
+    zero only under zero point 0. Floats that the graph itself quantizes may have any scale and
+    zero point, as long as DequantizeLinear undoes what QuantizeLinear does."""
+    quantizer: Step | None = None
+    moved = False
     for step, layout in zip(value.steps, value.layouts, strict=True):
         if step.op == "QuantizeLinear":
-            quantized = False
-        if step.op != "DequantizeLinear" or not quantized:
+            quantizer, moved = step, False
             continue
-        if step.zero_point is not None and np.any(step.zero_point.astype(np.float32) != 0):
+        if step.op != "DequantizeLinear":
+            moved |= step.op in ("Transpose", "Reshape")
+            continue
+        if not _keeps_zero(quantizer, step, moved):
             reason = f"the zero point of {step.site.name!r} is not 0"
+            if quantizer is not None:
+                reason = f"{step.site.name!r} has another zero point than {quantizer.site.name!r}"
             return replace(use, code="O24-124", reason=reason)
-        if step.axis is not None and layout.varies(step.axis, stride, step.block or 1):
+        if quantizer is None and _mixes_scales(step, layout, stride):
             reason = f"the scale of {step.site.name!r} changes within groups of four"
             return replace(use, code="O24-124", reason=reason)
+        quantizer = None
+    if quantizer is not None and not _is_zero(quantizer.zero_point):
+        reason = f"the zero point of {quantizer.site.name!r} is not 0"
+        return replace(use, code="O24-124", reason=reason)
     return use
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """How one operand of one product is reduced."""
-
-    k_axis: int | None
-    K: int = 0
-    N: int = 0
-    groups: int = 1
-    spatial: int = 1
-    batch: int = 1
-    code: str | None = None
-    reason: str = ""
-    notes: tuple[str, ...] = ()
+def _mixes_scales(step: Step, layout: Layout, stride: int) -> bool:
+    """Whether the members of a group, `stride` apart, are dequantized by different scales. Blocked
+    scales run in blocks along one axis and element by element along all others."""
+    if step.axis is None:
+        return False
+    if not step.block:
+        return layout.varies(step.axis, stride)
+    return any(
+        layout.varies(axis, stride, step.block if axis == step.axis else 1)
+        for axis in range(len(layout.dims))
+    )
 
 
-def _product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> _Form | None:
-    op = site.proto.op_type
-    if op in ("Conv", "ConvTranspose"):
-        return _conv_form(site, shape) if position == 1 and len(shape) >= 3 else None
-    if op == "Gemm" and position < 2 and len(shape) == 2:
-        transposed = bool(_attribute(site, "transB" if position else "transA", 0))
-        # A is [M, K], B is [K, N], each before its transposition.
-        k_axis = int(transposed) if position else int(not transposed)
-        return _Form(k_axis=k_axis, K=shape[k_axis], N=shape[1 - k_axis])
-    if op == "MatMul" and position < 2 and shape:
-        if len(shape) == 1:
-            return _Form(k_axis=0, K=shape[0], N=1)
-        k_axis = len(shape) - (2 if position else 1)
-        free = len(shape) - (1 if position else 2)
-        return _Form(k_axis=k_axis, K=shape[k_axis], N=shape[free], batch=math.prod(shape[:-2]))
-    if op == "Einsum":
-        return _einsum_form(site, position, shape)
-    return None
-
-
-def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> _Form:
-    groups = int(_attribute(site, "group", 1))
-    spatial = math.prod(shape[2:])
-    notes = []
-    if len(shape) == 5:
-        notes.append("3-D convolution")
-    if any(d != 1 for d in _attribute(site, "dilations") or ()):
-        notes.append("dilation")
-    if site.proto.op_type == "ConvTranspose":
-        return _Form(
-            k_axis=0,
-            K=shape[0] // groups,
-            N=shape[1] * groups,
-            groups=groups,
-            spatial=spatial,
-            code="O24-122",
-            reason="the weight of a transposed convolution",
+def _keeps_zero(quantizer: Step | None, dequantizer: Step, moved: bool) -> bool:
+    """Whether what was zero is zero behind the DequantizeLinear. moved: a Transpose or Reshape
+    stands between the two, so that parameters an axis each can't be compared."""
+    if quantizer is None or quantizer.zero_point is None or dequantizer.zero_point is None:
+        return _is_zero(dequantizer.zero_point) and (
+            quantizer is None or _is_zero(quantizer.zero_point)
         )
-    form = _Form(
-        k_axis=1, K=shape[1], N=shape[0], groups=groups, spatial=spatial, notes=tuple(notes)
-    )
-    if groups > 1 and shape[1] == 1:
-        reason = f"depthwise: {groups} groups of one input channel"
-        return replace(form, code="O24-112", reason=reason)
-    if groups > 1:
-        reason = f"{groups} groups of {shape[1]} input channels"
-        return replace(form, code="O24-111", reason=reason)
-    return form
+    first, second = quantizer.zero_point, dequantizer.zero_point
+    if _is_zero(first) and _is_zero(second):
+        return True
+    if first.size == second.size == 1:
+        return bool(first.reshape(()) == second.reshape(()))
+    same_place = (quantizer.axis, quantizer.block) == (dequantizer.axis, dequantizer.block)
+    return not moved and same_place and np.array_equal(first, second)
 
 
-def _einsum_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> _Form | None:
-    """A plain product: two operands, one letter summed, each letter once in an operand."""
-    equation = _attribute(site, "equation", b"")
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-    left, arrow, output = text.partition("->")
-    terms = left.split(",")
-    if len(terms) != 2 or len(site.proto.input) != 2:
-        return None
-    mine, other = terms[position], terms[1 - position]
-    if not arrow:
-        letters = "".join(terms).replace("...", "")
-        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    unfit = _Form(
-        k_axis=None,
-        code="O24-121",
-        reason=f"the Einsum {text!r} is no plain product of two matrices",
-    )
-    if "..." in mine or len(mine) != len(shape) or len(set(mine)) != len(mine):
-        return unfit
-    loose = other.replace("...", "")
-    if len(set(loose)) != len(loose):
-        return unfit
-    summed = [c for c in mine if c in loose and c not in output]
-    lost = [c for c in {*mine, *loose} if c not in output and not (c in mine and c in loose)]
-    if len(summed) != 1 or lost:
-        return unfit
-    sizes = dict(zip(mine, shape, strict=True))
-    free = [c for c in mine if c not in loose]
-    batch = [c for c in mine if c in loose and c in output]
-    return _Form(
-        k_axis=mine.index(summed[0]),
-        K=sizes[summed[0]],
-        N=math.prod(sizes[c] for c in free),
-        batch=math.prod(sizes[c] for c in batch),
-    )
+def _is_zero(zero_point: np.ndarray | None) -> bool:
+    return zero_point is None or not np.any(zero_point.astype(np.float32) != 0)
 
 
 def names_of(uses: Sequence[WeightUse]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import Any
 
 from onnx24 import __version__, targets
@@ -18,7 +20,7 @@ from onnx24.report.inspection import inspect, render_inspection
 from onnx24.report.jsontext import json_text
 from onnx24.report.model import ModelFacts
 from onnx24.report.policy import BUILT_IN, Facts, Policy, findings, read_policy
-from onnx24.report.table import share_text
+from onnx24.report.table import WIDTH, share_text
 
 FORMATS = ("text", "json")
 
@@ -27,8 +29,16 @@ def inspect_model(model: str, target: str, *, show_all: bool, as_json: bool) -> 
     """Returns: 0. Raises: InputError."""
     row = targets.load(target)
     found = inspect(Source(model).load(), row, model)
-    Console(as_json=as_json).report(render_inspection(found, show_all=show_all), found)
+    text = render_inspection(found, show_all=show_all, width=_width())
+    Console(as_json=as_json).report(text, found)
     return 0
+
+
+def _width() -> int:
+    """Columns of a table: those of the terminal within reason, and always the same in a file."""
+    if not sys.stdout.isatty():
+        return WIDTH
+    return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, 80), 160)
 
 
 def check_model(

@@ -1176,6 +1176,102 @@ def functions() -> Iterator[OddModel]:
 
 
 @_odd
+def weights_that_are_not_quite() -> Iterator[OddModel]:
+    """What a product multiplies with looks like a weight, and is one only in part."""
+    node = helper.make_node
+    b = _Builder()
+    b.input("x", 2, 16)
+    b.weight("start", 16, 16)
+    b.constant("half", np.float32(0.5))
+    b.constant("trips", np.int64(3))
+    b.constant("go", np.bool_(True))
+    body = _body(
+        [
+            _value("i", [], I64),
+            _value("c", [], TensorProto.BOOL),
+            _value("h", [2, 16]),
+            _value("state", [16, 16]),
+        ],
+        [_value("c2", [], TensorProto.BOOL), _value("h2", [2, 16]), _value("state2", [16, 16])],
+        [
+            node("Identity", ["c"], ["c2"]),
+            node("MatMul", ["h", "state"], ["h2"], name="product"),
+            node("Mul", ["state", "half"], ["state2"]),
+        ],
+    )
+    carried = ["trips", "go", "x", "start"]
+    b.nodes.append(node("Loop", carried, ["y", "last"], name="loop", body=body))
+    b.output("y", 2)
+    yield b.model("loop-carried-weight")
+
+    b = _Builder()
+    b.input("x", 2, 16)
+    b.weight("stack", 3, 16, 16)
+    body = _body(
+        [_value("h", [2, 16]), _value("slice", [16, 16])],
+        [_value("h2", [2, 16])],
+        [node("MatMul", ["h", "slice"], ["h2"], name="product")],
+    )
+    b.nodes.append(node("Scan", ["x", "stack"], ["y"], name="scan", body=body, num_scan_inputs=1))
+    b.output("y", 2)
+    yield b.model("scan-slices-the-weight")
+
+    b = _Builder()
+    b.input("x", 16, 16)
+    b.feed("c", np.array(True))
+    b.weight("w", 16, 16)
+    then = _body([], [_value("a", [16, 16])], [node("MatMul", ["x", "w"], ["a"], name="product")])
+    other = _body([], [_value("b", [16, 16])], [node("Add", ["x", "w"], ["b"], name="sum")])
+    b.nodes.append(node("If", ["c"], ["y"], name="if", then_branch=then, else_branch=other))
+    b.output("y", 2)
+    yield b.model("branches-use-it-differently")
+
+    b = _Builder()
+    b.input("x", 4, 16)
+    b.feed("ids", np.array([0, 7], np.int64))
+    b.feed("c", np.array(False))
+    b.weight("w", 16, 16)
+    b.node("Identity", "w", "i")
+    b.node("Transpose", "i", "t")
+    b.node("Gather", ["t", "ids"], "rows")
+    then = _body([], [_value("a", [4, 16])], [node("MatMul", ["x", "t"], ["a"], name="turned")])
+    other = _body(
+        [],
+        [_value("b", [4, 16])],
+        [
+            node("Transpose", ["t"], ["u"], name="back"),
+            node("MatMul", ["x", "u"], ["b"], name="plain"),
+        ],
+    )
+    b.nodes.append(node("If", ["c"], ["h"], name="if", then_branch=then, else_branch=other))
+    b.node("Gemm", ["h", "t"], "y", transB=1)
+    b.output("y", 2)
+    b.output("rows", 2)
+    yield b.model("three-kinds-of-readers")
+
+    dense = helper.make_function(
+        "local",
+        "Dense",
+        ["x"],
+        ["y"],
+        [
+            _constant_node("w", np.random.default_rng(2).standard_normal((16, 16)).astype("f4")),
+            node("Gemm", ["x", "w"], ["y"], name="product"),
+        ],
+        [helper.make_opsetid("", 17)],
+        attributes=["turned"],
+    )
+    reference = dense.node[1].attribute.add(name="transB", ref_attr_name="turned")
+    reference.type = onnx.AttributeProto.INT
+    b = _Builder()
+    b.input("x", 3, 16)
+    b.node("Dense", "x", "h", domain="local", turned=1)
+    b.node("Dense", "h", "y", domain="local", turned=0)
+    b.output("y", 2)
+    yield b.model("function-attribute", domains=["local"], functions=[dense])
+
+
+@_odd
 def microsoft() -> Iterator[OddModel]:
     b = _Builder()
     b.input("x", 3, 16)

@@ -161,3 +161,72 @@ def test_the_output_of_check_is_not_the_model(model_path: Path) -> None:
 def test_inspect_reads_standard_input(model_path: Path) -> None:
     result = invoke("inspect", "-", "--json", input=model_path.read_bytes())
     assert result.exit_code == 0 and document(result)["file"] == "-"
+
+
+def test_inspect_says_who_reads_a_weight_and_how(work: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 16] x, int64[T] ids) => (float[N, 8] y, float[T, 16] e, float[N, N] d)
+    <float[8, 16] w, float[300, 260] big>
+    {
+      t = Transpose(w)
+      u = Identity(t)
+      [head] y = MatMul(x, u)
+      [lookup] e = Gather(w, ids)
+      z = Transpose(x)
+      [both] d = MatMul(x, z)
+    }"""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 16), np.float32)
+    weight[:, ::2] = 0
+    big = rng.standard_normal((300, 260), np.float32)
+    onnx.save(filled(text, {"w": weight, "big": big}), work / "m.onnx")
+    found = document(invoke("inspect", "m.onnx", "--json"))
+    rows = {row["name"]: row for row in found["weights"]}
+    row = rows["w"]
+    assert (row["k"], row["n"], row["axis"], row["density"], row["is_24"]) == (16, 8, 1, 0.5, True)
+    head, lookup = row["readers"]
+    assert (head["node"], head["op"], head["chain"]) == ("head", "MatMul", ["Transpose"])
+    assert (head["axis"], head["k"], head["n"], head["code"]) == (1, 16, 8, None)
+    assert (lookup["node"], lookup["code"], lookup["k"]) == ("lookup", "O24-110", None)
+    assert found["dynamic"] == [{"scope": "", "node": "both", "op": "MatMul"}]
+    assert found["codes"] == {"O24-110": 1, "O24-116": 1, "O24-117": 1}
+    shown = invoke("inspect", "m.onnx").stdout
+    assert "50 %" in shown and "O24-117 not constant: 1" in shown and "both (MatMul)" in shown
+    assert "O24-116 also read by something else: 1" in shown
+    assert "head (MatMul, input 1) behind Transpose" in invoke("inspect", "m.onnx", "--all").stdout
+
+
+def test_inspect_says_what_is_too_small_on_the_target(work: Path) -> None:
+    proto = mlp([512, 512, 32])
+    onnx.save(proto, work / "m.onnx")
+    rows = document(invoke("inspect", "m.onnx", "--json"))["weights"]
+    small = {row["name"]: row["small"] for row in rows if row["eligible"]}
+    assert small == {"fc0.weight": "", "fc1.weight": "32 < 256 channels"}
+    shown = invoke("inspect", "m.onnx").stdout
+    assert "yes, small" in shown and "K or N below 256, too little to gain (1)" in shown
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_inspect_fits_every_width(work: Path, width: int) -> None:
+    from onnx24 import targets
+    from onnx24.report.inspection import inspect, render_inspection
+
+    proto = mlp([66, 64, 32])
+    for tensor in proto.graph.initializer:
+        long = f"encoder/layers/with/a/very/long/path/of/modules/{tensor.name}"
+        for node in proto.graph.node:
+            node.input[:] = [long if name == tensor.name else name for name in node.input]
+        tensor.name = long
+    found = inspect(Model.from_proto(proto), targets.load("sm86"), "m.onnx")
+    for show_all in (False, True):
+        text = render_inspection(found, show_all=show_all, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "fc0.weight" in text and "O24-113" in text
+
+
+def test_a_model_without_weights_says_so(work: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 16] x, float[16, N] z) => (float[N, N] y) { [p] y = MatMul(x, z) }"""
+    onnx.save(onnx.parser.parse_model(text), work / "m.onnx")
+    shown = invoke("inspect", "m.onnx").stdout
+    assert "no weight of a matrix product" in shown and "p (MatMul)" in shown

@@ -40,7 +40,8 @@ STRUCTURAL = {
     "fold-qdq": 0.0,
 }
 """Pass → how far its outputs may be from the original's, relative to the largest value."""
-OTHERS = ("prune24", "prune24{tied=prune}", "qdq", "cast16", "check24")
+SPLIT = "prune24{conflicting=split tied=split}"
+OTHERS = ("prune24", "prune24{tied=prune}", SPLIT, "qdq", "cast16", "check24")
 PRESETS = ("@sparse", "@sparse-fp16", "@sparse-int8", "@int8", "@fp16")
 IN_FP16 = {"dtype-float16": 2e-3, "mixed-precision": 2e-3}
 """Models that add up in FP16 themselves: another order of additions rounds otherwise."""
@@ -52,6 +53,7 @@ ERRORS = {
         for text in ("upgrade-opset{to=13}", "upgrade-opset{to=26}", "@sparse-int8", "@int8")
     },
     ("local-functions", "upgrade-opset{to=26}"): "O24-331",
+    ("function-attribute", "upgrade-opset{to=26}"): "O24-331",
     **{("same-node-names", text): "O24-016" for text in ("qdq", "cast16", *PRESETS[1:])},
 }
 """The only clean refusals, but for qdq's of opsets below 13 (O24-009)."""
@@ -243,6 +245,8 @@ def test_other_passes_alone(name: str, text: str, originals) -> None:
     check_result(original, text, model)
     if result.changed == Effects.NONE:
         assert model.to_bytes() == original.data
+    if text == SPLIT:
+        assert_claims_hold(model)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -282,6 +286,16 @@ def test_pruned_weights(name: str, originals) -> None:
     assert used == {key for key in claimed if not key[0].startswith("function:")}
 
 
+def assert_claims_hold(model: Model) -> None:
+    """Each product that reads a weight recorded as 2:4 sees it so."""
+    operands = oracle.operands(onnx.ModelProto.FromString(model.to_bytes()))
+    for key in model.claims:
+        mine = [operand for operand in operands if tuple(key) in operand.stored]
+        assert mine or key.scope.startswith("function:"), key
+        for operand in mine:
+            assert operand.axis is not None and oracle.is_pruned(operand.values, operand.axis), key
+
+
 def _plain_numbers(model: onnx.ModelProto) -> set[oracle.Key]:
     """Constant nodes that hold numbers as attributes; canonicalize makes them tensors."""
     return {
@@ -304,14 +318,7 @@ def test_presets(name: str, text: str, originals) -> None:
     outputs = check_result(original, text, model)
     if not text.startswith("@sparse"):
         return
-    proto = onnx.ModelProto.FromString(data)
-    operands = oracle.operands(proto)
-    claims = model.claims.keys()
-    for key in claims:
-        mine = [operand for operand in operands if tuple(key) in operand.stored]
-        assert mine or key.scope.startswith("function:"), key
-        for operand in mine:
-            assert operand.axis is not None and oracle.is_pruned(operand.values, operand.axis), key
+    assert_claims_hold(model)
     if text == "@sparse" or outputs is None:
         return
     # Against the pruned model, so that only precision is left: relative L2 of each output.

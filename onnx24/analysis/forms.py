@@ -1,0 +1,211 @@
+"""Which inputs of which operators are multiplied and summed, and along which axis.
+
+Source: onnx/docs/Operators.md; onnxruntime/docs/ContribOperators.md (inputs of com.microsoft).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from onnx24.ir.index import NodeSite
+
+__all__ = [
+    "Form",
+    "attribute",
+    "foreign_operand",
+    "is_onnx",
+    "is_product",
+    "open_attribute",
+    "product_form",
+]
+
+_PRODUCTS = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Einsum": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+}
+
+_DECISIVE = frozenset({"equation", "group", "transA", "transB"})
+
+_MS = "com.microsoft"
+_FOREIGN: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "Attention"): (0, 1, 2),
+    ("", "ConvInteger"): (1,),
+    ("", "DeformConv"): (1,),
+    ("", "MatMulInteger"): (0, 1),
+    ("", "QLinearConv"): (3,),
+    ("", "QLinearMatMul"): (0, 3),
+    (_MS, "Attention"): (1,),
+    (_MS, "DecoderAttention"): (2, 3),
+    (_MS, "DynamicQuantizeLSTM"): (1, 2),
+    (_MS, "DynamicQuantizeMatMul"): (1,),
+    (_MS, "FusedConv"): (1,),
+    (_MS, "FusedGemm"): (0, 1),
+    (_MS, "FusedMatMul"): (0, 1),
+    (_MS, "FusedMatMulActivation"): (0, 1),
+    (_MS, "GemmFastGelu"): (1,),
+    (_MS, "GemmFloat8"): (0, 1),
+    (_MS, "GroupQueryAttention"): (0, 1, 2),
+    (_MS, "LongformerAttention"): (1,),
+    (_MS, "MatMulBnb4"): (1,),
+    (_MS, "MatMulFpQ4"): (1,),
+    (_MS, "MatMulInteger16"): (0, 1),
+    (_MS, "MatMulIntegerToFloat"): (0, 1),
+    (_MS, "MatMulNBits"): (1,),
+    (_MS, "MoE"): (2, 4, 6),
+    (_MS, "MultiHeadAttention"): (0, 1, 2),
+    (_MS, "NhwcConv"): (1,),
+    (_MS, "NhwcFusedConv"): (1,),
+    (_MS, "PackedAttention"): (1,),
+    (_MS, "QAttention"): (1,),
+    (_MS, "QGemm"): (0, 3),
+    (_MS, "QLinearConv"): (3,),
+    (_MS, "QMoE"): (2, 5, 8),
+    (_MS, "QOrderedAttention"): (2, 4, 6),
+    (_MS, "QOrderedMatMul"): (0, 2),
+    (_MS, "SparseToDenseMatMul"): (0, 1),
+    (_MS, "TransposeMatMul"): (0, 1),
+}
+"""(domain, operator) → inputs that it multiplies and sums, of operators whose products are not
+judged: TensorRT's parser has no sparse layer for them."""
+
+
+def is_onnx(site: NodeSite) -> bool:
+    return site.proto.domain in ("", "ai.onnx")
+
+
+def attribute(site: NodeSite, name: str, default: Any = None) -> Any:
+    for attr in site.proto.attribute:
+        if attr.name == name:
+            return default if attr.ref_attr_name else onnx.helper.get_attribute_value(attr)
+    return default
+
+
+def open_attribute(site: NodeSite) -> str:
+    """The name of an attribute that the caller of a function decides; "" where none is."""
+    return next((attr.name for attr in site.proto.attribute if attr.ref_attr_name), "")
+
+
+def is_product(site: NodeSite, position: int) -> bool:
+    """Whether the input of a Conv, ConvTranspose, Gemm, MatMul or Einsum is multiplied and
+    summed; the other operand of a convolution is data and never a weight."""
+    return is_onnx(site) and position in _PRODUCTS.get(site.proto.op_type, ())
+
+
+def foreign_operand(site: NodeSite, position: int) -> bool:
+    """Whether an operator whose products are not judged multiplies and sums the input."""
+    domain = "" if is_onnx(site) else site.proto.domain
+    return position in _FOREIGN.get((domain, site.proto.op_type), ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How one operand of one product is reduced."""
+
+    k_axis: int | None
+    K: int = 0
+    N: int = 0
+    groups: int = 1
+    spatial: int = 1
+    batch: int = 1
+    code: str | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form | None:
+    """How the input of that shape is reduced; None where it is no operand of a product."""
+    op = site.proto.op_type
+    decided = _DECISIVE.intersection(a.name for a in site.proto.attribute if a.ref_attr_name)
+    if is_product(site, position) and decided:
+        reason = f"the caller of a function decides {min(decided)}"
+        return Form(k_axis=None, code="O24-121", reason=reason)
+    if op in ("Conv", "ConvTranspose"):
+        return _conv_form(site, shape) if position == 1 and len(shape) >= 3 else None
+    if op == "Gemm" and position < 2 and len(shape) == 2:
+        transposed = bool(attribute(site, "transB" if position else "transA", 0))
+        # A is [M, K], B is [K, N], each before its transposition.
+        k_axis = int(transposed) if position else int(not transposed)
+        return Form(k_axis=k_axis, K=shape[k_axis], N=shape[1 - k_axis])
+    if op == "MatMul" and position < 2 and shape:
+        if len(shape) == 1:
+            return Form(k_axis=0, K=shape[0], N=1)
+        k_axis = len(shape) - (2 if position else 1)
+        free = len(shape) - (1 if position else 2)
+        return Form(k_axis=k_axis, K=shape[k_axis], N=shape[free], batch=math.prod(shape[:-2]))
+    if op == "Einsum":
+        return _einsum_form(site, position, shape)
+    return None
+
+
+def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> Form:
+    groups = int(attribute(site, "group", 1))
+    spatial = math.prod(shape[2:])
+    notes = []
+    if len(shape) == 5:
+        notes.append("3-D convolution")
+    if any(d != 1 for d in attribute(site, "dilations") or ()):
+        notes.append("dilation")
+    if site.proto.op_type == "ConvTranspose":
+        return Form(
+            k_axis=0,
+            K=shape[0] // groups,
+            N=shape[1] * groups,
+            groups=groups,
+            spatial=spatial,
+            code="O24-122",
+            reason="the weight of a transposed convolution",
+        )
+    form = Form(
+        k_axis=1, K=shape[1], N=shape[0], groups=groups, spatial=spatial, notes=tuple(notes)
+    )
+    if groups > 1 and shape[1] == 1:
+        reason = f"depthwise: {groups} groups of one input channel"
+        return replace(form, code="O24-112", reason=reason)
+    if groups > 1:
+        reason = f"{groups} groups of {shape[1]} input channels"
+        return replace(form, code="O24-111", reason=reason)
+    return form
+
+
+def _einsum_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form | None:
+    """A plain product: two operands, one letter summed, each letter once in an operand."""
+    equation = attribute(site, "equation", b"")
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    left, arrow, output = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or len(site.proto.input) != 2:
+        return None
+    mine, other = terms[position], terms[1 - position]
+    if not arrow:
+        letters = "".join(terms).replace("...", "")
+        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    unfit = Form(
+        k_axis=None,
+        code="O24-121",
+        reason=f"the Einsum {text!r} is no plain product of two matrices",
+    )
+    if "..." in mine or len(mine) != len(shape) or len(set(mine)) != len(mine):
+        return unfit
+    loose = other.replace("...", "")
+    if len(set(loose)) != len(loose):
+        return unfit
+    summed = [c for c in mine if c in loose and c not in output]
+    lost = [c for c in {*mine, *loose} if c not in output and not (c in mine and c in loose)]
+    if len(summed) != 1 or lost:
+        return unfit
+    sizes = dict(zip(mine, shape, strict=True))
+    free = [c for c in mine if c not in loose]
+    batch = [c for c in mine if c in loose and c in output]
+    return Form(
+        k_axis=mine.index(summed[0]),
+        K=sizes[summed[0]],
+        N=math.prod(sizes[c] for c in free),
+        batch=math.prod(sizes[c] for c in batch),
+    )
