@@ -51,15 +51,17 @@ def _prune(options: str) -> str:
 METHODS = {
     method.name: method
     for method in (
-        Method("magnitude", _prune("method=magnitude"), data=False),
+        Method("magnitude", _prune("quality=magnitude"), data=False),
+        Method("magnitude+refit", _prune("method=magnitude")),
         Method("wanda", _prune("method=wanda")),
         Method("ria", _prune("method=ria")),
+        Method("sparsegpt", _prune("method=obs refit=false")),
         Method("obs", _prune("method=obs")),
-        Method("admm-fast", _prune("method=admm quality=fast")),
-        Method("admm", _prune("method=admm")),
-        Method("admm-max", _prune("method=admm quality=max")),
-        Method("admm-augment", _prune("method=admm<augment>")),
+        Method("fast", _prune("quality=fast")),
         Method("default", "canonicalize,prune24"),
+        Method("max", _prune("quality=max")),
+        Method("augment", _prune("quality=default<augment>")),
+        Method("max+augment", _prune("quality=max<augment>")),
     )
 }
 

@@ -175,7 +175,7 @@ def _digits_task(places: Places, name: str) -> Task:
     path = ROOT / "fixtures" / "models" / f"{name}.onnx"
     return Task(
         name, path, "image", "accuracy %", data, _accuracy, places.out / "calib",
-        batch=120, augment="shift:1",
+        batch=120, augment="shift1",
     )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def _mnistfc(places: Places, depth: int) -> Task:
     name = f"mnistfc_256x{depth}"
     path = places.shared / "data/models/zoo" / f"{name}.onnx"
     return Task(
-        name, path, "0", "accuracy %", data, _accuracy, places.out / "calib", augment="shift:2"
+        name, path, "0", "accuracy %", data, _accuracy, places.out / "calib", augment="shift2@28x28"
     )
 
 
@@ -223,7 +223,7 @@ def _detector(
     path = places.shared / "data/models/zoo" / f"{name}.onnx"
     return Task(
         name, path, input_name, "box F1 %", data, score, places.out / "calib",
-        augment="flip", detector=True,
+        augment="shift8+flipx2", detector=True,
     )  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def _cifar_cnn(places: Places) -> Task:
 
     return Task(
         "cifar_cnn", places.out / "cifar_cnn.onnx", "image", "accuracy %", data, _accuracy,
-        places.out / "calib", batch=100, augment="shift:2",
+        places.out / "calib", batch=100, augment="shift2",
     )  # fmt: skip
 
 
