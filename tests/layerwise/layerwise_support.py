@@ -63,7 +63,7 @@ def mlp(width: int = 32, layers: int = 3) -> Model:
 def correlated(rows: int, width: int, seed: int = 0) -> np.ndarray:
     """Rows whose columns hang together, as activations do."""
     rng = RNG(seed)
-    mix = rng.standard_normal((width // 2, width))
+    mix = RNG(width).standard_normal((width // 2, width))
     noise = 0.2 * rng.standard_normal((rows, width))
     return (rng.standard_normal((rows, width // 2)) @ mix / 4 + noise).astype(np.float32)
 
