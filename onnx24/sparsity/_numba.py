@@ -196,11 +196,10 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
     import numba
 
     # No `fastmath`, no `parallel`: sums keep their order, and callers bring their own threads.
-    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder for the cache: a read-only installation without a home
-        return numba.njit(**options)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @functools.cache
