@@ -47,7 +47,7 @@ __all__ = [
 
 Engine = Literal["auto", "numpy", "numba"]
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 """Elements that are pruned at a time: scratch stays small, and calls of numpy stay few."""
 _MEASURED_CHUNK = 1 << 17
 """Elements that are measured at a time: they and their float64 squares stay in cache."""
@@ -425,9 +425,9 @@ def _keeps_by_plane(
         np.logical_and(ab, one, out=ab)
         np.logical_and(cd, one, out=cd)
         np.logical_or(both, ab, out=kept[:, 0])
-        np.logical_or(both, ab != one, out=kept[:, 1])
-        np.logical_not(both | (cd != one), out=kept[:, 2])
-        np.logical_not(both | cd, out=kept[:, 3])
+        np.logical_or(both, np.not_equal(ab, one, out=ab), out=kept[:, 1])
+        np.logical_not(np.logical_or(both, cd, out=ab), out=kept[:, 3])
+        np.logical_not(np.logical_or(both, np.not_equal(cd, one, out=cd), out=cd), out=kept[:, 2])
         yield index, kept.view(np.uint8)
 
 
