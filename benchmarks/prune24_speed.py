@@ -205,11 +205,16 @@ def against_polygraphy(polygraphy: str | None, name: str, folder: Path, table: T
         for array, stride in weights:
             prune_24_by_stride(array, stride, engine=engine)
 
+    def facts(engine: Engine) -> None:
+        for array, stride in weights:
+            prune_24_measured(array, stride, array, engine=engine)
+
     cli = [sys.executable, str(ROOT / "cli.py"), "prune24", str(source), "-o", str(out)]
     rows = [
         ("`onnx24 prune24`, the process", process(cli)[0], "process"),
         ("load, prune24, save, in process", seconds(whole, 3), "process"),
         ("the pass, with checks and report", min(pass_alone() for _ in range(3)), "pruning"),
+        *((f"prune_24_measured, {e}", seconds(lambda e=e: facts(e)), "pruning") for e in ENGINES),  # type: ignore[misc]
         *((f"the kernel alone, {e}", seconds(lambda e=e: kernel(e)), "pruning") for e in ENGINES),  # type: ignore[misc]
     ]
     theirs: dict[str, float] = {}

@@ -71,8 +71,9 @@ def prune(values: np.ndarray, out: np.ndarray, stride: int, magnitude: int) -> N
 def count(values: np.ndarray, stride: int, magnitude: int, nonfinite: int) -> tuple[int, int, int]:
     """(zeros, values from the bits `nonfinite` up, groups with more than two nonzeros)."""
     scalar = values.dtype.type
+    nonzero = np.zeros(values.size + 3 * stride, np.uint8)
     zeros, special, violating = _kernels()["count"](
-        values, stride, scalar(magnitude), scalar(nonfinite)
+        values, scalar(magnitude), scalar(nonfinite), stride, nonzero, _firsts(values.size, stride)
     )
     return int(zeros), int(special), int(violating)
 
@@ -81,6 +82,11 @@ def add_squares(values: np.ndarray, columns: np.ndarray) -> None:
     """Add the squares of the flat float32 or float64 `values` to `columns`, value i to column
     i mod columns.size, in order, in float64."""
     _kernels()["add_squares"](values, columns)
+
+
+def widen(values: np.ndarray, magnitude: int, shift: int, wide: np.ndarray) -> None:
+    """Write the magnitudes of the flat bits `values`, shifted left, into `wide`: uint32."""
+    _kernels()["widen"](values, values.dtype.type(magnitude), np.uint32(shift), wide)
 
 
 def _kernel_for(
@@ -171,6 +177,12 @@ def _takes_earlier(itemsize: int, stride: int, block: int) -> np.ndarray:
     for d, mask in enumerate(masks, 1):
         mask[:block] = np.where(place + d > 3, np.iinfo(dtype).max, 0)
     return masks.reshape(-1).view(np.uint64)
+
+
+@functools.lru_cache(maxsize=8)
+def _firsts(size: int, stride: int) -> np.ndarray:
+    """1 at the first value of each group, else 0."""
+    return (np.arange(size, dtype=np.int32) // stride % 4 == 0).view(np.uint8)
 
 
 def _planes(itemsize: int, stride: int, magnitude: int) -> Callable[[np.ndarray], None]:
@@ -282,27 +294,23 @@ def _kernels() -> dict[str, Any]:
                 wd[i] = d & (kd | (kd - (kd >> sign)))
 
     @_jit
-    def count(x, stride, bits, nonfinite):
+    def count(x, bits, nonfinite, stride, nonzero, firsts):
         zeros = special = violating = 0
         for i in range(x.size):
             v = x[i] & bits
-            zeros += v == 0
+            nonzero[i] = v != 0
             special += v >= nonfinite
-        if stride == 1:
-            for g in range(x.size // 4):
-                n = 0
-                for p in range(4):
-                    n += (x[4 * g + p] & bits) != 0
-                violating += n > 2
-        else:
-            for start in range(0, x.size, 4 * stride):
-                block = x[start : start + 4 * stride]
-                for i in range(stride):
-                    n = 0
-                    for p in range(4):
-                        n += (block[p * stride + i] & bits) != 0
-                    violating += n > 2
+        next1, next2, next3 = nonzero[stride:], nonzero[2 * stride :], nonzero[3 * stride :]
+        for i in range(x.size):
+            a, b, c, d = nonzero[i], next1[i], next2[i], next3[i]
+            zeros += a == 0
+            violating += ((a & b & (c | d)) | (c & d & (a | b))) & firsts[i]
         return zeros, special, violating
+
+    @_jit
+    def widen(x, bits, shift, wide):
+        for i in range(x.size):
+            wide[i] = np.uint32(x[i] & bits) << shift
 
     @_jit
     def add_squares(x, columns):
@@ -312,5 +320,5 @@ def _kernels() -> dict[str, Any]:
                 v = np.float64(row[i])
                 columns[i] += v * v
 
-    functions = (quads, pairs, near, planes, count, add_squares)
+    functions = (quads, pairs, near, planes, count, widen, add_squares)
     return {function.__name__: function for function in functions}

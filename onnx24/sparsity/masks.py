@@ -469,10 +469,13 @@ def _squares(
     """The squares of flat values, times `form.scale` to the minus 2, summed in columns: value i in
     column i mod _COLUMNS, in order."""
     if form is not None and form.shift is not None:
-        bits = wide[: values.size].view(np.uint32)
-        np.copyto(bits, values.view(f"u{values.itemsize}"))
-        np.bitwise_and(bits, np.uint32(form.magnitude), out=bits)
-        np.left_shift(bits, np.uint32(form.shift), out=bits)
+        bits, stored = wide[: values.size].view(np.uint32), values.view(f"u{values.itemsize}")
+        if compiled:
+            _numba.widen(stored, form.magnitude, form.shift, bits)
+        else:
+            np.copyto(bits, stored)
+            np.bitwise_and(bits, np.uint32(form.magnitude), out=bits)
+            np.left_shift(bits, np.uint32(form.shift), out=bits)
         values = bits.view(np.float32)
     columns = np.zeros(_COLUMNS)
     if compiled:
