@@ -223,7 +223,8 @@ def against_polygraphy(polygraphy: str | None, name: str, folder: Path, table: T
     table.title(f"{name} shapes: {len(weights)} eligible weights, {elements:,} elements")
     table.row("what", "seconds", "M weights/s", "ratio", "to polygraphy's", "bar 300")
     for part, time_ in theirs.items():
-        table.row(f"polygraphy, {part}", f"{time_:.2f}", f"{elements / time_ / 1e6:.2f}", "1", part)
+        rate = f"{elements / time_ / 1e6:.2f}"
+        table.row(f"polygraphy, {part}", f"{time_:.2f}", rate, "1", part, "")
     for label, time_, part in rows:
         ratio = theirs[part] / time_ if theirs else 0.0
         verdict = ""
