@@ -1,21 +1,37 @@
 """The compiled engine of `masks`: the same bits as numpy's, faster. Needs numba, which is the
-extra `fast`; it is imported and compiled on first use.
+extra `fast`; it is imported, and its kernels are compiled, on first use.
 
-All kernels copy the values they work on into scratch first, so that writing in place is no
-different from writing elsewhere (LLVM vectorizes only where input and output can't overlap).
-Indices are those of slices that start at 0, for the same reason.
+Every kernel takes values as unsigned 64-bit words of one, two, four or eight lanes. A magnitude
+leaves the top bit of its lane free, and that bit compares whole words: for magnitudes t and r,
+`(t | top) - r` has a lane's top bit set where t >= r there, and no lane borrows from the next.
+A value stays that wins two of the three comparisons with the others of its group.
+
+Kernels work in place: input and output that could overlap would keep LLVM from vectorizing.
+Whoever wants the result elsewhere copies first, a piece that fits the second-level cache at a
+time. Compiled code is kept in numba's cache (`__pycache__` beside this file, else the user's cache
+folder, or NUMBA_CACHE_DIR), where one of them can be written.
+
+*Source:* subtraction in lanes with a guard bit: Lamport, Multiple byte processing with full-word
+instructions, 1975.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-_BLOCK = 8192
-"""Elements worked on at a time; they fit the first-level cache twice."""
+_WORD = 8
+"""Bytes of a word."""
+_NEAR_WORDS = 512
+"""Words that the kernel for small strides works on at a time: 8 arrays of that size, 32 KiB, stay
+in the first-level cache. A constant: LLVM vectorizes where it sees that the masks, which lie
+so far apart, are one array."""
+_PIECE = 1 << 19
+"""Bytes that are copied before they are pruned there."""
 
 
 @functools.cache
@@ -24,113 +40,285 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+def loaded() -> bool:
+    """Whether numba was imported here already, which is most of the cost of a first use."""
+    return _kernels.cache_info().currsize > 0
+
+
 def prune(values: np.ndarray, out: np.ndarray, stride: int, magnitude: int) -> None:
     """Write the flat `values` with two of four zeroed into `out`; see masks.prune_24_by_stride.
 
     values, out: unsigned bits, [blocks * 4 * stride]; they may be the same array.
-    magnitude: the bits that are compared.
+    magnitude: the bits that are compared, all but the lane's top bit.
     """
-    kernels = _kernels()
-    signed = values.view(f"i{values.itemsize}")
-    target = out.view(signed.dtype)
-    scalar = signed.dtype.type
-    bits, zero = scalar(magnitude), scalar(0)
-    if stride == 1:
-        kernels["quads"](signed, target, bits, zero, np.empty(_BLOCK, signed.dtype))
-    elif 4 * stride <= _BLOCK:
-        size = _BLOCK // (4 * stride) * 4 * stride
-        position = (np.arange(size) // stride % 4).astype(signed.dtype)
-        t = np.zeros(size + 6 * stride, signed.dtype)
-        kernels["shifted"](
-            signed, target, stride, bits, zero, position, t, np.empty(size, signed.dtype)
-        )
+    kernel, unit = _kernel_for(values.itemsize, stride, magnitude)
+    whole = values.size - values.size % unit
+    if values is out:
+        kernel(out[:whole])
     else:
-        rows = [np.empty(_BLOCK // 4, signed.dtype) for _ in range(8)]
-        kernels["planes"](signed, target, stride, bits, zero, _BLOCK // 4, *rows)
+        step = max(1, _PIECE // (unit * values.itemsize)) * unit
+        for start in range(0, whole, step):
+            piece = slice(start, min(start + step, whole))
+            np.copyto(out[piece], values[piece])
+            kernel(out[piece])
+    if whole < values.size:  # half a word of bytes: pruned in a word that is filled up
+        last = np.zeros(unit, values.dtype)
+        last[: values.size - whole] = values[whole:]
+        kernel(last)
+        out[whole:] = last[: values.size - whole]
+
+
+def count(values: np.ndarray, stride: int, magnitude: int, nonfinite: int) -> tuple[int, int, int]:
+    """(zeros, values from the bits `nonfinite` up, groups with more than two nonzeros)."""
+    scalar = values.dtype.type
+    nonzero = np.zeros(values.size + 3 * stride, np.uint8)
+    zeros, special, violating = _kernels()["count"](
+        values, scalar(magnitude), scalar(nonfinite), stride, nonzero, _firsts(values.size, stride)
+    )
+    return int(zeros), int(special), int(violating)
+
+
+def add_squares(values: np.ndarray, columns: np.ndarray) -> None:
+    """Add the squares of the flat float32 or float64 `values` to `columns`, value i to column
+    i mod columns.size, in order, in float64."""
+    _kernels()["add_squares"](values, columns)
+
+
+def widen(values: np.ndarray, magnitude: int, shift: int, wide: np.ndarray) -> None:
+    """Write the magnitudes of the flat bits `values`, shifted left, into `wide`: uint32."""
+    _kernels()["widen"](values, values.dtype.type(magnitude), np.uint32(shift), wide)
+
+
+def _kernel_for(
+    itemsize: int, stride: int, magnitude: int
+) -> tuple[Callable[[np.ndarray], None], int]:
+    """(what prunes a flat array in place, the unit that the array's size must be a multiple of)."""
+    row = stride * itemsize
+    if stride == 1 and itemsize <= 2:
+        return _quads(itemsize, magnitude), _WORD // itemsize
+    if stride == 1 and itemsize == 4:
+        return _pairs(magnitude), 4
+    unit = 4 * stride * (2 if 4 * row % _WORD else 1)
+    if unit * itemsize <= _NEAR_WORDS * _WORD:
+        return _near(itemsize, stride, magnitude, unit), unit
+    return _planes(itemsize, stride, magnitude), 4 * stride
+
+
+@functools.cache
+def _lanes(pattern: int, itemsize: int, word: int = _WORD) -> np.unsignedinteger:
+    """A word with `pattern` in each lane."""
+    text = pattern.to_bytes(itemsize, "little") * (word // itemsize)
+    return np.dtype(f"u{word}").type(int.from_bytes(text, "little"))
+
+
+def _quads(itemsize: int, magnitude: int) -> Callable[[np.ndarray], None]:
+    """For stride 1 and groups that fill a word, or half of one."""
+    top, bits = _lanes(magnitude + 1, itemsize), np.uint64(8 * itemsize)
+    one = np.array([0, 1], f"u{itemsize}")  # what an earlier opponent, who wins ties, is given
+    position = np.arange(_WORD // itemsize) % 4
+    ties = [one[(position + d > 3).astype(int)].view(np.uint64)[0] for d in (1, 2, 3)]
+    inside = [
+        np.uint64(int(tie) * ((1 << 8 * itemsize) - 1) ^ 0xFFFF_FFFF_FFFF_FFFF) for tie in ties
+    ]
+
+    def kernel(values: np.ndarray) -> None:
+        words = values.view(np.uint64)
+        _kernels()["quads"](words, _lanes(magnitude, itemsize), top, bits, *ties, *inside)
+
+    return kernel
+
+
+def _pairs(magnitude: int) -> Callable[[np.ndarray], None]:
+    """For stride 1 and groups that fill two words."""
+
+    def kernel(values: np.ndarray) -> None:
+        words = values.view(np.uint64)
+        _kernels()["pairs"](words, _lanes(magnitude, 4), _lanes(magnitude + 1, 4))
+
+    return kernel
+
+
+def _near(itemsize: int, stride: int, magnitude: int, unit: int) -> Callable[[np.ndarray], None]:
+    """For strides of which some blocks fit the first-level cache."""
+    block = _NEAR_WORDS * _WORD // (unit * itemsize) * unit
+    dtype = np.dtype(f"u{itemsize}")
+    # Later opponents are read from `later`, earlier ones, who win ties, one higher, from `earlier`.
+    later, earlier = (np.zeros(block + 6 * stride, dtype) for _ in range(2))
+    takes_earlier = _takes_earlier(itemsize, stride, block)
+
+    def words(scratch: np.ndarray, rows: int) -> np.ndarray:
+        size = block * itemsize // _WORD
+        return np.ndarray((size,), np.uint64, scratch, rows * stride * itemsize)
+
+    def kernel(values: np.ndarray) -> None:
+        _kernels()["near"](
+            values.view(np.uint64),
+            _lanes(magnitude, itemsize),
+            _lanes(magnitude + 1, itemsize),
+            _lanes(1, itemsize),
+            np.uint64(8 * itemsize - 1),
+            words(later, 3),
+            words(earlier, 3),
+            *(words(later, 3 + d) for d in (1, 2, 3)),
+            *(words(earlier, d - 1) for d in (1, 2, 3)),
+            takes_earlier,
+        )
+
+    return kernel
+
+
+@functools.lru_cache(maxsize=8)
+def _takes_earlier(itemsize: int, stride: int, block: int) -> np.ndarray:
+    """Words that say where the opponent 1, 2, 3 strides behind is around the group:
+    [3 * _NEAR_WORDS]."""
+    dtype = np.dtype(f"u{itemsize}")
+    place = np.arange(block) // stride % 4
+    masks = np.zeros((3, _NEAR_WORDS * _WORD // itemsize), dtype)
+    for d, mask in enumerate(masks, 1):
+        mask[:block] = np.where(place + d > 3, np.iinfo(dtype).max, 0)
+    return masks.reshape(-1).view(np.uint64)
+
+
+@functools.lru_cache(maxsize=8)
+def _firsts(size: int, stride: int) -> np.ndarray:
+    """1 at the first value of each group, else 0."""
+    return (np.arange(size, dtype=np.int32) // stride % 4 == 0).view(np.uint8)
+
+
+def _planes(itemsize: int, stride: int, magnitude: int) -> Callable[[np.ndarray], None]:
+    """For large strides: the four rows of a block side by side, in the widest words that a row
+    consists of."""
+    word = max(size for size in (1, 2, 4, 8) if stride * itemsize % size == 0)
+
+    def kernel(values: np.ndarray) -> None:
+        words = values.view(f"u{word}")
+        _kernels()["planes"](
+            words,
+            stride * itemsize // word,
+            _lanes(magnitude, itemsize, word),
+            _lanes(magnitude + 1, itemsize, word),
+            words.dtype.type(8 * itemsize - 1),
+        )
+
+    return kernel
+
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled on first call, from numba's cache where one can be written."""
+    import numba
+
+    # No `fastmath`, no `parallel`: sums keep their order, and callers bring their own threads.
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder for the cache: a read-only installation without a home
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @functools.cache
 def _kernels() -> dict[str, Any]:
-    import numba
+    # In all of them a lane's top bit of `keep` says that the value stays; `keep - (keep >> …)`
+    # spreads it over the bits below.
+    u64 = np.uint64
 
-    # No `fastmath`, no `parallel`: integers only, and callers bring their own threads.
-    jit = numba.njit(nogil=True, error_model="numpy")
+    @_jit
+    def quads(w, bits, top, lane, tie1, tie2, tie3, in1, in2, in3):
+        for i in range(w.size):
+            x = w[i]
+            t = x & bits
+            # Each lane meets those 1, 2 and 3 behind it, around the group.
+            r1 = ((t >> lane) & in1) | ((t << (u64(3) * lane)) & ~in1)
+            r2 = ((t >> (u64(2) * lane)) & in2) | ((t << (u64(2) * lane)) & ~in2)
+            r3 = ((t >> (u64(3) * lane)) & in3) | ((t << lane) & ~in3)
+            g = t | top
+            s1, s2, s3 = g - (r1 + tie1), g - (r2 + tie2), g - (r3 + tie3)
+            keep = ((s1 & s2) | (s3 & (s1 | s2))) & top
+            w[i] = x & (keep | (keep - (keep >> (lane - u64(1)))))
 
-    @jit
-    def quads(x, out, bits, zero, scratch):
-        block = scratch.size
-        for start in range(0, x.size, block):
-            n = min(block, x.size - start)
-            target = out[start : start + n]
-            scratch[:n] = x[start : start + n]
-            for g in range(n // 4):
-                i = 4 * g
-                xa, xb, xc, xd = scratch[i], scratch[i + 1], scratch[i + 2], scratch[i + 3]
-                a, b, c, d = xa & bits, xb & bits, xc & bits, xd & bits
-                ab, ac, ad, bc, bd, cd = a >= b, a >= c, a >= d, b >= c, b >= d, c >= d
-                ba, ca, da, cb, db, dc = a < b, a < c, a < d, b < c, b < d, c < d
-                target[i] = xa if (ab & (ac | ad)) | (ac & ad) else zero
-                target[i + 1] = xb if (ba & (bc | bd)) | (bc & bd) else zero
-                target[i + 2] = xc if (ca & (cb | cd)) | (cb & cd) else zero
-                target[i + 3] = xd if (da & (db | dc)) | (db & dc) else zero
+    @_jit
+    def pairs(w, bits, top):
+        # (a, b) and (c, d) are words of two lanes; `u` are the same with the lanes exchanged.
+        half, sign, tie = u64(32), u64(31), u64(1 << 32)
+        for g in range(w.size // 2):
+            x0, x1 = w[2 * g], w[2 * g + 1]
+            t0, t1 = x0 & bits, x1 & bits
+            u0, u1 = (t0 >> half) | (t0 << half), (t1 >> half) | (t1 << half)
+            ab, cd = (t0 | top) - (u0 + tie), (t1 | top) - (u1 + tie)  # a >= b and b > a
+            straight, crossed = (t0 | top) - t1, (t0 | top) - u1  # a >= c, b >= d; a >= d, b >= c
+            ba, bc = ~straight, ~((crossed >> half) | (crossed << half))  # c > a, d > b; c > b, …
+            keep0 = ((ab & straight) | (crossed & (ab | straight))) & top
+            keep1 = ((cd & ba) | (bc & (cd | ba))) & top
+            w[2 * g] = x0 & (keep0 | (keep0 - (keep0 >> sign)))
+            w[2 * g + 1] = x1 & (keep1 | (keep1 - (keep1 >> sign)))
 
-    @jit
-    def shifted(x, out, stride, bits, zero, position, t, scratch):
-        # Every value meets three opponents of its group: later ones, which it beats on a tie, and
-        # earlier ones, which it does not.
-        block, pad = position.size, 3 * stride
-        for start in range(0, x.size, block):
-            n = min(block, x.size - start)
-            target = out[start : start + n]
-            scratch[:n] = x[start : start + n]
-            here = t[pad : pad + n]
-            next1 = t[pad + stride : pad + stride + n]
-            next2 = t[pad + 2 * stride : pad + 2 * stride + n]
-            next3 = t[pad + 3 * stride : pad + 3 * stride + n]
-            last1 = t[pad - stride : pad - stride + n]
-            last2 = t[pad - 2 * stride : pad - 2 * stride + n]
-            last3 = t[0:n]
+    @_jit
+    def near(w, bits, top, ones, sign, t, t_tie, n1, n2, n3, l1, l2, l3, takes_earlier):
+        # The opponents 1, 2 and 3 strides behind: later ones, or around the group, earlier ones.
+        for start in range(0, w.size, t.size):
+            n = min(t.size, w.size - start)
+            x = w[start : start + n]
             for i in range(n):
-                here[i] = scratch[i] & bits
+                v = x[i] & bits
+                t[i] = v
+                t_tie[i] = v + ones
             for i in range(n):
-                v, p = here[i], position[i]
-                r1 = (v >= next1[i]) if p < 3 else (v > last3[i])
-                r2 = (v >= next2[i]) if p < 2 else (v > last2[i])
-                r3 = (v >= next3[i]) if p < 1 else (v > last1[i])
-                target[i] = scratch[i] if (r1 & (r2 | r3)) | (r2 & r3) else zero
+                v = x[i]
+                e1 = takes_earlier[i]
+                e2 = takes_earlier[i + _NEAR_WORDS]
+                e3 = takes_earlier[i + 2 * _NEAR_WORDS]
+                g = (v & bits) | top
+                s1 = g - (n1[i] ^ ((n1[i] ^ l1[i]) & e1))
+                s2 = g - (n2[i] ^ ((n2[i] ^ l2[i]) & e2))
+                s3 = g - (n3[i] ^ ((n3[i] ^ l3[i]) & e3))
+                keep = ((s1 & s2) | (s3 & (s1 | s2))) & top
+                x[i] = v & (keep | (keep - (keep >> sign)))
 
-    @jit
-    def row(x, out, t, u1, u2, u3, zero, ties):
-        # ties: how many of the three opponents stand later, and so lose a tie.
-        n = x.size
-        for i in range(n):
-            v = t[i]
-            r1 = (v >= u1[i]) if ties > 0 else (v > u1[i])
-            r2 = (v >= u2[i]) if ties > 1 else (v > u2[i])
-            r3 = (v >= u3[i]) if ties > 2 else (v > u3[i])
-            out[i] = x[i] if (r1 & (r2 | r3)) | (r2 & r3) else zero
+    @_jit
+    def planes(w, row, bits, top, sign):
+        for start in range(0, w.size, 4 * row):
+            wa = w[start : start + row]
+            wb = w[start + row : start + 2 * row]
+            wc = w[start + 2 * row : start + 3 * row]
+            wd = w[start + 3 * row : start + 4 * row]
+            for i in range(row):
+                a, b, c, d = wa[i], wb[i], wc[i], wd[i]
+                ta, tb, tc, td = a & bits, b & bits, c & bits, d & bits
+                ga, gb, gc = ta | top, tb | top, tc | top
+                ab, ac, ad, bc, bd, cd = ga - tb, ga - tc, ga - td, gb - tc, gb - td, gc - td
+                ka = ((ab & ac) | (ad & (ab | ac))) & top
+                kb = ((~ab & bc) | (bd & (~ab | bc))) & top
+                kc = ((~ac & ~bc) | (cd & (~ac | ~bc))) & top
+                kd = ka ^ kb ^ kc  # two of four stay
+                wa[i] = a & (ka | (ka - (ka >> sign)))
+                wb[i] = b & (kb | (kb - (kb >> sign)))
+                wc[i] = c & (kc | (kc - (kc >> sign)))
+                wd[i] = d & (kd | (kd - (kd >> sign)))
 
-    @jit
-    def planes(x, out, stride, bits, zero, width, xa, xb, xc, xd, ta, tb, tc, td):
-        for g in range(x.size // (4 * stride)):
-            for column in range(0, stride, width):
-                n = min(width, stride - column)
-                i = g * 4 * stride + column
-                xa[:n] = x[i : i + n]
-                xb[:n] = x[i + stride : i + stride + n]
-                xc[:n] = x[i + 2 * stride : i + 2 * stride + n]
-                xd[:n] = x[i + 3 * stride : i + 3 * stride + n]
-                for j in range(n):
-                    ta[j] = xa[j] & bits
-                    tb[j] = xb[j] & bits
-                    tc[j] = xc[j] & bits
-                    td[j] = xd[j] & bits
-                row(xa[:n], out[i : i + n], ta, tb, tc, td, zero, 3)
-                i += stride
-                row(xb[:n], out[i : i + n], tb, tc, td, ta, zero, 2)
-                i += stride
-                row(xc[:n], out[i : i + n], tc, td, ta, tb, zero, 1)
-                i += stride
-                row(xd[:n], out[i : i + n], td, ta, tb, tc, zero, 0)
+    @_jit
+    def count(x, bits, nonfinite, stride, nonzero, firsts):
+        zeros = special = violating = 0
+        for i in range(x.size):
+            v = x[i] & bits
+            nonzero[i] = v != 0
+            special += v >= nonfinite
+        next1, next2, next3 = nonzero[stride:], nonzero[2 * stride :], nonzero[3 * stride :]
+        for i in range(x.size):
+            a, b, c, d = nonzero[i], next1[i], next2[i], next3[i]
+            zeros += a == 0
+            violating += ((a & b & (c | d)) | (c & d & (a | b))) & firsts[i]
+        return zeros, special, violating
 
-    return {"quads": quads, "shifted": shifted, "planes": planes}
+    @_jit
+    def widen(x, bits, shift, wide):
+        for i in range(x.size):
+            wide[i] = np.uint32(x[i] & bits) << shift
+
+    @_jit
+    def add_squares(x, columns):
+        for start in range(0, x.size, columns.size):
+            row = x[start : start + columns.size]
+            for i in range(row.size):
+                v = np.float64(row[i])
+                columns[i] += v * v
+
+    functions = (quads, pairs, near, planes, count, widen, add_squares)
+    return {function.__name__: function for function in functions}
