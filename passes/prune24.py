@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
-
 from onnx24.analysis.eligibility import Eligibility, Verdict
 from onnx24.analysis.selection import Selection
-from onnx24.analysis.weight_uses import WeightUses, consumer_view
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
-from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
-from onnx24.sparsity.masks import is_24_by_stride, prune_24_by_stride
-from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energy
+from onnx24.rewrite.magnitude import Magnitude
 
 
 class Method(str, enum.Enum):
@@ -55,7 +50,7 @@ class Prune24(Pass):
     leave out (O24-120), chains that are not followed (O24-121), transposed convolutions (O24-122),
     quantization that mixes the groups (O24-124), graph inputs and outputs (O24-126), targets
     without sparse kernels (O24-123, O24-127). NaN or infinity in a weight is an error (O24-008),
-    raised before anything changes. A weight that is 2:4 already stays as it is (O24-102).
+    and nothing changes. A weight that is 2:4 already stays as it is (O24-102).
 
     Names, shapes and dtypes stay. The pruned weights are recorded in the model, and every later
     pass is held to them. Magnitude alone costs accuracy, often much (O24-125): check it.
@@ -114,32 +109,32 @@ class Prune24(Pass):
         names = [name for verdict in verdicts.values() for name in _names(verdict)]
         selection.check("prune24", names, "weight and no node that reads one")
         verdicts = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
-        chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
-        _check_finite(model, found, chosen)
         _drop_stale_claims(model, ctx, found)
 
+        magnitude = Magnitude(model, found)
         claims: list[ValueKey] = []
         pruned = 0
         for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
             if not verdict.eligible:
                 _record(ctx, verdict, "refused", verdict.code, verdict.reason)
                 continue
-            stored = found.read(model, key)
-            assert verdict.k_stride is not None
-            if is_24_by_stride(stored, verdict.k_stride):
+            facts = magnitude.facts_if_24(verdict)
+            if facts is not None:
                 claims.append(key)
-                _record(ctx, verdict, "kept", "O24-102", "already 2:4", zeros=count_zeros(stored))
+                _record(ctx, verdict, "kept", "O24-102", "already 2:4", **facts)
                 continue
             if not ctx.admit(str(key)):
+                magnitude.search_nonfinite(verdict)
                 _record(ctx, verdict, "refused", "O24-120", "the limit of sites is reached")
                 continue
-            result = prune_24_by_stride(stored, verdict.k_stride)
-            facts = _facts(stored, result, verdict)
-            _replace(model, found, key, result)
+            facts = magnitude.prune(verdict)
+            if not facts:  # NaN or infinity; said once all weights were searched
+                continue
             claims.append(key)
             pruned += 1
             reason = f"energy kept {facts['energy_kept']:.1%}"
             _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
+        magnitude.check_finite()
         for site in found.dynamic:  # products of two activations have no weight to prune
             ctx.refuse_node("O24-117", site, "both operands are computed at run time")
         model.claims.update(claims)
@@ -195,56 +190,6 @@ def _drop_stale_claims(model: Model, ctx: Context, found: WeightUses) -> None:
             model.claims.discard(key)
             message = "was recorded as 2:4, and is no weight of the model"
             ctx.diagnostics.add(diagnostic("O24-128", message, scope=key.scope, tensor=key.name))
-
-
-def _check_finite(model: Model, found: WeightUses, keys: list[ValueKey]) -> None:
-    """Raises: InputError O24-008, one diagnostic for each weight with NaN or infinity."""
-    problems = []
-    for key in keys:
-        array = found.read(model, key)
-        if count := count_nonfinite(array):
-            use = found.products(key)[0]
-            problems.append(
-                InputError.of(
-                    "O24-008",
-                    f"{count:,} of {array.size:,} values are NaN or infinite",
-                    tensor=key.name,
-                    scope=key.scope,
-                    node=use.node,
-                    op=use.op,
-                    facts={"nonfinite": count, "elements": array.size},
-                ).diagnostics[0]
-            )
-    if problems:
-        raise InputError(problems)
-
-
-def _replace(model: Model, found: WeightUses, key: ValueKey, array: np.ndarray) -> None:
-    if key not in found.constants:
-        model.weights.replace(key, array)
-        return
-    # The tensor of a Constant node is an attribute, which is structure.
-    tensor = found.tensors[key]
-    name = tensor.name
-    model.weights.set_values(tensor, array)
-    tensor.name = name
-    model.touch(Effects.STRUCTURE)
-
-
-def _facts(before: np.ndarray, after: np.ndarray, verdict: Verdict) -> dict[str, Any]:
-    """zeros: before. energy_kept: Σw² of the survivors over Σw² of all. relative_error:
-    ‖W − Ŵ‖ / ‖W‖. Both in the consumer's values where quantization scales rows differently."""
-    zeros = count_zeros(before)
-    use = verdict.products[0]
-    if before.dtype == np.int8 or any(step.op == "DequantizeLinear" for step in use.chain[:1]):
-        before, after = consumer_view(before, use), consumer_view(after, use)
-    total, kept = energy(before), energy(after)
-    share = kept / total if total else 1.0
-    return {
-        "zeros": zeros,
-        "energy_kept": share,
-        "relative_error": math.sqrt(max(0.0, 1.0 - share)),
-    }
 
 
 def _record(

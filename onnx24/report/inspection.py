@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.eligibility import Verdict, judge
 from onnx24.analysis.invariants import seen_violations
-from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.codes import CODES
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -131,7 +129,7 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
         nodes=tuple(use.node for use in verdict.uses if use.consumer),
         axis=verdict.k_axis,
         k=products[0].K if products else None,
-        is_24=_is_24(values, products),
+        is_24=_is_24(model, uses, verdict),
         claimed=key in claimed,
         eligible=verdict.eligible,
         code=verdict.code,
@@ -139,12 +137,12 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
     )
 
 
-def _is_24(values: np.ndarray, products: Sequence[WeightUse]) -> bool | None:
+def _is_24(model: Model, uses: WeightUses, verdict: Verdict) -> bool | None:
     """For every product that reads the values; None where none groups them by four."""
-    read = [use for use in products if use.k_axis_consumer is not None and use.K % 4 == 0]
+    read = [use for use in verdict.products if use.k_axis_consumer is not None and use.K % 4 == 0]
     if not read:
         return None
-    return not any(seen_violations(values, use).violating for use in read)
+    return not any(seen_violations(model, uses, verdict.key, use).violating for use in read)
 
 
 def render_inspection(found: Inspection, *, show_all: bool = False) -> str:
