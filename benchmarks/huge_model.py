@@ -14,6 +14,7 @@ markdown a row. Needs about three times the size on disk; Linux only.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,11 @@ POLL_S = 0.01
 
 @dataclass(frozen=True)
 class Usage:
-    """seconds: from start to end. peak_mib: VmHWM or, where that is larger, ru_maxrss."""
+    """seconds: from start to end. cpu_s: user and system time of all threads. peak_mib: VmHWM or,
+    where that is larger, ru_maxrss."""
 
     seconds: float
+    cpu_s: float
     peak_mib: float
     anonymous_mib: float
 
@@ -131,8 +134,8 @@ def measure(arguments: list[str]) -> Usage:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(arguments)}: exit {process.returncode}\n{said}")
-    # ru_maxrss survives exec, so that of a large parent would count: this script stays small.
-    return Usage(seconds, max(peak, resources.ru_maxrss) / 1024, anonymous / 1024)
+    cpu_s = resources.ru_utime + resources.ru_stime
+    return Usage(seconds, cpu_s, max(peak, resources.ru_maxrss) / 1024, anonymous / 1024)
 
 
 def _status(pid: int) -> str:
@@ -159,16 +162,20 @@ def _ready(path: Path, *, cold: bool) -> None:
             pass
 
 
-def compare(path: Path, data: Path, rounds: int, *, cold: bool) -> tuple[list[float], list[Usage]]:
+def copy(source: Path, target: Path) -> Usage:
+    begin, cpu = time.perf_counter(), time.process_time()
+    shutil.copyfile(source, target)
+    return Usage(time.perf_counter() - begin, time.process_time() - cpu, 0.0, 0.0)
+
+
+def compare(path: Path, data: Path, rounds: int, *, cold: bool) -> tuple[list[Usage], list[Usage]]:
     """Copy and prune in turn."""
     copied, pruned = [], []
     beside = path.with_name("copy.data")
     out = path.with_name("pruned.onnx")
     for _ in range(rounds):
         _ready(data, cold=cold)
-        begin = time.perf_counter()
-        shutil.copyfile(data, beside)
-        copied.append(time.perf_counter() - begin)
+        copied.append(copy(data, beside))
         beside.unlink()
         _ready(data, cold=cold)
         pruned.append(measure(["prune24", str(path), "-o", str(out)]))
@@ -228,11 +235,18 @@ def main() -> None:
     for dtype in args.dtype:
         for layout in args.layout:
             with tempfile.TemporaryDirectory(dir=args.folder, prefix="onnx24-huge-") as folder:
-                path = generate(Path(folder), int(args.gib * 2**30), dtype)
+                path = in_process(generate, Path(folder), int(args.gib * 2**30), dtype)
                 data = path.with_name("model.data")
                 if layout == "embedded":
-                    path = data = embed(path)
+                    path = data = in_process(embed, path)
                 report(path, data, dtype, layout, args)
+
+
+def in_process(function: Callable[..., Path], *arguments: object) -> Path:
+    """In a process of its own: a child's ru_maxrss begins with the size of its parent."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Namespace) -> None:
@@ -240,15 +254,22 @@ def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Names
     cache = "cold" if args.cold else "warm"
     if args.rounds:
         copied, pruned = compare(path, data, args.rounds, cold=args.cold)
-        copy_s = statistics.median(copied)
-        prune_s = statistics.median(usage.seconds for usage in pruned)
+        medians = [
+            statistics.median(getattr(usage, key) for usage in runs)
+            for runs in (copied, pruned)
+            for key in ("seconds", "cpu_s")
+        ]
+        copy_s, copy_cpu_s, prune_s, prune_cpu_s = medians
+        load = os.getloadavg()[0]
         print(
-            f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache} | {copy_s:.2f} | {prune_s:.2f} "
-            f"| {copy_s / prune_s:.2f} | {max(u.peak_mib for u in pruned):.0f} "
-            f"| {max(u.anonymous_mib for u in pruned):.0f} |",
+            f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache} | {copy_s:.2f} ({copy_cpu_s:.2f}) "
+            f"| {prune_s:.2f} ({prune_cpu_s:.2f}) | {copy_s / prune_s:.2f} "
+            f"| {max(u.peak_mib for u in pruned):.0f} "
+            f"| {max(u.anonymous_mib for u in pruned):.0f} | {load:.1f} |",
             flush=True,
         )
-        spread = ", ".join(f"{a:.2f}/{b.seconds:.2f}" for a, b in zip(copied, pruned, strict=True))
+        pairs = zip(copied, pruned, strict=True)
+        spread = ", ".join(f"{a.seconds:.2f}/{b.seconds:.2f}" for a, b in pairs)
         print(f"  copy/prune24 [s]: {spread}", flush=True)
     for name, usage in others(path) if args.others else []:
         print(

@@ -50,7 +50,7 @@ class Prune24(Pass):
     leave out (O24-120), chains that are not followed (O24-121), transposed convolutions (O24-122),
     quantization that mixes the groups (O24-124), graph inputs and outputs (O24-126), targets
     without sparse kernels (O24-123, O24-127). NaN or infinity in a weight is an error (O24-008),
-    and nothing changes. A weight that is 2:4 already stays as it is (O24-102).
+    raised before anything changes. A weight that is 2:4 already stays as it is (O24-102).
 
     Names, shapes and dtypes stay. The pruned weights are recorded in the model, and every later
     pass is held to them. Magnitude alone costs accuracy, often much (O24-125): check it.

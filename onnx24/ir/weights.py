@@ -45,6 +45,7 @@ from onnx24.ir.overlay import (
 )
 from onnx24.ir.pieces import Piece, pieces
 from onnx24.sparsity.masks import Violations, violations_by_stride
+from onnx24.sparsity.metrics import count_violating
 
 __all__ = [
     "EMBEDDED",
@@ -568,6 +569,8 @@ def _transfer(piece: Piece, values: np.ndarray, move: Callable[[int, memoryview]
 
 
 def _look(piece: Piece, values: np.ndarray) -> Violations:
+    if not count_violating(values, piece.stride):
+        return Violations(piece.size // 4, 0, None)
     return violations_by_stride(values, piece.stride)
 
 

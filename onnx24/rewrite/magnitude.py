@@ -23,8 +23,8 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.ir.pieces import Piece, pieces
 from onnx24.ir.weights import element_count
-from onnx24.sparsity.masks import Violations, prune_24_by_stride, violations_by_stride
-from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energy
+from onnx24.sparsity.masks import Violations, prune_24_by_stride
+from onnx24.sparsity.metrics import count_nonfinite, count_violating, count_zeros, energy
 
 __all__ = ["Magnitude"]
 
@@ -137,7 +137,7 @@ def _pieces(tensor: TensorProto, stride: int) -> Sequence[Piece]:
 
 def _look(piece: Piece, values: np.ndarray) -> tuple[int, int, int]:
     """Violating groups, and, where there are none, nonfinite values and zeros."""
-    violating = violations_by_stride(values, piece.stride).violating
+    violating = count_violating(values, piece.stride)
     if violating:
         return violating, 0, 0
     return 0, count_nonfinite(values), count_zeros(values)
@@ -150,7 +150,7 @@ def _prune(piece: Piece, values: np.ndarray, out: np.ndarray) -> _Measured:
         zeros=count_zeros(values),
         energy=energy(values),
         kept=energy(out),
-        violating=violations_by_stride(out, piece.stride).violating,
+        violating=count_violating(out, piece.stride),
     )
 
 
