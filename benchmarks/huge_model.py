@@ -262,8 +262,8 @@ def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Names
         copy_s, copy_cpu_s, prune_s, prune_cpu_s = medians
         load = os.getloadavg()[0]
         print(
-            f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache} | {copy_s:.2f} ({copy_cpu_s:.2f}) "
-            f"| {prune_s:.2f} ({prune_cpu_s:.2f}) | {copy_s / prune_s:.2f} "
+            f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache} "
+            f"| {copy_s:.2f} ({copy_cpu_s:.2f}) | {prune_s:.2f} ({prune_cpu_s:.2f}) | {copy_s / prune_s:.2f} "
             f"| {max(u.peak_mib for u in pruned):.0f} "
             f"| {max(u.anonymous_mib for u in pruned):.0f} | {load:.1f} |",
             flush=True,
