@@ -263,8 +263,8 @@ def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Names
         load = os.getloadavg()[0]
         print(
             f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache} "
-            f"| {copy_s:.2f} ({copy_cpu_s:.2f}) | {prune_s:.2f} ({prune_cpu_s:.2f}) | {copy_s / prune_s:.2f} "
-            f"| {max(u.peak_mib for u in pruned):.0f} "
+            f"| {copy_s:.2f} ({copy_cpu_s:.2f}) | {prune_s:.2f} ({prune_cpu_s:.2f}) "
+            f"| {copy_s / prune_s:.2f} | {max(u.peak_mib for u in pruned):.0f} "
             f"| {max(u.anonymous_mib for u in pruned):.0f} | {load:.1f} |",
             flush=True,
         )

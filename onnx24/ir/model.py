@@ -303,7 +303,7 @@ class Model:
         are then written to their place in its data file at once. That file has no name until
         `save`, and is gone if that is never called."""
         if str(path) != "-" and self._is_external(external):
-            self.weights.stage(Path(path).parent, DataLayout.of(self._references()))
+            self.weights.overlay.stage(_beside(Path(path)), DataLayout.of(self._references()))
 
     def _is_external(self, external: External) -> bool:
         if external != "auto":
@@ -348,7 +348,8 @@ class Model:
                 beside.parent.mkdir(parents=True, exist_ok=True)
                 with open(source, "rb") as file:
                     copy_range(file, files.create(beside), 0, os.fstat(file.fileno()).st_size)
-            files.create(target).write(self._source)
+            whole = Reference(EMBEDDED, 0, len(self._source))
+            self._copy_payload(whole, files.create(target))
 
     def _embedded_rope(self) -> wire.Rope:
         lean = memoryview(self.proto.SerializeToString(deterministic=True))
@@ -375,7 +376,7 @@ class Model:
             copy_range(file, out, offset, ref.length, at)
 
     def _save_external(self, target: Path) -> None:
-        beside = target.with_name(target.name + ".data")
+        beside = _beside(target)
         self._refuse_overwriting(beside)
         layout = DataLayout.of(self._references())
         document = self.skeleton()
@@ -396,12 +397,17 @@ class Model:
     ) -> tuple[IO[bytes], list[Reference]]:
         """The file to be written, and the payloads that are not yet in it."""
         overlay = self.weights.overlay
-        staged = overlay.staged_for(layout)
+        staged = overlay.staged_for(path, layout)
         if staged is not None and (data := files.adopt(staged, path)) is not None:
             missing = [r for r, p in layout.positions.items() if not overlay.is_in_place(r, p)]
             overlay.seal()
             return data, missing
         return files.create(path), list(layout.positions)
+
+
+def _beside(path: Path) -> Path:
+    """The data file of a model that is saved at `path`."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _parse(source: memoryview, name: str) -> ModelProto:

@@ -84,14 +84,14 @@ class Overlay:
         self._files: dict[int, _Spill] = {}
         self._spill: _Spill | None = None
         self._staged: _Spill | None = None
-        self._folder: Path | None = None
+        self._target: Path | None = None
         self._layout = DataLayout({}, 0)
 
-    def stage(self, folder: Path, layout: DataLayout) -> None:
-        """From now on, keep what replaces a payload of `layout` in a file in `folder`, at that
-        payload's position. Small models stay in memory all the same."""
+    def stage(self, target: Path, layout: DataLayout) -> None:
+        """From now on, keep what replaces a payload of `layout` at that payload's position in a
+        file that can become the data file `target`. Small models stay in memory all the same."""
         self._staged = None
-        self._folder, self._layout = folder, layout
+        self._target, self._layout = target, layout
 
     # --- writing -------------------------------------------------------------------------
     def append(self, data: memoryview, replaces: Reference | None = None) -> int:
@@ -116,15 +116,15 @@ class Overlay:
 
     def _slot(self, length: int, replaces: Reference | None) -> int | None:
         """The place of `replaces` in the staged file, where it is free and of that length."""
-        if replaces is None or replaces.length != length or self._folder is None:
+        if replaces is None or replaces.length != length or self._target is None:
             return None
         position = self._layout.positions.get(replaces)
         if position is None or self._layout.nbytes <= self.MEMORY_BYTES:
             return None
         if self._staged is None:
-            file = _unnamed(self._folder)
+            file = _unnamed(self._target.parent)
             if file is None:
-                self._folder = None
+                self._target = None
                 return None
             os.truncate(file.fileno(), self._layout.nbytes)
             self._staged = self._add(file, self._layout.nbytes)
@@ -177,18 +177,17 @@ class Overlay:
             and ref.offset == self._staged.number << _FILE_SHIFT | position
         )
 
-    def staged_for(self, layout: DataLayout) -> IO[bytes] | None:
-        """The staged file, if it needs only the other payloads to be the data file of `layout`.
-        Afterwards it is only read."""
+    def staged_for(self, target: Path, layout: DataLayout) -> IO[bytes] | None:
+        """The staged file, if it needs only the other payloads to be the data file `target`."""
         staged = self._staged
-        if staged is None or staged.size != layout.nbytes:
+        if staged is None or self._target != target or staged.size != layout.nbytes:
             return None
         in_place = {p for ref, p in layout.positions.items() if self.is_in_place(ref, p)}
         return staged.file if staged.taken == in_place else None
 
     def seal(self) -> None:
         """Write no more to the staged file; it has become somebody's output."""
-        self._staged, self._folder = None, None
+        self._staged, self._target = None, None
 
 
 def _position(offset: int) -> int:

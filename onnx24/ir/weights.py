@@ -36,7 +36,6 @@ from onnx24.ir.overlay import (
     EMBEDDED,
     INLINE_BYTES,
     OVERLAY,
-    DataLayout,
     Overlay,
     Reference,
     map_file,
@@ -452,13 +451,9 @@ class Weights:
         set_reference(tensor, ref)
         return tensor
 
-    # --- where replaced values go --------------------------------------------------------
-    def stage(self, folder: Path, layout: DataLayout) -> None:
-        """See Overlay.stage."""
-        self._overlay.stage(folder, layout)
-
     @property
     def overlay(self) -> Overlay:
+        """Where replaced values are, for `Model.stage` and `Model.save`."""
         return self._overlay
 
     # --- references ----------------------------------------------------------------------
