@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onnx24.ir.model import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fingerprint:
     """`structure`: a digest of everything but initializers' values; `values`: for each
     initializer, where its values lie, or a digest of those that the document itself holds. What a
@@ -27,7 +27,7 @@ class Fingerprint:
 
     structure: str
     values: dict[ValueKey, Reference | str]
-    weights: Weights = field(repr=False, compare=False)
+    weights: Weights = field(compare=False)
 
     @classmethod
     def of(cls, model: Model) -> Fingerprint:
@@ -44,6 +44,20 @@ class Fingerprint:
                 stub.data_type, stub.name = data_type, name
         digest = hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
         return cls(digest, values, model.weights)
+
+    def digest(self) -> str:
+        """One sha256 of the structure and of all values, for comparison with other runs. Reads
+        every weight once."""
+        hasher = hashlib.sha256(self.structure.encode())
+        for key, value in sorted(self.values.items()):
+            if not isinstance(value, str):
+                value = self.weights.digest_at(value)
+            hasher.update(f"{key.scope}\0{key.name}\0{value}\0".encode())
+        return hasher.hexdigest()
+
+    def __repr__(self) -> str:
+        """By content: references mean nothing outside this process."""
+        return f"Fingerprint({self.digest()})"
 
     def changed(self, later: Fingerprint) -> Effects:
         """What differs. Initializers that came or went are structure; values count where the

@@ -169,7 +169,7 @@ class Weights:
         self._mapped_bytes = 0
         self._overlay = Overlay()
         self._digests: dict[Reference, str] = {}
-        self._violations: dict[tuple[Reference, int], Violations] = {}
+        self._violations: dict[tuple[Any, ...], Violations] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
 
@@ -275,6 +275,10 @@ class Weights:
             self._digests[ref] = digest
         return digest
 
+    def digest_at(self, ref: Reference) -> str:
+        """sha256 of what a reference names, in hex."""
+        return self.digest_of(self._stub(ref))
+
     def violations(self, tensor: TensorProto, stride: int) -> Violations:
         """How far the stored values are from 2:4, for groups whose members lie `stride` elements
         apart in the flat tensor. Values that a reference names never change, so each is looked at
@@ -282,15 +286,14 @@ class Weights:
 
         Raises: ValueError where the groups do not fill the tensor.
         """
-        ref = reference_of(tensor)
-        if ref is not None and (ref, stride) in self._violations:
-            return self._violations[ref, stride]
+        known = self._violations.get(_looked_at(tensor, stride))
+        if known is not None:
+            return known
         if tensor.data_type in _PACKED_BITS:
             return violations_by_stride(self.read(tensor), stride)
         parts = list(pieces(element_count(tensor), stride))
         found = _sum_violations(tensor, parts, list(self.scan(tensor, parts, _look)))
-        if ref is not None:
-            self._violations[ref, stride] = found
+        self.remember(tensor, stride, found)
         return found
 
     def set_values(self, tensor: TensorProto, array: np.ndarray) -> None:
@@ -379,9 +382,10 @@ class Weights:
         else:
             self._store(draft.tensor, self.resolve(ref))
 
-    def remember(self, ref: Reference, stride: int, found: Violations) -> None:
-        """What `violations` would find in the payload of `ref`, by who has just looked at it."""
-        self._violations[ref, stride] = found
+    def remember(self, tensor: TensorProto, stride: int, found: Violations) -> None:
+        """What `violations` would find in the stored values, by who has just looked at them."""
+        if reference_of(tensor) is not None:  # values in the document may be edited
+            self._violations[_looked_at(tensor, stride)] = found
 
     def _each(self, task: Callable[[Piece], T], parts: Sequence[Piece]) -> list[T]:
         if len(parts) < 2 or (threads := _threads()) < 2:
@@ -561,6 +565,10 @@ def _transfer(piece: Piece, values: np.ndarray, move: Callable[[int, memoryview]
     for run in range(piece.runs):
         at = (piece.start + run * piece.apart) * size
         move(at, data[run * piece.width * size : (run + 1) * piece.width * size])
+
+
+def _looked_at(tensor: TensorProto, stride: int) -> tuple[Any, ...]:
+    return reference_of(tensor), tensor.data_type, tuple(tensor.dims), stride
 
 
 def _look(piece: Piece, values: np.ndarray) -> Violations:

@@ -91,7 +91,7 @@ class Magnitude:
             share = _share(total, energy(after))
         if not any(part.violating for part in said):
             clean = Violations(element_count(tensor) // 4, 0, None)
-            self._model.weights.remember(draft.reference, stride, clean)
+            self._model.weights.remember(tensor, stride, clean)
         # The tensor of a Constant node is an attribute, which is structure.
         is_constant = verdict.key in self._found.constants
         self._model.touch(Effects.STRUCTURE if is_constant else Effects.WEIGHTS)

@@ -251,3 +251,15 @@ def test_a_reference_to_nothing_is_a_change(tmp_path):
             entry.value = str(1 << 40)
     assert payload_bytes(tensor) == 1 << 20
     assert before.changed(Fingerprint.of(model)) == Effects.WEIGHTS
+
+
+def test_the_digest_of_a_fingerprint_is_of_the_content(tmp_path):
+    model = _external(tmp_path)
+    first = Fingerprint.of(model).digest()
+    _negate(model, ["fc0.weight"])
+    second = Fingerprint.of(model).digest()
+    assert repr(Fingerprint.of(model)) == f"Fingerprint({second})" != f"Fingerprint({first})"
+    _negate(model, ["fc0.weight"])
+    assert Fingerprint.of(model).digest() == first
+    embedded = Model.from_bytes(model.to_bytes())
+    assert Fingerprint.of(embedded).digest() == first
