@@ -105,7 +105,12 @@ def seconds(
         model = Model.load(path)
         data = load_data(str(Path(folder, "x.npz")), model)
         start = time.perf_counter()
-        result = run(model, parse(f"prune24{options}"), target=targets.load(targets.DEFAULT), calibration=data)
+        result = run(
+            model,
+            parse(f"prune24{options}"),
+            target=targets.load(targets.DEFAULT),
+            calibration=data,
+        )
         return time.perf_counter() - start, result.passes[-1].statistics
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
-
 from onnx24.analysis.eligibility import Eligibility, Verdict
 from onnx24.analysis.selection import Selection
-from onnx24.analysis.weight_uses import WeightUses, consumer_view
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError
@@ -25,11 +22,10 @@ from onnx24.layerwise.results import LayerResult
 from onnx24.layerwise.segments import Unsupported
 from onnx24.layerwise.solver import Settings
 from onnx24.passmgr.base import Context, Pass
-from onnx24.rewrite.biases import put_bias
+from onnx24.rewrite.magnitude import Magnitude
+from onnx24.rewrite.solved import put_solved
 from onnx24.rewrite.split_weights import split_bytes, split_weights
 from onnx24.runtime.augment import parse_augmentation
-from onnx24.sparsity.masks import is_24_by_stride, prune_24_by_stride
-from onnx24.sparsity.metrics import count_nonfinite, count_zeros, energies
 from onnx24.sparsity.solve import Method as SolverMethod
 
 
@@ -206,11 +202,13 @@ class Prune24(Pass):
         selection = Selection(self.include, self.exclude)
         names = [name for verdict in verdicts.values() for name in _names(verdict)]
         selection.check("prune24", names, "weight and no node that reads one")
+        magnitude = Magnitude(model, found)
         copied = self._to_copy(ctx, verdicts.values(), selection)
         selected = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
-        chosen = [key for key, verdict in selected.items() if verdict.eligible]
-        _check_finite(model, found, [*chosen, *(verdict.key for verdict in copied)])
         if copied:
+            for verdict in copied:
+                magnitude.search_nonfinite(verdict)
+            magnitude.check_finite()
             origins = _copy(model, ctx, found, copied)
             found = ctx.analysis(model, WeightUses)
             verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
@@ -218,27 +216,35 @@ class Prune24(Pass):
                 key: self._select(verdict, selection, origins.get(key))
                 for key, verdict in verdicts.items()
             }
+            magnitude = Magnitude(model, found)
         verdicts = _without_ends(selected, found, self.skip_first, self.skip_last)
-        chosen = [key for key, verdict in verdicts.items() if verdict.eligible]
         _drop_stale_claims(model, ctx, found)
 
-        claims: list[ValueKey] = []
+        kept: dict[ValueKey, dict[str, Any]] = {}
         left: list[Verdict] = []
         for key, verdict in verdicts.items():
             if not verdict.eligible:
-                _record(ctx, verdict, "refused", verdict.code, verdict.reason)
-            elif is_24_by_stride(stored := found.read(model, key), _stride(verdict)):
-                claims.append(key)
-                _record(ctx, verdict, "kept", "O24-102", "already 2:4", zeros=count_zeros(stored))
-            elif not ctx.admit(str(key)):
-                _record(ctx, verdict, "refused", "O24-120", "the limit of sites is reached")
-            else:
+                continue
+            if (facts := magnitude.facts_if_24(verdict)) is not None:
+                kept[key] = facts
+            elif ctx.admit(str(key)):
                 left.append(verdict)
-        solved = self._solve(model, ctx, found, left)
+            else:
+                magnitude.search_nonfinite(verdict)
+                verdicts[key] = _with(
+                    verdict, "O24-120", "the limit of sites is reached", eligible=False
+                )
+        solved = self._solve(model, ctx, found, magnitude, left)
+        for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
+            if not verdict.eligible:
+                _record(ctx, verdict, "refused", verdict.code, verdict.reason)
+            elif key in kept:
+                _record(ctx, verdict, "kept", "O24-102", "already 2:4", **kept[key])
+            else:
+                _finish(model, ctx, found, verdict, magnitude, solved)
+        magnitude.check_finite()
         pruned = [verdict for verdict in left if verdict.key not in solved.dense_again]
-        for verdict in ctx.progress(left, "prune24", total=len(left)):
-            _finish(model, ctx, found, verdict, solved)
-        claims += [verdict.key for verdict in pruned]
+        claims = [*kept, *(verdict.key for verdict in pruned)]
         for site in found.dynamic:  # products of two activations have no weight to prune
             ctx.refuse_node("O24-117", site, "both operands are computed at run time")
         model.claims.update(claims)
@@ -251,13 +257,21 @@ class Prune24(Pass):
         _conclude(ctx, pruned, solved)
 
     def _solve(
-        self, model: Model, ctx: Context, found: WeightUses, verdicts: list[Verdict]
+        self,
+        model: Model,
+        ctx: Context,
+        found: WeightUses,
+        magnitude: Magnitude,
+        verdicts: list[Verdict],
     ) -> Solved:
         """What the calibration data give for these weights; nothing where there are none."""
         nothing = Solved(results={}, layers={}, unsolved={})
         if not verdicts or not self._solves(ctx):
             return nothing
         assert ctx.calibration is not None
+        for verdict in verdicts:
+            magnitude.search_nonfinite(verdict)
+        magnitude.check_finite()
         method, settings = self.method, _TIERS[self.quality]
         if method is not Method.AUTO:
             settings = replace(
@@ -369,7 +383,12 @@ def _without_ends(
 
 
 def _finish(
-    model: Model, ctx: Context, found: WeightUses, verdict: Verdict, solved: Solved
+    model: Model,
+    ctx: Context,
+    found: WeightUses,
+    verdict: Verdict,
+    magnitude: Magnitude,
+    solved: Solved,
 ) -> None:
     """Write one weight's new values, and its layer's bias, and say what happened."""
     key = verdict.key
@@ -377,34 +396,26 @@ def _finish(
         gain = solved.dense_again[key]
         _record(ctx, verdict, "refused", "O24-134", "dense within the budget", gain=gain)
         return
-    stored = found.read(model, key)
     result = solved.results.get(key)
-    after = prune_24_by_stride(stored, _stride(verdict)) if result is None else result.stored
-    facts = _facts(stored, after, verdict)
-    reason = f"energy kept {facts['energy_kept']:.1%}"
-    if result is not None:
-        facts |= result.facts
-        reason = _errors(result)
-        if result.magnitude:
-            message = "solved, the layer erred more on held-back samples than by magnitude"
-            ctx.diagnostics.add(
-                diagnostic("O24-132", message, tensor=key.name, node=verdict.node, facts=facts)
-            )
-    elif key in solved.unsolved:
-        facts["unsolved"] = solved.unsolved[key]
-        reason += f"; by magnitude: {solved.unsolved[key]}"
-    _replace(model, found, key, after)
-    if result is not None and result.bias is not None:
-        bias = solved.layers[key].bias
-        assert bias is not None
-        put_bias(model, bias.node, bias.input, bias.name, result.bias)
-        facts["bias"] = bias.name
-    _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
-    if result is not None and facts["rows"] < facts["columns"]:
+    if result is None:
+        facts = magnitude.prune(verdict)
+        if not facts:  # NaN or infinity; said once all weights were searched
+            return
+        reason = f"energy kept {facts['energy_kept']:.1%}"
+        if key in solved.unsolved:
+            facts["unsolved"] = solved.unsolved[key]
+            reason += f"; by magnitude: {solved.unsolved[key]}"
+        _record(ctx, verdict, "pruned", "O24-100", reason, **facts)
+        return
+    facts = put_solved(model, found, verdict, result, solved.layers[key].bias)
+    _record(ctx, verdict, "pruned", "O24-100", _errors(result), **facts)
+    where: dict[str, Any] = {"tensor": key.name, "node": verdict.node, "facts": facts}
+    if result.magnitude:
+        message = "solved, the layer erred more on held-back samples than by magnitude"
+        ctx.diagnostics.add(diagnostic("O24-132", message, **where))
+    if facts["rows"] < facts["columns"]:
         message = f"{facts['rows']:,} calibration rows for K = {facts['columns']:,}"
-        ctx.diagnostics.add(
-            diagnostic("O24-131", message, tensor=key.name, node=verdict.node, facts=facts)
-        )
+        ctx.diagnostics.add(diagnostic("O24-131", message, **where))
 
 
 def _errors(result: LayerResult) -> str:
@@ -453,8 +464,8 @@ def _identity(model: Model, ctx: Context, prune: Prune24, settings: Settings) ->
     import onnx24
 
     assert ctx.calibration is not None
-    print_ = Fingerprint.of(model)
-    parts = (onnx24.__version__, print_, prune, settings, ctx.calibration.digest())
+    content = Fingerprint.of(model).digest()
+    parts = (onnx24.__version__, content, prune, settings, ctx.calibration.digest())
     return repr(parts)
 
 
@@ -487,56 +498,6 @@ def _drop_stale_claims(model: Model, ctx: Context, found: WeightUses) -> None:
             model.claims.discard(key)
             message = "was recorded as 2:4, and is no weight of the model"
             ctx.diagnostics.add(diagnostic("O24-128", message, scope=key.scope, tensor=key.name))
-
-
-def _check_finite(model: Model, found: WeightUses, keys: list[ValueKey]) -> None:
-    """Raises: InputError O24-008, one diagnostic for each weight with NaN or infinity."""
-    problems = []
-    for key in keys:
-        array = found.read(model, key)
-        if count := count_nonfinite(array):
-            use = found.products(key)[0]
-            problems.append(
-                InputError.of(
-                    "O24-008",
-                    f"{count:,} of {array.size:,} values are NaN or infinite",
-                    tensor=key.name,
-                    scope=key.scope,
-                    node=use.node,
-                    op=use.op,
-                    facts={"nonfinite": count, "elements": array.size},
-                ).diagnostics[0]
-            )
-    if problems:
-        raise InputError(problems)
-
-
-def _replace(model: Model, found: WeightUses, key: ValueKey, array: np.ndarray) -> None:
-    if key not in found.constants:
-        model.weights.replace(key, array)
-        return
-    # The tensor of a Constant node is an attribute, which is structure.
-    tensor = found.tensors[key]
-    name = tensor.name
-    model.weights.set_values(tensor, array)
-    tensor.name = name
-    model.touch(Effects.STRUCTURE)
-
-
-def _facts(before: np.ndarray, after: np.ndarray, verdict: Verdict) -> dict[str, Any]:
-    """zeros: before. energy_kept: Σw² of the survivors, as they were, over Σw² of all.
-    relative_error: ‖W − Ŵ‖ / ‖W‖. Both in the consumer's values where quantization scales rows
-    differently."""
-    zeros = count_zeros(before)
-    use = verdict.products[0]
-    if before.dtype == np.int8 or any(step.op == "DequantizeLinear" for step in use.chain[:1]):
-        before, after = consumer_view(before, use), consumer_view(after, use)
-    total, kept, lost = energies(before, after)
-    return {
-        "zeros": zeros,
-        "energy_kept": kept / total if total else 1.0,
-        "relative_error": math.sqrt(lost / total) if total else 0.0,
-    }
 
 
 def _record(

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.sparsity.masks import Violations, violations, violations_by_stride
+from onnx24.sparsity.masks import Violations, violations
 
 __all__ = ["broken_claims", "broken_weights", "seen_violations"]
 
@@ -52,9 +50,8 @@ def broken_weights(
             message = f"is recorded as 2:4, and can't be: {reason}"
             problems.append(diagnostic(code, message, **where))
             continue
-        array = found.read(model, key)
         for use in followed:
-            result = seen_violations(array, use)
+            result = seen_violations(model, found, key, use)
             if not result.violating:
                 continue
             problems.append(
@@ -75,15 +72,13 @@ def broken_weights(
     return problems
 
 
-def seen_violations(array: np.ndarray, use: WeightUse) -> Violations:
+def seen_violations(model: Model, found: WeightUses, key: ValueKey, use: WeightUse) -> Violations:
     """Violations of 2:4 in the values that a product sees; `first` is an index of its operand
-    unless no step stands between.
-
-    array: the stored values.
-    """
+    unless no step stands between. The stored values are read piece by piece, and once where
+    several ask."""
     if use.k_stride is not None and use.code != "O24-124":
-        stored = violations_by_stride(array, use.k_stride)
+        stored = model.weights.violations(found.tensors[key], use.k_stride)
         if not stored.violating or not use.chain:
             return stored
     assert use.k_axis_consumer is not None
-    return violations(consumer_view(array, use), use.k_axis_consumer)
+    return violations(consumer_view(found.read(model, key), use), use.k_axis_consumer)

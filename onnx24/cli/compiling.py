@@ -133,6 +133,7 @@ def run_pipeline(request: OptRequest) -> int:
     calibration = load_samples(request.calib, model, profiles, request.seed)
     timing = Timing()
     numeric = Numeric(calibration)
+    model.stage(out, external=_external(request.external))
     hooks = _instruments(request, pipeline, console)
     hooks += [timing] if request.time else []
     hooks += [numeric] if request.numeric else []
@@ -210,6 +211,7 @@ def compile_model(request: CompileRequest) -> int:
     calibration, held_out, data = _data(request, original, plan.profiles)
 
     compiled = plan.source.load()
+    compiled.stage(plan.out, external=_external(request.external))
     result = manager.run(
         compiled,
         plan.pipeline,

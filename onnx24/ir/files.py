@@ -35,6 +35,24 @@ class AtomicFiles:
         self._open.append((file, temporary, path))
         return file
 
+    def adopt(self, file: IO[bytes], path: Path) -> IO[bytes] | None:
+        """As `create`, with a file that is written already and has no name yet; None where the
+        system can't give it one there.
+
+        Source: open(2), O_TMPFILE: linkat through /proc with AT_SYMLINK_FOLLOW, which Python
+        passes on only where a folder's descriptor is given.
+        """
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        duplicate = os.fdopen(os.dup(file.fileno()), "r+b")
+        try:
+            descriptor = f"/proc/self/fd/{file.fileno()}"
+            os.link(descriptor, temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
+        except OSError:
+            duplicate.close()
+            return None
+        self._open.append((duplicate, temporary, path))
+        return duplicate
+
     def __enter__(self) -> AtomicFiles:
         return self
 
@@ -78,11 +96,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         yield files.create(Path(path))
 
 
-def copy_range(source: IO[bytes], target: IO[bytes], offset: int, length: int) -> None:
-    """Append `length` bytes at `offset` of `source` to `target`, without mapping them.
+def copy_range(
+    source: IO[bytes], target: IO[bytes], offset: int, length: int, at: int | None = None
+) -> None:
+    """Put `length` bytes at `offset` of `source` into `target`, without mapping them: at `at`, or
+    at its position, which moves on.
 
     Raises: OSError, also when the source ends early.
     """
+    if at is not None:
+        target.seek(at)
     target.flush()
     done = 0
     use_kernel = hasattr(os, "copy_file_range")

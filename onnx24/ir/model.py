@@ -26,6 +26,7 @@ from onnx24.ir import wire
 from onnx24.ir.claims import Claims24
 from onnx24.ir.files import AtomicFiles, copy_range
 from onnx24.ir.keys import ValueKey
+from onnx24.ir.overlay import DataLayout
 from onnx24.ir.scopes import Scope, scopes, tensors
 from onnx24.ir.weights import (
     EMBEDDED,
@@ -97,7 +98,9 @@ class Metadata(MutableMapping[str, str]):
 class Model:
     """An ONNX model. Construct with `load`, `from_bytes`, `from_proto` or `from_text`."""
 
-    def __init__(self, source: memoryview, path: Path | None) -> None:
+    def __init__(
+        self, source: memoryview, path: Path | None, file: IO[bytes] | None = None
+    ) -> None:
         self.path = path
         self.base_dir = path.parent if path else None
         self._source = source
@@ -110,7 +113,11 @@ class Model:
         """Harmless defects of the input that `ir.repair` knows, found by `ir.check`."""
         self.proto = _parse(source, str(path or "standard input"))
         self.weights = Weights(
-            source, self.base_dir, self._initializers, lambda: self.touch(Effects.WEIGHTS)
+            source,
+            self.base_dir,
+            self._initializers,
+            lambda: self.touch(Effects.WEIGHTS),
+            file,
         )
         self._input_locations = tuple(self.external_locations())
         """The input's data files, also when nothing refers to them any more."""
@@ -131,12 +138,16 @@ class Model:
         else:
             file_path = Path(path)
             try:
-                with open(file_path, "rb") as file:
-                    source = map_file(file)
+                file = open(file_path, "rb")  # noqa: SIM115 - open as long as the model lives
+                source = map_file(file)
             except OSError as err:
                 reason = os.strerror(err.errno) if err.errno else str(err)
                 raise InputError.of("O24-001", reason, file=str(path)) from err
-            model = cls(source, file_path)
+            try:
+                model = cls(source, file_path, file)
+            except BaseException:
+                file.close()
+                raise
         return model._checked() if check else model
 
     @classmethod
@@ -274,11 +285,7 @@ class Model:
         if not self.changed and external == "auto":
             self._copy_verbatim(target)
             return
-        if external == "auto":
-            rope_bytes = sum(payload_bytes(t) for t in self._large_tensors())
-            if self._input_locations or rope_bytes > MAX_EMBEDDED_BYTES:
-                external = "external"
-        if external == "external":
+        if self._is_external(external):
             self._save_external(target)
         else:
             rope = self._embedded_rope()
@@ -291,9 +298,26 @@ class Model:
                     else:
                         out.write(piece)
 
-    def external_locations(self) -> list[str]:
+    def stage(self, path: str | os.PathLike[str], *, external: External = "auto") -> None:
+        """Say where the model will be saved, before weights are replaced: those of a large model
+        are then written to their place in its data file at once. That file has no name until
+        `save`, and is gone if that is never called."""
+        if str(path) != "-" and self._is_external(external):
+            self.weights.overlay.stage(_beside(Path(path)), DataLayout.of(self._references()))
+
+    def _is_external(self, external: External) -> bool:
+        if external != "auto":
+            return external == "external"
+        if self._input_locations:
+            return True
+        return sum(payload_bytes(t) for t in self._large_tensors()) > MAX_EMBEDDED_BYTES
+
+    def _references(self) -> Iterator[Reference]:
         refs = (reference_of(tensor) for tensor in tensors(self.proto))
-        return sorted({r.location for r in refs if r and r.location not in (EMBEDDED, OVERLAY)})
+        return (ref for ref in refs if ref is not None)
+
+    def external_locations(self) -> list[str]:
+        return sorted({r.location for r in self._references()} - {EMBEDDED, OVERLAY})
 
     def _large_tensors(self) -> Iterator[TensorProto]:
         return (tensor for tensor in tensors(self.proto) if reference_of(tensor) is not None)
@@ -324,7 +348,8 @@ class Model:
                 beside.parent.mkdir(parents=True, exist_ok=True)
                 with open(source, "rb") as file:
                     copy_range(file, files.create(beside), 0, os.fstat(file.fileno()).st_size)
-            files.create(target).write(self._source)
+            whole = Reference(EMBEDDED, 0, len(self._source))
+            self._copy_payload(whole, files.create(target))
 
     def _embedded_rope(self) -> wire.Rope:
         lean = memoryview(self.proto.SerializeToString(deterministic=True))
@@ -339,40 +364,50 @@ class Model:
                 file=str(self.path or "-"),
             )
 
-    def _copy_payload(self, ref: Reference, out: IO[bytes]) -> None:
+    def _copy_payload(self, ref: Reference, out: IO[bytes], at: int | None = None) -> None:
         source = self.weights.open(ref)
-        if source is None and ref.location == EMBEDDED and self.path is not None:
-            source = open(self.path, "rb"), ref.offset  # noqa: SIM115 - closed below
         if source is None:
+            if at is not None:
+                out.seek(at)
             out.write(self.weights.resolve(ref))
             return
         file, offset = source
         with file:
-            copy_range(file, out, offset, ref.length)
+            copy_range(file, out, offset, ref.length, at)
 
     def _save_external(self, target: Path) -> None:
-        data_name = target.name + ".data"
-        self._refuse_overwriting(target.with_name(data_name))
+        beside = _beside(target)
+        self._refuse_overwriting(beside)
+        layout = DataLayout.of(self._references())
         document = self.skeleton()
+        for tensor in tensors(document):
+            if (ref := reference_of(tensor)) is not None:
+                place = Reference(beside.name, layout.positions[ref], ref.length)
+                set_reference(tensor, place)
         with AtomicFiles() as files:
-            data = files.create(target.with_name(data_name))
-            position = 0
-            placed: dict[Reference, Reference] = {}
-            for tensor in tensors(document):
-                ref = reference_of(tensor)
-                if ref is None:
-                    continue
-                if ref not in placed:
-                    # Source: onnxruntime maps external data only at page-aligned offsets.
-                    align = 4096 if ref.length >= 1 << 16 else 64
-                    padding = -position % align
-                    data.write(bytes(padding))
-                    position += padding
-                    self._copy_payload(ref, data)
-                    placed[ref] = Reference(data_name, position, ref.length)
-                    position += ref.length
-                set_reference(tensor, placed[ref])
+            data, missing = self._data_file(files, beside, layout)
+            for ref in missing:
+                self._copy_payload(ref, data, layout.positions[ref])
+            data.flush()
+            os.truncate(data.fileno(), layout.nbytes)
             files.create(target).write(document.SerializeToString(deterministic=True))
+
+    def _data_file(
+        self, files: AtomicFiles, path: Path, layout: DataLayout
+    ) -> tuple[IO[bytes], list[Reference]]:
+        """The file to be written, and the payloads that are not yet in it."""
+        overlay = self.weights.overlay
+        staged = overlay.staged_for(path, layout)
+        if staged is not None and (data := files.adopt(staged, path)) is not None:
+            missing = [r for r, p in layout.positions.items() if not overlay.is_in_place(r, p)]
+            overlay.seal()
+            return data, missing
+        return files.create(path), list(layout.positions)
+
+
+def _beside(path: Path) -> Path:
+    """The data file of a model that is saved at `path`."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _parse(source: memoryview, name: str) -> ModelProto:

@@ -3,9 +3,12 @@ what passes replace.
 
 The document (`Model.proto`) is lean: a TensorProto whose payload is larger than INLINE_BYTES
 carries only a reference, in ONNX's own `external_data` fields. The location says where:
-`/onnx24/embedded` (offset and length in the model file), `/onnx24/overlay` (in a temporary file
-that holds replaced values), or a relative path (ONNX external data, as the model has it).
-Absolute locations are refused in input files, so the two of ours can't be forged.
+`/onnx24/embedded` (offset and length in the model file), `/onnx24/overlay` (replaced values, see
+ir/overlay.py), or a relative path (ONNX external data, as the model has it). Absolute locations are
+refused in input files, so the two of ours can't be forged.
+
+Large weights are read as views of mapped files, whose pages are let go of every MAPPED_BYTES, or,
+where even one weight may be too large, piece by piece (`scan`, `draft`) into buffers.
 
 Source: onnx/onnx.proto (TensorProto), onnx/docs/ExternalData.md.
 """
@@ -13,13 +16,15 @@ Source: onnx/onnx.proto (TensorProto), onnx/docs/ExternalData.md.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 import onnx
@@ -27,10 +32,44 @@ from onnx import TensorProto, numpy_helper
 
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey, as_key
+from onnx24.ir.overlay import (
+    EMBEDDED,
+    INLINE_BYTES,
+    OVERLAY,
+    Overlay,
+    Reference,
+    map_file,
+    read_at,
+    release_pages,
+)
+from onnx24.ir.pieces import Piece, pieces
+from onnx24.sparsity.masks import Violations, violations_by_stride
+from onnx24.sparsity.metrics import count_violating
 
-INLINE_BYTES = 1024
-EMBEDDED = "/onnx24/embedded"
-OVERLAY = "/onnx24/overlay"
+__all__ = [
+    "EMBEDDED",
+    "INLINE_BYTES",
+    "OVERLAY",
+    "Draft",
+    "Reference",
+    "WeightInfo",
+    "Weights",
+    "element_count",
+    "map_file",
+    "numpy_dtype",
+    "payload_bytes",
+    "reference_of",
+    "set_reference",
+]
+
+T = TypeVar("T")
+
+MAPPED_BYTES = 64 << 20
+"""Views of mapped files that are given out before the pages of all are let go of [bytes]."""
+_THREADS = 4
+"""No more than so many read and write one weight: memory is what limits them."""
+_DIGEST_BYTES = 1 << 20
+_MAPPED_FILES = 64
 
 _PACKED_BITS = {
     getattr(TensorProto, name): bits
@@ -44,15 +83,6 @@ _PACKED_BITS = {
     if hasattr(TensorProto, name)
 }
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Where a payload lies: `location` as in external_data, `offset` and `length` in bytes."""
-
-    location: str
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -125,14 +155,23 @@ class Weights:
         base_dir: Path | None,
         initializers: Callable[[], dict[ValueKey, TensorProto]],
         on_replace: Callable[[], None],
+        file: IO[bytes] | None = None,
     ) -> None:
+        """source: the model file's bytes, and `file` that file where there is one."""
         self._source = source
+        self._file = file
+        if file is not None:
+            weakref.finalize(self, file.close)
         self._base_dir = base_dir
         self._initializers = initializers
         self._on_replace = on_replace
         self._external: dict[str, memoryview] = {}
-        self._overlay = _Overlay()
+        self._mapped_bytes = 0
+        self._overlay = Overlay()
         self._digests: dict[Reference, str] = {}
+        self._violations: dict[tuple[Any, ...], Violations] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._buffers = threading.local()
 
     # --- by name -------------------------------------------------------------------------
     def keys(self) -> list[ValueKey]:
@@ -185,7 +224,7 @@ class Weights:
         new = self._to_payload(tensor.data_type, array)
         if _equal_bytes(self.payload(tensor), new):
             return
-        self._store(tensor, new)
+        self._store(tensor, new, reference_of(tensor))
         self._on_replace()
 
     # --- by tensor -----------------------------------------------------------------------
@@ -227,13 +266,35 @@ class Weights:
         if ref is not None and ref in self._digests:
             return self._digests[ref]
         if tensor.data_type == TensorProto.STRING:
-            data: Any = b"\0".join(tensor.string_data)
-        else:
-            data = self.payload(tensor)
-        digest = hashlib.sha256(data).hexdigest()
+            return hashlib.sha256(b"\0".join(tensor.string_data)).hexdigest()
+        hasher = hashlib.sha256()
+        for part in self._parts(tensor):
+            hasher.update(part)
+        digest = hasher.hexdigest()
         if ref is not None:
             self._digests[ref] = digest
         return digest
+
+    def digest_at(self, ref: Reference) -> str:
+        """sha256 of what a reference names, in hex."""
+        return self.digest_of(self._stub(ref))
+
+    def violations(self, tensor: TensorProto, stride: int) -> Violations:
+        """How far the stored values are from 2:4, for groups whose members lie `stride` elements
+        apart in the flat tensor. Values that a reference names never change, so each is looked at
+        once.
+
+        Raises: ValueError where the groups do not fill the tensor.
+        """
+        known = self._violations.get(_looked_at(tensor, stride))
+        if known is not None:
+            return known
+        if tensor.data_type in _PACKED_BITS:
+            return violations_by_stride(self.read(tensor), stride)
+        parts = list(pieces(element_count(tensor), stride))
+        found = _sum_violations(tensor, parts, list(self.scan(tensor, parts, _look)))
+        self.remember(tensor, stride, found)
+        return found
 
     def set_values(self, tensor: TensorProto, array: np.ndarray) -> None:
         """Fill a new TensorProto (dims and data_type included) that is about to enter the
@@ -253,35 +314,185 @@ class Weights:
         flat = np.ascontiguousarray(array).reshape(-1)
         return memoryview(flat.view(np.uint8).data)
 
-    def _store(self, tensor: TensorProto, data: memoryview) -> None:
+    def _store(
+        self, tensor: TensorProto, data: memoryview, replaces: Reference | None = None
+    ) -> None:
         if len(data) > INLINE_BYTES:
-            offset = self._overlay.append(data)
+            offset = self._overlay.append(data, replaces)
             set_reference(tensor, Reference(OVERLAY, offset, len(data)))
             return
         for name in (*_TYPED_FIELDS, "external_data", "data_location"):
             tensor.ClearField(name)  # type: ignore[arg-type]
         tensor.raw_data = bytes(data)
 
+    # --- piece by piece ------------------------------------------------------------------
+    def scan(
+        self, tensor: TensorProto, parts: Sequence[Piece], look: Callable[[Piece, np.ndarray], T]
+    ) -> Iterator[T]:
+        """look(piece, values) of every piece, in order. `values` is flat, and scratch. For dtypes
+        whose values fill bytes.
+
+        The first piece is looked at alone, later ones in ever larger batches, in several threads:
+        who has seen enough stops asking.
+        """
+        dtype = numpy_dtype(tensor.data_type)
+        with self._reader(tensor) as read:
+
+            def task(piece: Piece) -> T:
+                values = self._buffer("values", piece.size, dtype)
+                _transfer(piece, values, read)
+                return look(piece, values)
+
+            begin, count = 0, 1
+            while begin < len(parts):
+                yield from self._each(task, parts[begin : begin + count])
+                begin, count = begin + count, min(8 * count, 512)
+
+    def draft(
+        self,
+        tensor: TensorProto,
+        parts: Sequence[Piece],
+        change: Callable[[Piece, np.ndarray, np.ndarray], T],
+    ) -> Draft[T]:
+        """New values for a tensor, written where they will stay but not yet part of the model.
+
+        change(piece, values, out): fills `out` (both flat, both scratch) and says something, in
+        several threads. Every element must be in one piece. Raises: OSError for a full disk.
+        """
+        dtype, length = numpy_dtype(tensor.data_type), payload_bytes(tensor)
+        offset = self._overlay.reserve(length, reference_of(tensor))
+        with self._reader(tensor) as read:
+
+            def task(piece: Piece) -> T:
+                values = self._buffer("values", piece.size, dtype)
+                out = self._buffer("out", piece.size, dtype)
+                _transfer(piece, values, read)
+                said = change(piece, values, out)
+                _transfer(piece, out, lambda at, data: self._overlay.write(offset, at, data))
+                return said
+
+            said = self._each(task, parts)
+        return Draft(tensor, Reference(OVERLAY, offset, length), said)
+
+    def commit(self, draft: Draft[Any]) -> None:
+        """Make a draft the values of its tensor; the caller touches the document."""
+        ref = draft.reference
+        if ref.length > INLINE_BYTES:
+            set_reference(draft.tensor, ref)
+        else:
+            self._store(draft.tensor, self.resolve(ref))
+
+    def remember(self, tensor: TensorProto, stride: int, found: Violations) -> None:
+        """What `violations` would find in the stored values, by who has just looked at them."""
+        if reference_of(tensor) is not None:  # values in the document may be edited
+            self._violations[_looked_at(tensor, stride)] = found
+
+    def _each(self, task: Callable[[Piece], T], parts: Sequence[Piece]) -> list[T]:
+        if len(parts) < 2 or (threads := _threads()) < 2:
+            return [task(piece) for piece in parts]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx24-weights")
+        futures = [self._pool.submit(task, piece) for piece in parts]
+        try:
+            return [future.result() for future in futures]
+        finally:  # after an error nothing may still read or write
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+    def _buffer(self, index: str, size: int, dtype: np.dtype) -> np.ndarray:
+        """Scratch of this thread, used again and again: fresh memory costs a page fault a page."""
+        nbytes = size * dtype.itemsize
+        kept = self._buffers.__dict__.get(index)
+        if kept is None or len(kept) < nbytes:
+            kept = self._buffers.__dict__[index] = np.empty(nbytes, np.uint8)
+        return kept[:nbytes].view(dtype)
+
+    @contextmanager
+    def _reader(self, tensor: TensorProto) -> Iterator[Callable[[int, memoryview], None]]:
+        """read(at, buffer): fill a buffer with the payload's bytes from `at` on."""
+        self.check(tensor)
+        ref = reference_of(tensor)
+        source = self.open(ref) if ref is not None else None
+        if source is None:
+            payload = self.payload(tensor)
+
+            def copy(at: int, buffer: memoryview) -> None:
+                buffer[:] = payload[at : at + len(buffer)]
+
+            yield copy
+            return
+        file, start = source
+        with file:
+            yield lambda at, buffer: read_at(file, start + at, buffer)
+
+    def _parts(self, tensor: TensorProto) -> Iterator[memoryview]:
+        """The payload in parts, each valid until the next."""
+        length = payload_bytes(tensor)
+        if reference_of(tensor) is None or length <= _DIGEST_BYTES:
+            yield self.payload(tensor)
+            return
+        buffer = memoryview(bytearray(_DIGEST_BYTES))
+        with self._reader(tensor) as read:
+            for start in range(0, length, len(buffer)):
+                part = buffer[: length - start]
+                read(start, part)
+                yield part
+
+    def is_equal(self, a: Reference, b: Reference) -> bool:
+        """Whether two references name the same bytes; the first difference decides. Raises:
+        InputError O24-005 to O24-007."""
+        if a == b:
+            return True
+        if a.length != b.length:
+            return False
+        x, y = self._stub(a), self._stub(b)
+        return all(p == q for p, q in zip(self._parts(x), self._parts(y), strict=True))
+
+    @staticmethod
+    def _stub(ref: Reference) -> TensorProto:
+        tensor = TensorProto(data_type=TensorProto.UINT8, dims=[ref.length])
+        set_reference(tensor, ref)
+        return tensor
+
+    @property
+    def overlay(self) -> Overlay:
+        """Where replaced values are, for `Model.stage` and `Model.save`."""
+        return self._overlay
+
     # --- references ----------------------------------------------------------------------
     def resolve(self, ref: Reference, name: str = "") -> memoryview:
         """A mapped view of what `ref` names."""
+        self._mapped_bytes += ref.length
+        if self._mapped_bytes > MAPPED_BYTES:
+            self._mapped_bytes = ref.length
+            self.release_pages()
         if ref.location == EMBEDDED:
             return self._source[ref.offset : ref.offset + ref.length]
         if ref.location == OVERLAY:
             return self._overlay.view(ref.offset, ref.length)
         data = self._external.get(ref.location)
         if data is None:
+            if len(self._external) >= _MAPPED_FILES:  # each map holds a file descriptor
+                self._external.clear()
             with open(self.external_path(ref.location, name), "rb") as file:
                 data = map_file(file)
             self._external[ref.location] = data
         self._check_bounds(ref, len(data), name)
         return data[ref.offset : ref.offset + ref.length]
 
+    def release_pages(self) -> None:
+        """Let go of all pages of mapped files; every view stays valid."""
+        for view in (self._source, *self._external.values(), *self._overlay.maps()):
+            release_pages(view)
+
     def open(self, ref: Reference) -> tuple[IO[bytes], int] | None:
         """The file that holds a payload and where in it, for copying without mapping it; None
-        where the payload is in memory or in the model file itself."""
+        where the payload is in memory."""
         if ref.location == EMBEDDED:
-            return None
+            if self._file is None:
+                return None
+            return os.fdopen(os.dup(self._file.fileno()), "rb"), ref.offset
         if ref.location == OVERLAY:
             return self._overlay.open(ref.offset)
         return open(self.external_path(ref.location, ""), "rb"), ref.offset
@@ -338,56 +549,51 @@ class Weights:
             )
 
 
-class _Overlay:
-    """Replaced payloads: in memory up to MEMORY_BYTES in all, the rest appended to an unlinked
-    temporary file, so that memory stays bounded. Offsets number both as one space."""
+@dataclass(frozen=True)
+class Draft(Generic[T]):
+    """New values of a tensor. `said`: what the change said of each piece, in order."""
 
-    MEMORY_BYTES = 128 << 20
-
-    def __init__(self) -> None:
-        self._blocks: dict[int, bytes] = {}
-        self._file: IO[bytes] | None = None
-        self._size = 0
-        self._file_start = 0
-        self._mapped = memoryview(b"")
-
-    def append(self, data: memoryview) -> int:
-        offset = self._size
-        self._size += len(data)
-        if self._file is None and self._size <= self.MEMORY_BYTES:
-            self._blocks[offset] = bytes(data)
-            return offset
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="onnx24-")  # noqa: SIM115
-            self._file_start = offset
-        self._file.seek(offset - self._file_start)
-        self._file.write(data)
-        self._file.flush()
-        return offset
-
-    def view(self, offset: int, length: int) -> memoryview:
-        if offset in self._blocks:
-            return memoryview(self._blocks[offset])[:length]
-        start = offset - self._file_start
-        if start + length > len(self._mapped):
-            assert self._file is not None
-            self._mapped = map_file(self._file)
-        return self._mapped[start : start + length]
-
-    def open(self, offset: int) -> tuple[IO[bytes], int] | None:
-        """A file and the position in it where the payload at `offset` begins; None where it is in
-        memory."""
-        if offset in self._blocks:
-            return None
-        assert self._file is not None
-        return os.fdopen(os.dup(self._file.fileno()), "rb"), offset - self._file_start
+    tensor: TensorProto
+    reference: Reference
+    said: list[T]
 
 
-def map_file(file: IO[bytes]) -> memoryview:
-    """A read-only view of a whole file; empty files can't be mapped and give an empty view."""
-    if os.fstat(file.fileno()).st_size == 0:
-        return memoryview(b"")
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def _transfer(piece: Piece, values: np.ndarray, move: Callable[[int, memoryview], None]) -> None:
+    """move(at, bytes) for every run of a piece."""
+    size = values.itemsize
+    data = memoryview(values.view(np.uint8).data)
+    for run in range(piece.runs):
+        at = (piece.start + run * piece.apart) * size
+        move(at, data[run * piece.width * size : (run + 1) * piece.width * size])
+
+
+def _looked_at(tensor: TensorProto, stride: int) -> tuple[Any, ...]:
+    return reference_of(tensor), tensor.data_type, tuple(tensor.dims), stride
+
+
+def _look(piece: Piece, values: np.ndarray) -> Violations:
+    if not count_violating(values, piece.stride):
+        return Violations(piece.size // 4, 0, None)
+    return violations_by_stride(values, piece.stride)
+
+
+def _sum_violations(
+    tensor: TensorProto, parts: Sequence[Piece], found: Sequence[Violations]
+) -> Violations:
+    first = None
+    for piece, part in zip(parts, found, strict=True):
+        if part.first is not None:
+            flat = piece.position(part.first[0])
+            first = tuple(int(i) for i in np.unravel_index(flat, tuple(tensor.dims)))
+            break
+    total = sum(part.violating for part in found)
+    return Violations(groups=element_count(tensor) // 4, violating=total, first=first)
+
+
+def _threads() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, _THREADS)
 
 
 def _equal_bytes(a: memoryview, b: memoryview, chunk: int = 1 << 20) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from onnx import TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
@@ -206,11 +205,11 @@ def inspect(model: Model, target: Target, file: str) -> Inspection:
 
 def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey]) -> WeightRow:
     key, products = verdict.key, verdict.products
-    values = uses.read(model, key) if key in uses.tensors else None
-    tensor = uses.tensors[key] if values is not None else uses.unheld[key][0]
+    held = key in uses.tensors
+    tensor = uses.tensors[key] if held else uses.unheld[key][0]
     size = element_count(tensor)
     first = Reader.of(products[0]) if products else None
-    return WeightRow(
+    row = WeightRow(
         scope=key.scope,
         name=key.name,
         dtype=verdict.facts["dtype"],
@@ -224,8 +223,8 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
         axis=verdict.k_axis,
         k=first.k if first else None,
         n=first.n if first else None,
-        density=None if values is None or not size else 1 - count_zeros(values) / size,
-        is_24=None if values is None else _is_24(values, products),
+        density=1 - count_zeros(uses.read(model, key)) / size if held and size else None,
+        is_24=_is_24(model, uses, verdict) if held else None,
         claimed=key in claimed,
         eligible=verdict.eligible,
         code=verdict.code,
@@ -233,14 +232,16 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
         small=str(verdict.facts.get("small", "")) if verdict.eligible else "",
         unconfirmed=tuple(verdict.facts.get("unconfirmed", ())) if verdict.eligible else (),
     )
+    model.weights.release_pages()
+    return row
 
 
-def _is_24(values: np.ndarray, products: Sequence[WeightUse]) -> bool | None:
+def _is_24(model: Model, uses: WeightUses, verdict: Verdict) -> bool | None:
     """For every product that reads the values; None where none groups them by four."""
-    read = [use for use in products if use.k_axis_consumer is not None and use.K % 4 == 0]
+    read = [use for use in verdict.products if use.k_axis_consumer is not None and use.K % 4 == 0]
     if not read:
         return None
-    return not any(seen_violations(values, use).violating for use in read)
+    return not any(seen_violations(model, uses, verdict.key, use).violating for use in read)
 
 
 # --- text --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from onnx24.errors import InputError
 from onnx24.ir.claims import METADATA_KEY
 from onnx24.ir.files import AtomicFiles, atomic_write
 from onnx24.ir.model import Model
+from onnx24.ir.overlay import Overlay
 from onnx24.ir.text import dump
 from onnx24.ir.weights import reference_of
 from onnx24.testing.generate import external_mlp, mlp
@@ -129,9 +130,7 @@ def test_external_data_stays_external_when_every_weight_was_replaced(tmp_path):
 
 
 def test_overlay_spills_to_disk(monkeypatch):
-    from onnx24.ir import weights
-
-    monkeypatch.setattr(weights._Overlay, "MEMORY_BYTES", 20_000)
+    monkeypatch.setattr(Overlay, "MEMORY_BYTES", 20_000)
     model = Model.from_proto(mlp([64, 64, 64, 64]))
     expected = {}
     for seed, name in enumerate(["fc0.weight", "fc1.weight", "fc2.weight", "fc0.weight"]):

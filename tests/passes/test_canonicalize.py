@@ -122,7 +122,7 @@ def test_a_large_constant_is_moved_and_not_copied() -> None:
     model = Model.from_proto(proto)
     rewritten(model)
     np.testing.assert_array_equal(model.weights["c"], BIG)
-    assert model.weights._overlay._file is None
+    assert model.weights._overlay._spill is None and not model.weights._overlay._blocks
 
 
 def test_a_constant_that_is_an_output_stays() -> None:
