@@ -631,25 +631,22 @@ def _run(
 ) -> tuple[list[int], list[int]] | None:
     """The shortest runs of axes, in that order, whose sizes are known and multiply to the same
     number above 1, with the axes of size 1 before them; None where there is none."""
-    left: list[int] = []
-    right: list[int] = []
-    product_x = product_y = 1
-    rest_x, rest_y = list(axes_x), list(axes_y)
-    while product_x == 1 or product_x != product_y:
-        grow_x = product_x <= product_y and rest_x or not rest_y
-        operand, rest, run = (x, rest_x, left) if grow_x else (y, rest_y, right)
-        if not rest:
+    sides: tuple[list[int], list[int]] = [], []
+    products = [1, 1]
+    waiting = [list(axes_x), list(axes_y)]
+    while products[0] == 1 or products[0] != products[1]:
+        shorter = 0 if products[0] <= products[1] else 1
+        if products == [1, 1] and not waiting[0]:
+            shorter = 1
+        if not waiting[shorter]:
             return None
-        axis = rest.pop(0)
-        size = operand.size(axis)
+        axis = waiting[shorter].pop(0)
+        size = (x, y)[shorter].size(axis)
         if not isinstance(size, int) or size < 1:
             return None
-        run.append(axis)
-        if grow_x:
-            product_x *= size
-        else:
-            product_y *= size
-    return left, right
+        sides[shorter].append(axis)
+        products[shorter] *= size
+    return sides
 
 
 def _squeeze(node: NodeAxes) -> None:

@@ -74,7 +74,7 @@ class Axis:
         """The whole axis' permutation, where some groups have one; others stay: position p of the
         permuted axis holds what was at `order[p]`.
 
-        perms: by group, `[size]`, or `[outer, size]` where the group is one for each outer index.
+        perms: by group, `[size]`, or `[copies, size]` where each outer index has its own.
         """
         order = np.arange(self.size)
         for factor in self.factors:
@@ -86,7 +86,7 @@ class Axis:
             if perm.ndim == 1:
                 view[:] = view[:, perm]
             else:
-                full = np.repeat(perm, factor.outer // len(perm), axis=0)
+                full = np.tile(perm, (factor.outer // len(perm), 1))
                 view[:] = np.take_along_axis(view, full[:, :, None], axis=1)
         return order
 
@@ -103,11 +103,13 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """A product whose groups of four lie along the channels, and where they lie in its K axis.
+    """A product whose groups of four lie along the channels, its K axis as it sees it, and where
+    the channels lie there.
     searchable: a permutation of the group moves channels between whole groups of four."""
 
     key: ValueKey
     use: WeightUse
+    k_axis: Axis
     factor: Factor
 
     @property
@@ -509,8 +511,6 @@ class _Builder:
             for n, cls in enumerate(self._classes)
         ]
         consumers: dict[int, list[Consumer]] = {}
-        inputs: set[Slot] = set()
-        outputs: set[Slot] = set()
         for key in self._found.uses:
             seen: set[tuple[Slot, int]] = set()
             for use in self._found.products(key):
@@ -521,18 +521,20 @@ class _Builder:
                 if operand is None:
                     continue
                 slot = Slot(operand, use.k_axis_consumer)
-                inputs.add(slot)
                 if slot not in self._of or (slot, use.input) in seen:
                     continue
                 seen.add((slot, use.input))
-                for factor in axes[self._of[slot]].factors:
-                    consumers.setdefault(factor.group, []).append(Consumer(key, use, factor))
-        del outputs
-        members = self._members(axes, inputs)
+                axis = axes[self._of[slot]]
+                for factor in axis.factors:
+                    consumers.setdefault(factor.group, []).append(Consumer(key, use, axis, factor))
+        members = self._members(axes)
         order = {id(site): i for i, site in enumerate(self._index.nodes)}
         groups = {}
+        heads = _Heads(self._index, self._relations, self._of, axes, self._constants)
         for number in sorted(consumers):
             component = components[number]
+            if sizes[next(iter(component))] == 1:
+                continue
             found = {pin: None for atom in sorted(component) for pin in pins.get(atom, ())}
             refusals = sorted(
                 (Refusal(*pin) for pin in found),
@@ -544,11 +546,12 @@ class _Builder:
                 tuple(members.get(number, ())),
                 tuple(consumers[number]),
                 tuple(refusals),
+                1 if refusals else heads.copies(number, consumers[number]),
             )
         of_constants = {slot: axes[n] for slot, n in self._of.items() if slot.key in self._constants}
         return Coupling(groups, of_constants)
 
-    def _members(self, axes: list[Axis], inputs: set[Slot]) -> dict[int, list[Member]]:
+    def _members(self, axes: list[Axis]) -> dict[int, list[Member]]:
         """By group, the constants that are permuted, in document order."""
         out: dict[int, list[Member]] = {}
         for key, tensor in self._constants.items():
@@ -566,6 +569,122 @@ class _Builder:
         if not uses:
             return "parameter"
         return "input" if any(use.k_axis == axis for use in uses) else "output"
+
+
+class _Heads:
+    """Whether each index of the factor outside a group's (each head) may have a permutation of its
+    own. That holds where every value that has the one factor has the other, in every constant just
+    outside it on the same axis, and where every node works on each outer index by itself, moves
+    data only, or takes both factors together."""
+
+    def __init__(
+        self,
+        index: Index,
+        relations: list[tuple[NodeSite, Relations]],
+        of: dict[Slot, int],
+        axes: list[Axis],
+        constants: Mapping[ValueKey, TensorProto],
+    ) -> None:
+        self._index, self._relations, self._constants = index, relations, constants
+        self._groups = {slot: [f.group for f in axes[n].factors] for slot, n in of.items()}
+        self._axes = {slot: axes[n] for slot, n in of.items()}
+        self._slots: dict[int, list[Slot]] = {}
+        for slot, groups in self._groups.items():
+            for group in groups:
+                self._slots.setdefault(group, []).append(slot)
+        self._links_of: dict[int, list[tuple[NodeSite, Relations]]] = {}
+        for item in relations:
+            touched = {group for slot in _slots_of(item[1]) for group in self._groups[slot]}
+            for group in touched:
+                self._links_of.setdefault(group, []).append(item)
+
+    def copies(self, inner: int, consumers: Sequence[Consumer]) -> int:
+        """How many permutations the group may have, 1 where they must be the same."""
+        outer = {self._outside(c.factor, c.k_axis) for c in consumers}
+        if len(outer) != 1 or None in outer:
+            return 1
+        (found,) = outer
+        assert found is not None
+        if not self._paired(inner, found.group):
+            return 1
+        items = self._links_of.get(inner, ())
+        fits = all(self._separates(site, rel, inner, found.group) for site, rel in items)
+        return found.size if fits else 1
+
+    @staticmethod
+    def _outside(factor: Factor, axis: Axis) -> Factor | None:
+        for other in axis.factors:
+            if other.start == factor.start and other.inner == factor.size * factor.inner:
+                return other
+        return None
+
+    def _paired(self, inner: int, outer: int) -> bool:
+        """Each value has both factors once, or neither; constants have them side by side."""
+        places: dict[ValueKey, list[Slot]] = {}
+        for slot in self._slots[inner]:
+            places.setdefault(slot.key, []).append(slot)
+        outside: dict[ValueKey, list[Slot]] = {}
+        for slot in self._slots[outer]:
+            outside.setdefault(slot.key, []).append(slot)
+        for key, slots in places.items():
+            if key.scope.startswith("\0"):
+                return False
+            if len(slots) != 1 or self._groups[slots[0]].count(inner) != 1:
+                return False
+            partners = outside.get(key, ())
+            if len(partners) != 1 or self._groups[partners[0]].count(outer) != 1:
+                return False
+            if key in self._constants:
+                axis = self._axes[slots[0]]
+                factor = next(f for f in axis.factors if f.group == inner)
+                found = self._outside(factor, axis)
+                if found is None or found.group != outer:
+                    return False
+        return True
+
+    def _separates(self, site: NodeSite, relations: Relations, inner: int, outer: int) -> bool:
+        if relations.blocks and site.proto.op_type not in ("Reshape", "Flatten"):
+            touched = {g for b in relations.blocks for s in (*b[0], *b[1]) for g in self._groups[s]}
+            if inner in touched:
+                return False
+        results = {self._index.resolve(n, site.scope) for n in site.proto.output if n}
+        for tie in relations.ties:
+            if inner not in self._groups[tie[0]]:
+                continue
+            if outer in self._groups[tie[0]]:
+                continue  # the whole axis may be permuted at will
+            keys = {slot.key for slot in tie}
+            partners = [
+                other
+                for other in relations.ties
+                if outer in self._groups[other[0]] and keys <= {slot.key for slot in other}
+            ]
+            if not any(self._by_itself(p, relations, results, keys) for p in partners):
+                return False
+        return True
+
+    @staticmethod
+    def _by_itself(
+        tie: tuple[Slot, ...],
+        relations: Relations,
+        results: set[ValueKey | None],
+        keys: set[ValueKey],
+    ) -> bool:
+        """Whether the node treats each index of that tie alone, or sums over both factors."""
+        if any(slot in relations.mixed for slot in tie):
+            return False
+        if any(slot.key in results for slot in tie):
+            return True
+        return {slot.key for slot in tie} == keys
+
+
+def _slots_of(relations: Relations) -> Iterable[Slot]:
+    for tie in relations.ties:
+        yield from tie
+    for block in relations.blocks:
+        yield from (*block.left, *block.right)
+    for piece in relations.pieces:
+        yield from piece[:2]
 
 
 def _constants(model: Model, index: Index, found: WeightUses) -> dict[ValueKey, TensorProto]:

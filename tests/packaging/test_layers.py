@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
 PURE = {"sparsity", "quant"}
-PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba"}
+PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba", "scipy"}
 
 
 class Import(NamedTuple):
