@@ -26,7 +26,7 @@ from typing import ClassVar, Literal, NamedTuple
 import networkx as nx
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx24.analysis.axes import Block, NodeAxes, Operand, Piece, Relations, Slot, relate
 from onnx24.analysis.cache import Analysis, AnalysisCache
@@ -704,14 +704,14 @@ def _constants(model: Model, index: Index, found: WeightUses) -> dict[ValueKey, 
 def proved_shapes(model: Model, index: Index) -> dict[ValueKey, tuple[Dim, ...] | None]:
     """Shapes by inference from the graph's inputs, initializers and nodes. What the file declares
     of other values is taken only for the outputs of operators that ONNX does not define."""
-    skeleton = ModelProto()
+    skeleton, opsets = ModelProto(), model.opsets
     skeleton.CopyFrom(model.proto)
     for scope in scopes(skeleton):
         if isinstance(scope.graph, GraphProto):
             foreign = {
                 name
                 for node in scope.graph.node
-                if node.domain not in ("", "ai.onnx")
+                if not _is_defined(node, opsets)
                 for name in node.output
             }
             kept = [info for info in scope.graph.value_info if info.name in foreign]
@@ -737,3 +737,13 @@ def proved_shapes(model: Model, index: Index) -> dict[ValueKey, tuple[Dim, ...] 
     for key, tensor in index.initializers.items():
         out[key] = tuple(tensor.dims)
     return out
+
+
+def _is_defined(node: NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether ONNX knows the operator in the model's opset, and so infers its shapes."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return False
+    return True

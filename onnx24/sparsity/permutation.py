@@ -74,15 +74,25 @@ def search(saliency: np.ndarray) -> np.ndarray:
         return identity
     if not np.isfinite(saliency).all() or saliency.min() < 0:
         raise ValueError("a saliency is negative or not finite")
-    columns = _columns(saliency)
+    # Everything is done on sorted rows and columns, so that neither the order of the channels nor
+    # that of the outputs has a say, and a second search finds what the first one did.
+    canonical = np.argsort(-_totals(saliency, axis=0), kind="stable")
+    columns = _columns(saliency, canonical)
     work = _Work(_WORK_PER_COLUMN * len(identity))
-    best, most = identity, kept(saliency)
-    for start in (_dealt(saliency), identity.reshape(-1, 4)):
-        order = _improved(columns, start.copy(), work).reshape(-1)
-        found = kept(saliency, order)
+    here = np.argsort(canonical)
+    best, most = here, kept(saliency)
+    for start in (_dealt(len(here)), here):
+        order = _improved(columns, start, work)
+        found = kept(saliency, canonical[order])
         if found > most * (1 + _STALE):
             best, most = order, found
-    return _tidy(best)
+    while best is not here and work.left > 0:
+        order = _improved(columns, best, work)
+        found = kept(saliency, canonical[order])
+        if found <= most * (1 + _STALE):
+            break
+        best, most = order, found
+    return identity if best is here else _tidy(canonical[best])
 
 
 class _Work:
@@ -101,27 +111,34 @@ def most_rows(k: int) -> int:
     return max(1, int(_WORK_PER_COLUMN * 4 / (_LEAST_ASSIGNMENTS * min(_BLOCK, max(1, k // 4)))))
 
 
-def _columns(saliency: np.ndarray) -> np.ndarray:
+def _totals(saliency: np.ndarray, axis: int) -> np.ndarray:
+    """Sums that are the same to the last bit in whichever order the terms come."""
+    return np.sort(saliency, axis=axis).sum(axis=axis, dtype=np.float64)
+
+
+def _columns(saliency: np.ndarray, canonical: np.ndarray) -> np.ndarray:
     """`[K, rows]`, contiguous, of float32 scaled to a mean of 1; evenly spaced rows where there
     are too many."""
     rows, most = len(saliency), most_rows(saliency.shape[1])
+    totals = _totals(saliency, axis=1)
+    chosen = np.argsort(totals, kind="stable")
     if rows > most:
-        saliency = saliency[np.arange(most) * rows // most]
-    mean = float(saliency.mean(dtype=np.float64)) or 1.0
-    return np.ascontiguousarray((saliency / mean).T, np.float32)
+        chosen = chosen[np.arange(most) * rows // most]
+    mean = float(np.sort(totals).sum()) / saliency.size or 1.0
+    return np.ascontiguousarray((saliency[np.ix_(chosen, canonical)] / mean).T, np.float32)
 
 
-def _dealt(saliency: np.ndarray) -> np.ndarray:
-    """`[K / 4, 4]`: the columns by their totals, dealt to the groups forth and back, so that each
-    has a like share of the large ones."""
-    totals = saliency.sum(axis=0, dtype=np.float64)
-    dealt = np.argsort(-totals, kind="stable").reshape(4, -1)
+def _dealt(k: int) -> np.ndarray:
+    """Columns that are sorted by their totals, dealt to the groups forth and back, so that each has
+    a like share of the large ones. `[K]`, group by group."""
+    dealt = np.arange(k).reshape(4, -1)
     dealt[1::2] = dealt[1::2, ::-1]
-    return dealt.T
+    return dealt.T.reshape(-1)
 
 
-def _improved(columns: np.ndarray, groups: np.ndarray, work: _Work) -> np.ndarray:
-    """Assignments until none gains any more in any division, or the work is done. In place."""
+def _improved(columns: np.ndarray, order: np.ndarray, work: _Work) -> np.ndarray:
+    """Assignments until none gains any more in any division, or the work is done."""
+    groups = _tidy(order).reshape(-1, 4)
     divisions = 1 if len(groups) <= _BLOCK else 4
     stale = 0
     for sweep in range(1000):
@@ -131,14 +148,14 @@ def _improved(columns: np.ndarray, groups: np.ndarray, work: _Work) -> np.ndarra
             gained += _improve_block(columns, part, work, paired=sweep % 2 == 1)
             groups[block] = part
             if work.left <= 0:
-                return groups
+                return _tidy(groups)
         # Which column of a group is taken out with which of the others is another question.
         shift = (np.arange(len(groups)) * (sweep % 3 + 1)) % 4
         groups[:] = np.take_along_axis(groups, (np.arange(4) + shift[:, None]) % 4, axis=1)
         stale = 0 if gained > _STALE else stale + 1
         if stale > 2 * divisions:
-            return groups
-    return groups
+            break
+    return _tidy(groups)
 
 
 def _blocks(count: int, sweep: int) -> Iterator[np.ndarray]:
