@@ -141,9 +141,7 @@ class Permute24(Pass):
         """Raises: InputError O24-035."""
         data = ctx.calibration
         if self.norms is Norms.ON and data is None:
-            raise InputError.of(
-                "O24-035", "permute24: expected samples for norms=on, found none"
-            )
+            raise InputError.of("O24-035", "permute24: expected samples for norms=on, found none")
         if self.norms is Norms.OFF or data is None or not chosen:
             return None
         if data.is_random:

@@ -490,19 +490,13 @@ def _group_normalization(node: NodeAxes) -> None:
     groups, channels = int(node.attribute("num_groups", 1)), x.size(1)
     if not isinstance(channels, int) or channels % groups:
         raise _Unknown("the groups do not divide the channels")
+    if scale.size(0) != channels:
+        raise _Unknown("it scales groups, not channels")  # opsets 18 to 20, deprecated
     node.same(x, y, but=[1], mixed=True)
-    group = node.virtual(0, groups)
     inner = node.virtual(1, channels // groups)
-    node.tie((x, 1), (y, 1), mixed=True)
-    if scale.size(0) == channels and channels != groups:
-        node.tie((x, 1), (scale, 0), (bias, 0))
-        node.block([x.at(1)], [group, inner])
-        node.tie(inner, mixed=True)
-        return
-    node.block([x.at(1)], [group, inner])  # until opset 20: one number a group
+    node.tie((x, 1), (scale, 0), (bias, 0), (y, 1), mixed=True)
+    node.block([x.at(1)], [node.virtual(0, groups), inner])
     node.tie(inner, mixed=True)
-    for parameter in (scale, bias):
-        node.block([parameter.at(0)], [group])
 
 
 def _symmetric(node: NodeAxes) -> None:

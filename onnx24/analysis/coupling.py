@@ -281,7 +281,8 @@ class _Builder:
             self._pin_all(key, _Pin("O24-141", f"{key.name!r} is an {kind} of the {of}", None))
         for key, shape in self._shapes.items():
             made = self._index.producer(key.name, key.scope)
-            if made is None and key not in self._constants and shape is not None:
+            known = key in self._constants or key in self._index.graph_inputs
+            if made is None and not known and shape is not None:
                 self._pin_all(key, _Pin("O24-142", f"{key.name!r} is not followed", None))
 
     def _operand(self, name: str, scope: str) -> Operand | None:
@@ -548,7 +549,9 @@ class _Builder:
                 tuple(refusals),
                 1 if refusals else heads.copies(number, consumers[number]),
             )
-        of_constants = {slot: axes[n] for slot, n in self._of.items() if slot.key in self._constants}
+        of_constants = {
+            slot: axes[n] for slot, n in self._of.items() if slot.key in self._constants
+        }
         return Coupling(groups, of_constants)
 
     def _members(self, axes: list[Axis]) -> dict[int, list[Member]]:
@@ -708,6 +711,8 @@ def proved_shapes(model: Model, index: Index) -> dict[ValueKey, tuple[Dim, ...] 
     skeleton.CopyFrom(model.proto)
     for scope in scopes(skeleton):
         if isinstance(scope.graph, GraphProto):
+            for node in scope.graph.node:
+                _make_identity(node, opsets)
             foreign = {
                 name
                 for node in scope.graph.node
@@ -737,6 +742,37 @@ def proved_shapes(model: Model, index: Index) -> dict[ValueKey, tuple[Dim, ...] 
     for key, tensor in index.initializers.items():
         out[key] = tuple(tensor.dims)
     return out
+
+
+_SAME_SHAPE = frozenset(
+    {
+        ("", "GroupNormalization"),
+        ("", "LayerNormalization"),
+        ("", "SimplifiedLayerNormalization"),
+        ("com.microsoft", "BiasGelu"),
+        ("com.microsoft", "FastGelu"),
+        ("com.microsoft", "Gelu"),
+        ("com.microsoft", "QuickGelu"),
+        ("com.microsoft", "SkipLayerNormalization"),
+        ("com.microsoft", "SkipSimplifiedLayerNormalization"),
+    }
+)
+"""Operators whose first output has the first input's shape, which ONNX does not infer for all of
+them, or not in every opset."""
+
+
+def _make_identity(node: NodeProto, opsets: Mapping[str, int]) -> None:
+    """For inference only: a node that keeps the shape, and that ONNX does not know, is as good as
+    an Identity."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if (domain, node.op_type) not in _SAME_SHAPE:
+        return
+    if _is_defined(node, opsets) and node.op_type != "GroupNormalization":
+        return
+    node.op_type, node.domain = "Identity", ""
+    del node.attribute[:]
+    del node.input[1:]
+    del node.output[1:]
 
 
 def _is_defined(node: NodeProto, opsets: Mapping[str, int]) -> bool:

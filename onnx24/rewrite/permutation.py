@@ -21,7 +21,7 @@ from onnx24.ir.model import Model
 from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.sparsity.permutation import kept, most_rows, search
 
-__all__ = ["Permuted", "permute_channels"]
+__all__ = ["Permuted", "permute_channels", "reorder"]
 
 LEAST_GAIN = 1e-3
 """A gain below this is one of rounding and of ties: an order found before would be replaced by
@@ -97,7 +97,7 @@ def permute_channels(
             if perm is not None:
                 perms[group.number] = perm
             out.append(result)
-    _apply(model, found, coupling, perms)
+    reorder(model, found, coupling, perms)
     return out
 
 
@@ -265,10 +265,14 @@ class _Measure:
         return norm if norm is not None and norm.shape == (axis.size,) else None
 
 
-def _apply(
+def reorder(
     model: Model, found: WeightUses, coupling: Coupling, perms: Mapping[int, np.ndarray]
 ) -> None:
-    """Permute each constant along all its axes at once, one constant at a time."""
+    """Permute every constant of some groups, along all its axes at once, one constant at a time.
+
+    found, coupling: of the model as it is. perms: by the number of a free group, `[size]`, or
+    `[copies, size]` where it has copies: channel i becomes what channel `perm[i]` was.
+    """
     by_key: dict[ValueKey, list[int]] = {}
     for slot, axis in coupling.axes.items():
         if any(factor.group in perms for factor in axis.factors):

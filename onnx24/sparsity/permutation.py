@@ -166,7 +166,11 @@ def _blocks(count: int, sweep: int) -> Iterator[np.ndarray]:
         return
     ranks = np.roll(np.arange(count), (sweep // 2) * (_BLOCK // 3 + 1))
     for i in range(number):
-        yield ranks[i::number] if sweep % 2 else ranks[i * count // number : (i + 1) * count // number]
+        yield (
+            ranks[i::number]
+            if sweep % 2
+            else ranks[i * count // number : (i + 1) * count // number]
+        )
 
 
 def _improve_block(columns: np.ndarray, groups: np.ndarray, work: _Work, *, paired: bool) -> float:
