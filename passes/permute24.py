@@ -47,15 +47,15 @@ class Permute24(Pass):
     Einsum), element-wise operators with any broadcasting, normalizations, Softmax, pooling,
     reductions, Transpose, Concat, Split and Slice (each piece is permuted in itself), Reshape (the
     channels of an image that is flattened, the features within an attention head), Q/DQ with scales
-    of any granularity, Resize and Pad along other axes, and nested bodies. What a rule
-    does not cover stays: a group is left in its order where one of its channels is in a graph's or a
-    body's input or output (O24-141), where a node depends on the order or is not followed
-    (O24-142: the record names it), where a weight is 2:4 along it already (O24-143), where nothing
-    is gained (O24-144), and where an option leaves it out (O24-145).
+    of any granularity, Resize and Pad along other axes, and nested bodies. What a rule does not
+    cover stays: a group is left in its order where one of its channels is in an input or output of
+    the graph or of a body (O24-141), where a node depends on the order or is not followed (O24-142:
+    the record names it), where a weight is 2:4 along it already (O24-143), where nothing is gained
+    (O24-144), and where an option leaves it out (O24-145).
 
     It belongs before prune24, and before qdq: where activations are quantized already, a sum in
-    another order may round to the neighbouring integer. norms=on asks for calibration data, norms=auto
-    takes them where they are real.
+    another order may round to the neighbouring integer. norms=on asks for calibration data,
+    norms=auto takes them where they are real.
 
     Example: `canonicalize,permute24{min-gain=0.02},prune24`.
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
 import networkx as nx
@@ -184,7 +185,7 @@ class _Class:
     def segments(self) -> list[tuple[int, int]]:
         """(start, length)."""
         marks = [0, *sorted(self.cuts), self.size]
-        return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
+        return [(a, b - a) for a, b in pairwise(marks)]
 
     def cut(self, at: int) -> bool:
         """Begin a segment at `at`. Returns: whether that is new."""
@@ -204,7 +205,7 @@ class _Class:
             return False
         own |= new
         chain = [1, *sorted(own), length]
-        if any(b % a for a, b in zip(chain, chain[1:], strict=False)):
+        if any(b % a for a, b in pairwise(chain)):
             self.broken = "it is divided in two ways that do not fit"
         return True
 
@@ -215,7 +216,7 @@ class _Class:
             chain = [length, *sorted(self.strides.get(start, ()), reverse=True), 1]
             if self.broken:
                 chain = [length, 1]
-            out += [(start, length, a // b, b) for a, b in zip(chain, chain[1:], strict=False)]
+            out += [(start, length, a // b, b) for a, b in pairwise(chain)]
         return out
 
 
@@ -365,11 +366,10 @@ class _Builder:
 
     def _refine(self) -> None:
         """Cut and factor the classes until every relation sees the same on both sides."""
-        self._links = [
-            (site, relation)
-            for site, relations in self._relations
-            for relation in (*relations.pieces, *relations.blocks)
-        ]
+        self._links: list[tuple[NodeSite, Piece | Block]] = []
+        for site, relations in self._relations:
+            self._links += [(site, piece) for piece in relations.pieces]
+            self._links += [(site, block) for block in relations.blocks]
         changed = True
         while changed:
             changed = False
@@ -435,7 +435,9 @@ class _Builder:
         pins: dict[_Atom, list[_Pin]] = {}
         for site, link in self._links:
             reason = self._unfit(link)
-            slots = (*link.left, *link.right) if isinstance(link, Block) else link[:2]
+            slots = (
+                (*link.left, *link.right) if isinstance(link, Block) else (link.whole, link.part)
+            )
             if reason:
                 for slot in slots:
                     self._pin(slot, _Pin("O24-142", f"{site.proto.op_type}: {reason}", site))
@@ -687,7 +689,7 @@ def _slots_of(relations: Relations) -> Iterable[Slot]:
     for block in relations.blocks:
         yield from (*block.left, *block.right)
     for piece in relations.pieces:
-        yield from piece[:2]
+        yield from (piece.whole, piece.part)
 
 
 def _constants(model: Model, index: Index, found: WeightUses) -> dict[ValueKey, TensorProto]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx24.analysis.axes import Slot
 from onnx24.analysis.coupling import Axis, Consumer, Coupling, Group
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view
 from onnx24.effects import Effects
@@ -120,17 +121,20 @@ def _order(
     perm = perm[0] if group.copies == 1 else perm
     after = measure.kept(keys, {**perms, group.number: perm})
     gain = 1 - math.sqrt(max(1 - after, 0) / (1 - before)) if before < 1 else 0.0
-    facts = {"kept_before": before, "kept_after": after, "gain": gain}
+    done = Permuted(
+        group=group,
+        code="O24-144",
+        reason=f"a permutation would take {max(gain, 0):.2%} off the error",
+        weights=keys,
+        kept_before=before,
+        kept_after=after,
+        gain=gain,
+    )
     if gain < max(min_gain, LEAST_GAIN):
-        reason = f"a permutation would take {max(gain, 0):.2%} off the error"
-        done = Permuted(group=group, code="O24-144", reason=reason, weights=keys, **facts)
         return done, None
     reason = f"kept {before:.2%} → {after:.2%} of the saliency, {gain:.1%} less error"
     digest = hashlib.sha256(perm.astype("<i8").tobytes()).hexdigest()[:16]
-    done = Permuted(
-        group=group, code="O24-140", reason=reason, weights=keys, digest=digest, **facts
-    )
-    return done, perm
+    return replace(done, code="O24-140", reason=reason, digest=digest), perm
 
 
 class _Pruned:
@@ -280,7 +284,7 @@ def reorder(
     for key, axes in by_key.items():
         values = found.read(model, key)
         for number in axes:
-            order = coupling.axes[key, number].order(perms)
+            order = coupling.axes[Slot(key, number)].order(perms)
             values = np.take(values, order, axis=number)
         _replace(model, found, key, np.ascontiguousarray(values))
 

@@ -703,8 +703,8 @@ class _Random:
     def grow_image(self) -> None:
         x, c = self.pick(self.images)
         kind = self.rng.choice(
-            ["conv", "conv", "conv", "bn", "act", "add", "add", "concat", "pool", "depthwise", "group",
-             "split", "scale", "prelu", "norm", "flip", "softmax", "slice"]
+            ["conv", "conv", "conv", "bn", "act", "add", "add", "concat", "pool", "depthwise",
+             "group", "split", "scale", "prelu", "norm", "flip", "softmax", "slice"]
         )  # fmt: skip
         to = int(self.rng.choice([8, 12, 16]))
         if kind == "conv":
@@ -766,8 +766,8 @@ class _Random:
     def grow_tokens(self) -> None:
         x, c = self.pick(self.tokens)
         kind = self.rng.choice(
-            ["matmul", "matmul", "matmul", "bias", "act", "add", "add", "layernorm", "concat", "heads",
-             "split", "gate", "gemm", "reverse", "attention", "mean"]
+            ["matmul", "matmul", "matmul", "bias", "act", "add", "add", "layernorm", "concat",
+             "heads", "split", "gate", "gemm", "reverse", "attention", "mean"]
         )  # fmt: skip
         to = int(self.rng.choice([8, 12, 16]))
         if kind == "matmul":
