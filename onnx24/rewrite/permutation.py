@@ -182,6 +182,7 @@ class _Measure:
             for consumer in self.consumers(group):
                 self._uses.setdefault(consumer.key, (consumer.use, consumer.k_axis))
         self._totals: dict[ValueKey, float] = {}
+        self._units: dict[ValueKey, np.float32] = {}
 
     def consumers(self, group: Group) -> list[Consumer]:
         return [c for c in group.consumers if c.key in self._weights and c.use.K % 4 == 0]
@@ -234,12 +235,26 @@ class _Measure:
         return np.moveaxis(values, use.k_axis_consumer, -1)
 
     def _parts(self, key: ValueKey) -> Iterable[np.ndarray]:
+        for rows in self._chunks(key):
+            yield self._saliency(key, rows)
+
+    def _chunks(self, key: ValueKey) -> Iterable[np.ndarray]:
         rows = self._rows(key)
         if rows.ndim == 1:
             rows = rows[None]
         step = max(1, _CHUNK // max(1, math.prod(rows.shape[1:])))
         for start in range(0, len(rows), step):
-            yield self._saliency(key, rows[start : start + step])
+            yield rows[start : start + step]
+
+    def _unit(self, key: ValueKey) -> np.float32:
+        """A power of two that brings the weight's values to 1 or below, so that squares neither
+        overflow nor vanish; only ratios count."""
+        if key not in self._units:
+            parts = (np.abs(rows.astype(np.float32)) for rows in self._chunks(key))
+            largest = max(float(part.max(initial=0.0)) for part in parts)
+            finite = math.isfinite(largest) and largest > 0
+            self._units[key] = np.float32(2.0 ** -math.frexp(largest)[1] if finite else 1.0)
+        return self._units[key]
 
     def _sample(self, key: ValueKey, count: int) -> np.ndarray:
         """Evenly spaced rows, about `count` of them."""
@@ -255,8 +270,7 @@ class _Measure:
 
     def _saliency(self, key: ValueKey, rows: np.ndarray) -> np.ndarray:
         """`[R, K]`, float32."""
-        values = rows.astype(np.float32).reshape(-1, rows.shape[-1])
-        # Ratios alone count: scaled before it is squared, nothing overflows or vanishes.
+        values = rows.astype(np.float32).reshape(-1, rows.shape[-1]) * self._unit(key)
         norm = self._norm(key)
         if norm is not None:
             values *= (norm / (norm.max() or 1.0)).astype(np.float32)
