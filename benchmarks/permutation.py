@@ -123,7 +123,7 @@ def model_rows(path: Path, data: Calibration | None) -> tuple[list[list[str]], l
         )
         seconds = seconds or time.process_time() - start
         entry = {}
-        new = AnalysisCache().get(model, WeightUses)
+        old, new = (AnalysisCache().get(m, WeightUses) for m in (original, model))
         for key in dict.fromkeys(k for r in results if r.done for k in r.weights):
             use = next(use for use in found.products(key) if use.eligible)
             norm = (norms or {}).get(use.data)
@@ -131,7 +131,7 @@ def model_rows(path: Path, data: Calibration | None) -> tuple[list[list[str]], l
             assert axis is not None
             pair = [
                 np.moveaxis(f.read(m, key).astype(np.float32), axis, -1).reshape(-1, use.K)
-                for f, m in ((found, original), (new, model))
+                for f, m in ((old, original), (new, model))
             ]
             if norm is None:
                 entry[key] = [error(w, None) for w in pair]

@@ -27,14 +27,16 @@ from scipy.optimize import linear_sum_assignment
 
 __all__ = ["kept", "lost", "most_rows", "search"]
 
-_BLOCK = 128
+_BLOCK = 256
 """Groups that are improved together."""
-_WORK_PER_COLUMN = 3_000_000
-"""Maxima that a search may take for each column: 0.3 to 0.6 s of one core for K = 512."""
+_WORK_PER_COLUMN = 4_000_000
+"""Maxima that a search may take for each column: 0.4 to 0.8 s of one core for K = 512."""
 _LEAST_ASSIGNMENTS = 24
 """Rows are left out where the work would not suffice for so many assignments of every group."""
 _STALE = 1e-6
 """An assignment that gains less, as a share of what is kept, is none."""
+_PAIRS_BELOW = 1e-3
+"""A sweep that gains less, in the mean of its blocks, is followed by one with pairs."""
 _CHUNK = 1 << 20
 
 
@@ -139,19 +141,23 @@ def _dealt(k: int) -> np.ndarray:
 def _improved(columns: np.ndarray, order: np.ndarray, work: _Work) -> np.ndarray:
     """Assignments until none gains any more in any division, or the work is done."""
     groups = _tidy(order).reshape(-1, 4)
-    divisions = 1 if len(groups) <= _BLOCK else 4
+    number = -(-len(groups) // _BLOCK)
+    divisions = 1 if number == 1 else 4
     stale = 0
+    paired = False
     for sweep in range(1000):
         gained = 0.0
         for block in _blocks(len(groups), sweep):
             part = groups[block]
-            gained += _improve_block(columns, part, work, paired=sweep % 2 == 1)
+            gained += _improve_block(columns, part, work, paired=paired)
             groups[block] = part
             if work.left <= 0:
                 return _tidy(groups)
         # Which column of a group is taken out with which of the others is another question.
         shift = (np.arange(len(groups)) * (sweep % 3 + 1)) % 4
         groups[:] = np.take_along_axis(groups, (np.arange(4) + shift[:, None]) % 4, axis=1)
+        # Pairs cost more; they are for what single columns do not reach.
+        paired = not paired and gained < _PAIRS_BELOW * number
         stale = 0 if gained > _STALE else stale + 1
         if stale > 2 * divisions:
             break

@@ -904,6 +904,7 @@ def test_odd_models(odd: OddModel) -> None:
         np.testing.assert_allclose(found, wide, rtol=0, atol=coarse * scale, err_msg=name)
 
 
+@pytest.mark.slow
 def test_real_models_at_random(shared_models) -> None:
     """Outputs of trained and untrained models stay when all that is free is shuffled. yolox_nano in
     float32 is 1.2e-5 apart, in float64 1.2e-14."""

@@ -457,6 +457,7 @@ def test_pruning_keeps_more_after_it(fixture_models) -> None:
     assert kept["permute24,prune24,check24"] > kept["prune24"] + 0.01
 
 
+@pytest.mark.slow
 def test_real_models(shared_models) -> None:
     """Every model at hand, outputs compared on random data. yolox_nano is 1.2e-14 apart in float64
     and 1.1e-5 in float32: rounding grows through its 80 layers."""

