@@ -20,6 +20,7 @@ from onnx24.effects import Effects
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.sparsity.masks import is_24_by_stride
+from onnx24.sparsity.metrics import count_zeros
 from onnx24.sparsity.permutation import kept, most_rows, search
 
 __all__ = ["Permuted", "permute_channels", "reorder"]
@@ -160,7 +161,11 @@ class _Pruned:
         if use.k_stride is None:
             return False
         if key not in self._known:
-            self._known[key] = is_24_by_stride(self._found.read(self._model, key), use.k_stride)
+            values = self._found.read(self._model, key)
+            # A weight of nothing but zeros, as adapters begin with, stays one in any order.
+            self._known[key] = is_24_by_stride(values, use.k_stride) and (
+                count_zeros(values) < values.size
+            )
         return self._known[key]
 
 

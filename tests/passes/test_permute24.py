@@ -294,6 +294,16 @@ def test_pruned_weights_stay() -> None:
     assert "O24-143" in codes(permuted(bare))
 
 
+def test_zeros_are_no_pattern() -> None:
+    """A sibling of zeros, large enough not to be looked at for axes that it does not vary along."""
+    model = feed_forward(
+        text="m = MatMul(x, w1) h = Relu(m) p = MatMul(h, w2) q = MatMul(h, w4) s = ReduceSum(q)"
+        " y = Add(p, s)",
+        w4=np.zeros((32, 4096), np.float32),
+    )
+    assert "O24-140" in codes(permuted(model))
+
+
 def test_a_recorded_weight_may_be_permuted_along_its_outputs() -> None:
     model = feed_forward()
     apply(model, Prune24(include=("w1",)))
