@@ -450,6 +450,48 @@ _TABLE = (
         "about others.",
         "give at least two runs of samples; 500 and more are better",
     ),
+    Code(
+        "O24-140",
+        "note",
+        "channels permuted",
+        "The channels stand in an order in which 2:4 pruning takes less away. Every constant that "
+        "has them was permuted alike, so the outputs are the same but for the rounding of sums.",
+    ),
+    Code(
+        "O24-141",
+        "note",
+        "channels are visible outside",
+        "The channels belong to an input or output of the graph, or of a nested body, whose order "
+        "must stay.",
+    ),
+    Code(
+        "O24-142",
+        "note",
+        "order of channels matters",
+        "A node that has the channels among its operands depends on their order, or is not known "
+        "to be independent of it.",
+    ),
+    Code(
+        "O24-143",
+        "note",
+        "a weight along the channels is 2:4",
+        "A permutation would scatter the zeros of a weight that is 2:4 already.",
+        "put permute24 before prune24",
+    ),
+    Code(
+        "O24-144",
+        "note",
+        "a permutation gains nothing",
+        "No order was found in which pruning takes enough less away.",
+        "lower min-gain",
+    ),
+    Code(
+        "O24-145",
+        "note",
+        "channels left out",
+        "An include or exclude option, or the limit of sites, leaves the channels as they are.",
+    ),
+    Code("O24-146", "note", "permutation in short", "How many groups of channels were permuted."),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

@@ -12,6 +12,7 @@ if __name__ != "onnx24.passes":
 MANIFEST = {
     "canonicalize": "onnx24.passes.canonicalize:Canonicalize",
     "upgrade-opset": "onnx24.passes.upgrade_opset:UpgradeOpset",
+    "permute24": "onnx24.passes.permute24:Permute24",
     "prune24": "onnx24.passes.prune24:Prune24",
     "qdq": "onnx24.passes.qdq:Qdq",
     "fold-qdq": "onnx24.passes.fold_qdq:FoldQdq",

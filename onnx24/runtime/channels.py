@@ -1,0 +1,62 @@
+"""Norms of activation channels, found by running the model on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from onnx24.analysis.weight_uses import WeightUse
+from onnx24.ir.model import Model
+from onnx24.runtime.data import Calibration
+from onnx24.runtime.session import activations
+
+__all__ = ["channel_norms", "data_axis"]
+
+
+def channel_norms(
+    model: Model,
+    uses: Iterable[WeightUse],
+    data: Calibration,
+    progress: Callable[..., Iterator[Any]],
+) -> dict[str, np.ndarray]:
+    """The L2 norm of each channel that the weights are multiplied with, `[K]` in float64, by the
+    name of the value, over all samples and positions. The data are run once; what is held is one
+    run's activations and the sums.
+
+    Values of nested bodies are left out, and those that two products read along different axes.
+    progress: as `Context.progress`. Raises: InputError O24-016, O24-030 to O24-033.
+    """
+    axes: dict[str, set[int | None]] = {}
+    for use in uses:
+        if use.scope == "" and use.data:
+            axes.setdefault(use.data, set()).add(data_axis(use))
+    chosen = {name: axis for name, (axis, *more) in axes.items() if axis is not None and not more}
+    sums: dict[str, np.ndarray] = {}
+    if not chosen:
+        return {}
+    runs = activations(model, list(chosen), data.batches(model))
+    for values in progress(runs, "channels", total=data.runs):
+        for name, axis in chosen.items():
+            channels = np.moveaxis(values[name], axis, 0)
+            rows = channels.astype(np.float64).reshape(len(channels), -1)
+            squares = np.einsum("kn,kn->k", rows, rows)
+            sums[name] = sums[name] + squares if name in sums else squares
+    return {name: np.sqrt(total) for name, total in sums.items()}
+
+
+def data_axis(use: WeightUse) -> int | None:
+    """The axis of the other operand that a product sums over; None where that is not known."""
+    assert use.consumer is not None
+    attributes = {a.name: a for a in use.consumer.proto.attribute}
+    if use.op in ("Conv", "ConvTranspose"):
+        return 1 if use.groups == 1 else None
+    if use.op == "MatMul":
+        return -1 if use.input == 1 else None  # -2, or 0 for a vector: not worth the shape
+    if use.op == "Gemm":
+        name = "transA" if use.input == 1 else "transB"
+        transposed = name in attributes and attributes[name].i
+        last = not transposed if use.input == 1 else transposed
+        return -1 if last else 0
+    return None
