@@ -12,7 +12,7 @@ from onnx24.ir.index import Index
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
-from onnx24.rewrite.conv1x1 import rewrite_as_conv1x1
+from onnx24.rewrite.conv1x1 import Layout, rewrite_as_conv1x1
 
 
 class When(str, enum.Enum):
@@ -54,6 +54,9 @@ class MatmulToConv1x1(Pass):
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
 
     when: Annotated[When, "target: as the target's row says; always; never"] = When.TARGET
+    form: Annotated[
+        Layout, "what becomes the batch: tokens (all but K), or the leading axes (nchw, conv1d)"
+    ] = Layout.TOKENS
 
     def run(self, model: Model, ctx: Context) -> None:
         if self.when is When.NEVER or not has_products(model):
@@ -70,7 +73,7 @@ class MatmulToConv1x1(Pass):
                     _refuse(ctx, site.refused("O24-310", reason))
                 return
             admitted = _admit(ctx, sites)
-            rewrite_as_conv1x1(products, admitted)
+            kept = rewrite_as_conv1x1(products, admitted, self.form)
         _move_claims(model, admitted)
         for site in admitted:
             ctx.record(
@@ -83,9 +86,11 @@ class MatmulToConv1x1(Pass):
                 k=site.k,
                 n=site.n,
                 bias=site.bias is not None,
+                form=self.form.value,
             )
         if admitted:
             ctx.statistics["rewritten"] = len(admitted)
+            ctx.statistics["kept_between"] = kept
 
 
 def _refuse(ctx: Context, refusal: Refusal) -> None:
