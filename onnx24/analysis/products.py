@@ -3,9 +3,9 @@ and why the others not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -120,8 +120,8 @@ class _No(Exception):
         super().__init__(reason)
 
 
-class Products:
-    """The products of a surgeon view; `shapes` are those of the model before any edit.
+class ViewFacts:
+    """What is asked of a surgeon view; `shapes` are those of the model before any edit.
 
     `outputs`: the ids of the tensors that are outputs of a graph; `keys`: the id of each
     initializer's tensor → where the model keeps the values.
@@ -138,17 +138,36 @@ class Products:
             for graph in graphs
             for name, tensor in graph.initializers.items()
         }
-        self.dtypes = _conv_dtypes(model.opset)
+
+    def numpy_dtype_of(self, tensor: gs.Tensor, scope: str) -> np.dtype:
+        """Of a value whose dtype is known."""
+        return numpy_dtype(self.shapes.dtype(tensor.name, scope) or TensorProto.FLOAT)
+
+    def has_values(self, constant: gs.Tensor) -> bool:
+        """Whether it is an initializer whose values can be read. Not so for sparse ones."""
+        key = self.keys.get(id(constant))
+        return key is not None and key in self.model.weights
+
+
+class Products(ViewFacts):
+    """The products of a surgeon view."""
+
+    def __init__(self, model: Model, shapes: Shapes, root: Any) -> None:
+        super().__init__(model, shapes, root)
+        self.dtypes = dtypes_of("Conv", model.opset)
 
     def find(self) -> tuple[list[Product], list[Refusal]]:
         """What a 1x1 convolution can compute as well, and what not (O24-311, O24-312).
 
         All readers of a weight are in the first list or none is."""
         judged = list(self._judge())
-        sites, shared = _without_shared_weights(
-            [p for p in judged if isinstance(p, Product)], self.outputs
-        )
-        return sites, [p for p in judged if isinstance(p, Refusal)] + shared
+        products = [p for p in judged if isinstance(p, Product)]
+        shared = conflicts(products, self.outputs)
+        refused = [p for p in judged if isinstance(p, Refusal)]
+        refused += [
+            p.refused("O24-311", shared[id(p.node)]) for p in products if id(p.node) in shared
+        ]
+        return [p for p in products if id(p.node) not in shared], refused
 
     def _judge(self) -> Iterator[Product | Refusal]:
         for graph in walk(self.root):
@@ -163,15 +182,6 @@ class Products:
                     )
                 except _No as no:
                     yield Refusal(graph, node, no.code, no.reason, weight)
-
-    def numpy_dtype_of(self, tensor: gs.Tensor, scope: str) -> np.dtype:
-        """Of a value whose dtype is known."""
-        return numpy_dtype(self.shapes.dtype(tensor.name, scope) or TensorProto.FLOAT)
-
-    def has_values(self, constant: gs.Tensor) -> bool:
-        """Whether it is an initializer whose values can be read. Not so for sparse ones."""
-        key = self.keys.get(id(constant))
-        return key is not None and key in self.model.weights
 
     def _operands(self, graph: Any, node: gs.Node) -> _Operands:
         """Which operand is constant: the right one, where both are."""
@@ -364,9 +374,9 @@ def _swaps_last_axes(node: gs.Node) -> bool:
     return rank >= 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
 
 
-def _conv_dtypes(opset: int) -> set[int]:
-    """What Conv takes in this opset and TensorRT computes in."""
-    schema = onnx.defs.get_schema("Conv", opset, "")
+def dtypes_of(op: str, opset: int) -> set[int]:
+    """What the operator takes in this opset and TensorRT computes in."""
+    schema = onnx.defs.get_schema(op, opset, "")
     allowed = set(schema.type_constraints[0].allowed_type_strs)
     names = {"FLOAT": "float", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
     return {getattr(TensorProto, k) for k, v in names.items() if f"tensor({v})" in allowed}
@@ -399,31 +409,42 @@ def is_per_channel(shape: Iterable[int], n: int, rank: int, axis: int | None) ->
     return all(size == 1 for size in others) and all(size in (1, n) for size in own)
 
 
-def _without_shared_weights(
-    sites: list[Product], outputs: set[int]
-) -> tuple[list[Product], list[Refusal]]:
-    """A weight is rewritten for all of its readers or for none: two forms would be two copies."""
-    accepted = list(sites)
-    refused: dict[int, Refusal] = {}
+class Weighted(Protocol):
+    """What is asked of a layer whose weight is to change its form."""
+
+    node: gs.Node
+    weight: gs.Constant
+
+    @property
+    def path(self) -> tuple[gs.Node, ...]: ...
+    @property
+    def form(self) -> tuple: ...
+
+
+L = TypeVar("L", bound=Weighted)
+
+
+def conflicts(layers: Sequence[L], outputs: set[int]) -> dict[int, str]:
+    """id of a layer's node → why its weight cannot change its form: a weight is rewritten for all
+    of its readers or for none, since two forms would be two copies."""
+    accepted = list(layers)
+    found: dict[int, str] = {}
     while True:
-        by_weight: dict[int, list[Product]] = {}
-        for site in accepted:
-            by_weight.setdefault(id(site.weight), []).append(site)
+        by_weight: dict[int, list[L]] = {}
+        for layer in accepted:
+            by_weight.setdefault(id(layer.weight), []).append(layer)
         drop: dict[int, str] = {}
         for group in by_weight.values():
             reason = _conflict(group, outputs)
             if reason:
-                drop.update({id(site): reason for site in group})
+                drop.update({id(layer.node): reason for layer in group})
         if not drop:
-            break
-        for site in accepted:
-            if id(site) in drop:
-                refused[id(site)] = site.refused("O24-311", drop[id(site)])
-        accepted = [site for site in accepted if id(site) not in drop]
-    return accepted, [refused[id(site)] for site in sites if id(site) in refused]
+            return found
+        found |= drop
+        accepted = [layer for layer in accepted if id(layer.node) not in drop]
 
 
-def _conflict(group: list[Product], outputs: set[int]) -> str:
+def _conflict(group: Sequence[L], outputs: set[int]) -> str:
     nodes = {id(site.node) for site in group}
     weight, path = group[0].weight, group[0].path
     if any(site.form != group[0].form for site in group):

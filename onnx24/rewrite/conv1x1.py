@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import detach, fresh, walk
 from onnx24.rewrite.forms import Form, Lead, Plan, Twin
+from onnx24.rewrite.nodes import Dim, FormWriter, ShapeConstants, scaled, spread
 
 
 class Layout(str, enum.Enum):
@@ -70,14 +71,15 @@ class _Site:
             own = Layout.TOKENS
         elif layout is Layout.TOKENS:
             own = Layout.NCHW
-        enter = Form(own.value, product.x_axis, product.k)
+        rank = len(product.x_shape)
+        enter = Form(own.value, product.x_axis, product.k, rank)
         plain = (
             product.out_axis is not None
             and product.rest is None
             and product.post_scale == 1.0
             and not product.leading_ones
         )
-        leave = Form(own.value, product.out_axis, product.n) if plain else None  # type: ignore[arg-type]
+        leave = Form(own.value, product.out_axis, product.n, rank) if plain else None  # type: ignore[arg-type]
         return cls(product, enter, leave)
 
     @property
@@ -97,26 +99,13 @@ class _Site:
         return self.product.result
 
 
-@dataclass(frozen=True)
-class _Dim:
-    """The `index`-th size of a lead, which may be known at run time only."""
-
-    lead: Lead
-    index: int
-
-    @property
-    def known(self) -> int | None:
-        size = self.lead.sizes[self.index]
-        return size if isinstance(size, int) else None
-
-
 class _Rewriter:
     """What the sites of one view share: kernels, shape constants."""
 
     def __init__(self, products: Products, layout: Layout) -> None:
         self.products = products
         self.weights: dict[int, gs.Tensor] = {}
-        self.shapes: dict[tuple[int, ...], gs.Constant] = {}
+        self.shapes = ShapeConstants(products.root)
         self.kernel_ones = 1 if layout is Layout.CONV1D else 2
 
     def run(self, graph: Any, sites: Sequence[_Site]) -> int:
@@ -154,13 +143,6 @@ class _Rewriter:
         graph.nodes[:] = edit.nodes
         return len(plan.kept)
 
-    def shape(self, sizes: tuple[int, ...], base: str) -> gs.Constant:
-        """A shape constant; equal ones are one."""
-        if sizes not in self.shapes:
-            name = fresh(self.products.root, base)
-            self.shapes[sizes] = gs.Constant(name, np.array(sizes, np.int64))
-        return self.shapes[sizes]
-
     def weight(self, site: Product) -> gs.Tensor:
         """The weight as [N, K, 1, 1] under its old name, behind its Q/DQ."""
         old = site.weight
@@ -190,42 +172,27 @@ class _Rewriter:
         assert old is not None
         if tuple(old.shape) == (site.n,) and site.bias_scale == 1.0:
             return old
-        return self.constant(site.graph, old, (site.n,), f"{site.label}.bias", site.bias_scale)
-
-    def constant(
-        self, graph: Any, old: gs.Constant, shape: tuple[int, ...], base: str, scale: float = 1.0
-    ) -> gs.Constant:
-        """A constant of one value a channel, or of one value, in another shape; under its own
-        name where nothing else reads it."""
-        alone = len(old.outputs) == 1 and id(old) not in self.products.outputs
-        name = old.name if alone else fresh(graph, base)
-        key = self.products.keys[id(old)]
-        return Derived(name, shape, old.dtype, _Spread(self.products.model, key, shape, scale))
+        name = f"{site.label}.bias"
+        return spread(self.products, site.graph, old, (site.n,), name, site.bias_scale)
 
 
-class _GraphEdit:
+class _GraphEdit(FormWriter):
     """The nodes of one graph while they are written anew."""
 
     def __init__(self, rewriter: _Rewriter, graph: Any, plan: Plan) -> None:
+        super().__init__(graph, rewriter.shapes, plan)
         self.rewriter = rewriter
-        self.graph = graph
-        self.plan = plan
-        self.nodes: list[gs.Node] = []
-        self.formed: dict[tuple[int, Form], gs.Tensor] = {}
-        """(id of a value, form) → the same in that form"""
-        self.computed: dict[tuple[Any, ...], gs.Tensor] = {}
-        """Shapes and their pieces, by what they are"""
 
     # --- what replaces the nodes -----------------------------------------------------------
     def convolve(self, site: _Site, needed: bool) -> None:
         product, label = site.product, site.product.label
         node, result, rest = product.node, product.result, product.rest
         lead = self.plan.leads[id(node)]
-        x = self._enter(product.x, site.enter, lead, label)
+        x = self.enter(product.x, site.enter, lead, label)
         inputs = [x, self.rewriter.weight(product)]
         if product.bias is not None:
             inputs.append(self.rewriter.bias(product))
-        out = gs.Variable(fresh(self.graph, f"{label}.{_NOUN[site.enter.layout]}"), result.dtype)
+        out = self.formed_value(label, site.enter, result)
         detach(node)
         if product.add is not None:
             detach(product.add)
@@ -234,15 +201,15 @@ class _GraphEdit:
         if site.leave is not None:
             self.formed[id(result), site.leave] = out
             if needed:
-                self._leave(out, site.leave, lead, result, label)
+                self.leave(out, site.leave, lead, result, label)
             return
-        form = Form(site.enter.layout, product.out_axis or 0, product.n)
+        form = replace(site.enter, axis=product.out_axis or 0, channels=product.n)
         ones = (1,) * product.leading_ones
         if rest is None and product.post_scale == 1.0:
-            self._leave(out, form, lead, result, label, ones=ones)
+            self.leave(out, form, lead, result, label, ones=ones)
             return
         value: gs.Tensor = gs.Variable(fresh(self.graph, f"{label}.product"), result.dtype)
-        self._leave(out, form, lead, value, label, ones=ones)
+        self.leave(out, form, lead, value, label, ones=ones)
         self._after(product, value, rest, result)
 
     def _after(
@@ -253,12 +220,12 @@ class _GraphEdit:
         label = product.label
         if product.post_scale != 1.0:
             out = result if rest is None else None
-            value = self._op("Mul", label, "scaled", [value, self._number(product, "alpha")], out)
+            value = self.op("Mul", label, "scaled", [value, self._number(product, "alpha")], out)
         if rest is None:
             return
         if product.bias_scale != 1.0:
-            rest = self._op("Mul", label, "addend", [rest, self._number(product, "beta")])
-        self._op("Add", label, "sum", [value, rest], result)
+            rest = self.op("Mul", label, "addend", [rest, self._number(product, "beta")])
+        self.op("Add", label, "sum", [value, rest], result)
 
     def _number(self, product: Product, which: str) -> gs.Constant:
         value = product.post_scale if which == "alpha" else product.bias_scale
@@ -266,30 +233,7 @@ class _GraphEdit:
         name = fresh(self.graph, f"{product.label}.{which}")
         return gs.Constant(name, np.array(value, np.float32).astype(dtype))
 
-    def keep(self, node: gs.Node, needed: bool) -> None:
-        """An elementwise node goes on working, on values of the convolution's form."""
-        result = node.outputs[0]
-        twin = self.plan.twins[id(result)]
-        data = self.plan.data_inputs(node)
-        label = node.name or result.name
-        inputs = []
-        for tensor in list(node.inputs):
-            if any(tensor is d for d in data):
-                lead = self.plan.twins[id(tensor)].lead
-                inputs.append(self._enter(tensor, twin.form, lead, label))
-            else:
-                inputs.append(self._beside(tensor, twin))
-        form = twin.form
-        out = gs.Variable(fresh(self.graph, f"{result.name}.{_NOUN[form.layout]}"), result.dtype)
-        detach(node)
-        node.inputs.extend(inputs)
-        node.outputs.append(out)
-        self.nodes.append(node)
-        self.formed[id(result), form] = out
-        if needed:
-            self._leave(out, form, twin.lead, result, label)
-
-    def _beside(self, tensor: gs.Tensor, twin: Twin) -> gs.Tensor:
+    def beside(self, tensor: gs.Tensor, twin: Twin) -> gs.Tensor:
         """A constant operand, broadcast along the channels where they are now."""
         if not isinstance(tensor, gs.Constant) or len(tensor.shape) == 0:
             return tensor
@@ -300,10 +244,13 @@ class _GraphEdit:
             shape: tuple[int, ...] = (1,)
         else:
             shape = (channels, *(1,) * self.rewriter.kernel_ones)
-        return self.rewriter.constant(self.graph, tensor, shape, f"{tensor.name}.channels")
+        return spread(self.rewriter.products, self.graph, tensor, shape, f"{tensor.name}.channels")
+
+    def noun(self, form: Form) -> str:
+        return _NOUN[form.layout]
 
     # --- in and out ------------------------------------------------------------------------
-    def _enter(self, x: gs.Tensor, form: Form, lead: Lead, label: str) -> gs.Tensor:
+    def enter(self, x: gs.Tensor, form: Form, lead: Lead, label: str) -> gs.Tensor:
         """`x` in the convolution's form."""
         found = self.formed.get((id(x), form))
         if found is not None:
@@ -312,8 +259,8 @@ class _GraphEdit:
         rank = len(lead.sizes) + 1
         value = x
         if (form.axis == -1) != (layout == Layout.TOKENS.value):
-            value = self._transpose(value, rank, label, "channels_first")
-        parts: list[int | _Dim]
+            value = self.transpose(value, rank, label, "channels_first")
+        parts: list[int | Dim]
         if layout == Layout.TOKENS.value:
             parts = [-1, k, *[1] * self.rewriter.kernel_ones]
         else:
@@ -322,16 +269,16 @@ class _GraphEdit:
             parts = [
                 int(np.prod(batch, dtype=np.int64)) if known else -1,  # type: ignore[arg-type]
                 k,
-                _Dim(lead, rank - 2),
+                Dim(lead, rank - 2),
                 *([1] if layout == Layout.NCHW.value else []),
             ]
         if not (layout == Layout.CONV1D.value and rank == 3):
-            target = self._target(parts, label, "to_shape")
-            value = self._op("Reshape", label, f"to_{_NOUN[layout]}", [value, target])
+            target = self.target(parts, label, "to_shape")
+            value = self.op("Reshape", label, f"to_{_NOUN[layout]}", [value, target])
         self.formed[id(x), form] = value
         return value
 
-    def _leave(
+    def leave(
         self,
         value: gs.Tensor,
         form: Form,
@@ -342,7 +289,7 @@ class _GraphEdit:
     ) -> None:
         """`result`, in the graph's own form, from the convolution's. form.axis 0: it has no axis
         of channels."""
-        sizes: list[int | _Dim] = [_Dim(lead, i) for i in range(len(lead.sizes))]
+        sizes: list[int | Dim] = [Dim(lead, i) for i in range(len(lead.sizes))]
         tokens = form.layout == Layout.TOKENS.value
         if form.axis:
             sizes.insert(len(sizes) if tokens else len(sizes) - 1, form.channels)
@@ -352,79 +299,13 @@ class _GraphEdit:
         if form.layout == Layout.CONV1D.value and rank == 3 and form.axis and not ones:
             reshaped = value
         else:
-            target = self._target([*ones, *sizes], label, "shape")
+            target = self.target([*ones, *sizes], label, "shape")
             out = None if swapped else result
-            reshaped = self._op("Reshape", label, step, [value, target], out)
+            reshaped = self.op("Reshape", label, step, [value, target], out)
         if swapped:
-            self._transpose(reshaped, rank, label, "channels_last", result)
+            self.transpose(reshaped, rank, label, "channels_last", result)
         elif reshaped is value:
-            self._op("Identity", label, step, [value], result)
-
-    def _target(self, parts: Sequence[int | _Dim], label: str, step: str) -> gs.Tensor:
-        """A shape: a constant where at most one size is unknown, computed otherwise."""
-        sizes = [part.known if isinstance(part, _Dim) else part for part in parts]
-        if sum(size in (None, -1) for size in sizes) <= 1:
-            known = tuple(-1 if size is None else size for size in sizes)
-            return self.rewriter.shape(known, f"{label}.{step}")
-        if tuple(parts) not in self.computed:
-            self.computed[tuple(parts)] = self._compute(parts, label, step)
-        return self.computed[tuple(parts)]
-
-    def _compute(self, parts: Sequence[int | _Dim], label: str, step: str) -> gs.Tensor:
-        pieces: list[gs.Tensor] = []
-        run: list[int | _Dim] = []
-        for i, part in enumerate(parts):
-            run.append(part)
-            ends = i + 1 == len(parts) or isinstance(parts[i + 1], _Dim) != isinstance(part, _Dim)
-            if ends:
-                pieces.append(self._piece(run, label))
-                run = []
-        if len(pieces) == 1:
-            return pieces[0]
-        return self._op("Concat", label, step, pieces, attrs={"axis": 0}, dtype=np.int64)
-
-    def _piece(self, run: Sequence[int | _Dim], label: str) -> gs.Tensor:
-        first = run[0]
-        if not isinstance(first, _Dim):
-            return self.rewriter.shape(tuple(run), f"{label}.columns")  # type: ignore[arg-type]
-        lead = first.lead
-        rank = len(lead.sizes) + 1
-        axes = [i for i in range(rank) if i != rank + lead.axis]
-        picked = tuple(axes[part.index] for part in run)  # type: ignore[union-attr]
-        indices = self.rewriter.shape(picked, f"{label}.leading_axes")
-        if (lead,) not in self.computed:
-            self.computed[lead,] = self._op(
-                "Shape", label, "whole_shape", [lead.source], dtype=np.int64
-            )
-        if (lead, picked) not in self.computed:
-            inputs = [self.computed[lead,], indices]
-            self.computed[lead, picked] = self._op(
-                "Gather", label, "leading_shape", inputs, attrs={"axis": 0}, dtype=np.int64
-            )
-        return self.computed[lead, picked]
-
-    def _transpose(
-        self, value: gs.Tensor, rank: int, label: str, step: str, out: gs.Tensor | None = None
-    ) -> gs.Tensor:
-        perm = [*range(rank - 2), rank - 1, rank - 2]
-        return self._op("Transpose", label, step, [value], out, attrs={"perm": perm})
-
-    def _op(
-        self,
-        op: str,
-        label: str,
-        step: str,
-        inputs: Sequence[gs.Tensor],
-        out: gs.Tensor | None = None,
-        *,
-        attrs: dict[str, Any] | None = None,
-        dtype: Any = None,
-    ) -> gs.Tensor:
-        if out is None:
-            out = gs.Variable(fresh(self.graph, f"{label}.{step}"), dtype or inputs[0].dtype)
-        name = fresh(self.graph, f"{label}.{step}.{op.lower()}")
-        self.nodes.append(gs.Node(op, name, attrs or {}, list(inputs), [out]))
-        return out
+            self.op("Identity", label, step, [value], result)
 
 
 _NOUN = {"tokens": "tokens", "nchw": "image", "conv1d": "sequence"}
@@ -444,26 +325,4 @@ class _Kernel:
         n, k = self.shape[:2]
         w = self.model.weights[self.key]
         w = w.reshape(n, k) if self.is_nk else w.reshape(k, n).T
-        return np.ascontiguousarray(_scaled(w, self.scale)).reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """A constant of one value a channel, or of one value, of any rank, in another shape."""
-
-    model: Model
-    key: ValueKey
-    shape: tuple[int, ...]
-    scale: float
-
-    def __call__(self) -> np.ndarray:
-        values = _scaled(self.model.weights[self.key].reshape(-1), self.scale)
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return np.ascontiguousarray(np.broadcast_to(values, (count,))).reshape(self.shape)
-
-
-def _scaled(values: np.ndarray, factor: float) -> np.ndarray:
-    """Rounded once, also for 16-bit types."""
-    if factor == 1.0:
-        return values
-    return (values.astype(np.float32) * np.float32(factor)).astype(values.dtype)
+        return np.ascontiguousarray(scaled(w, self.scale)).reshape(self.shape)

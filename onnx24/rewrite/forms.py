@@ -32,11 +32,13 @@ _BROADCASTS_SINCE = 7
 @dataclass(frozen=True)
 class Form:
     """How a layer wants a value. layout: the rewriter's name for it; axis: where the channels lie
-    in the graph's own value, counted from the end; channels: their number."""
+    in the graph's own value, counted from the end; channels: their number; rank: the dimensions
+    of the graph's own value."""
 
     layout: str
     axis: int
     channels: int
+    rank: int
 
 
 @dataclass(eq=False)
@@ -89,7 +91,9 @@ class Plan:
 
     `twins`: id of a tensor → the form it takes; `kept`: ids of the elementwise nodes that work on
     twins. Only nodes between sites are kept, so that no reshape is added. `opset` of the model;
-    `constant`: whether a tensor has values that can be read.
+    `constant`: whether a tensor has values that can be read. `seeds`: id of a tensor → a twin that
+    it has already; `exits`: whether a node that reads a twin gives what the twin is in any case,
+    as the reshape back does.
     """
 
     def __init__(
@@ -99,16 +103,21 @@ class Plan:
         outputs: set[int],
         opset: int,
         constant: Callable[[gs.Tensor], bool],
+        seeds: Mapping[int, Twin] | None = None,
+        exits: Callable[[gs.Node, Twin], bool] = lambda node, twin: False,
     ) -> None:
         self.graph = graph
         self.sites: Mapping[int, Site] = {id(site.node): site for site in sites}
         self.outputs = outputs
         self.opset = opset
         self.constant = constant
+        self.seeds = dict(seeds or {})
+        self.exits = exits
         self.twins: dict[int, Twin] = {}
         self.leads: dict[int, Lead] = {}
         """id of a site's node → the lead of its input"""
         self.kept: set[int] = set()
+        self._here = {id(node) for node in graph.nodes}
         self._pulled = self._pulled_pairs()
         banned: set[int] = set()
         while True:
@@ -124,6 +133,9 @@ class Plan:
             not self._is_inside(reader, tensor) for reader in tensor.outputs
         )
 
+    def is_exit(self, reader: gs.Node, twin: Twin) -> bool:
+        return id(reader) in self._here and self.exits(reader, twin)
+
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """The inputs of an elementwise node that are no constants."""
         inputs = node.inputs[:1] if node.op in _UNARY else node.inputs
@@ -133,19 +145,18 @@ class Plan:
         """id of a QuantizeLinear → the form that the reader of its pair wants: the reshape goes
         before the pair, so that quantizer and layer stay neighbours."""
         found: dict[int, tuple[Form, Sizes]] = {}
-        here = {id(node) for node in self.graph.nodes}
         for site in self.sites.values():
             dq = producer_of(site.x)
             q = producer_of(dq.inputs[0]) if dq is not None else None
             if dq is None or q is None or (dq.op, q.op) != ("DequantizeLinear", "QuantizeLinear"):
                 continue
-            if id(q) in here and id(dq) in here:
+            if id(q) in self._here and id(dq) in self._here:
                 found.setdefault(id(q), (site.enter, site.x_shape))
         return found
 
     def _forward(self, banned: set[int]) -> list[gs.Node]:
         """Every elementwise node that could work on twins, in order."""
-        self.twins, self.leads = {}, {}
+        self.twins, self.leads = dict(self.seeds), {}
         candidates = []
         for node in self.graph.nodes:
             site = self.sites.get(id(node))
@@ -193,10 +204,9 @@ class Plan:
             return first if all(_is_single(t) for t in others) else None
         if self.opset < _BROADCASTS_SINCE or (node.op == "PRelu" and data[0] is not node.inputs[0]):
             return None
-        rank = len(first.lead.sizes) + 1
         form = first.form
         fit = all(
-            self.constant(t) and is_per_channel(t.shape, form.channels, rank, form.axis)
+            self.constant(t) and is_per_channel(t.shape, form.channels, form.rank, form.axis)
             for t in others
         )
         return first if fit else None
@@ -204,9 +214,7 @@ class Plan:
     def _between(self, candidates: list[gs.Node]) -> set[int]:
         """Of the candidates, those whose result a site reads, perhaps over other candidates."""
         wanted = {
-            id(site.x)
-            for site in self.sites.values()
-            if self.twins[id(site.x)].form == site.enter
+            id(site.x) for site in self.sites.values() if self.twins[id(site.x)].form == site.enter
         }
         kept = set()
         for node in reversed(candidates):
@@ -220,12 +228,12 @@ class Plan:
         return node.op in _QUANTIZERS and self.is_needed_outside(node.outputs[0])
 
     def _is_inside(self, reader: gs.Node, tensor: gs.Tensor) -> bool:
-        if id(reader) in self.kept:
+        twin = self.twins.get(id(tensor))
+        if id(reader) in self.kept or (twin is not None and self.is_exit(reader, twin)):
             return True
         site = self.sites.get(id(reader))
         if site is None or site.x is not tensor or sum(t is tensor for t in reader.inputs) > 1:
             return False
-        twin = self.twins.get(id(tensor))
         return twin is not None and twin.form == site.enter
 
 

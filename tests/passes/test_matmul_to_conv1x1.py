@@ -221,8 +221,8 @@ FORMS = {
                          {"w": WT, "b": B[:, None]}),
     "gemm-rows": ("float[3,8] x", "float[3,6] y", "y = Gemm<beta=0.5>(x, w, c)",
                   {"w": W, "c": C36}),
-    "gemm-computed-bias": ("float[M,8] x, float[6] d", "float[M,6] y", "y = Gemm<beta=2.0>(x, w, d)",
-                           {"w": W}),
+    "gemm-computed-bias": ("float[M,8] x, float[6] d", "float[M,6] y",
+                           "y = Gemm<beta=2.0>(x, w, d)", {"w": W}),
     "gemm-itself": ("float[8,8] x", "float[8,8] y", "y = Gemm(x, w, x)",
                     {"w": (W @ WT).astype(np.float32)}),
     "gemm-beta-0": ("float[3,8] x", "float[3,6] y", "y = Gemm<beta=0.0>(x, w, c)",
@@ -343,7 +343,8 @@ def test_sums_of_other_sizes_stay_outside() -> None:
 
 
 def test_what_is_read_outside_too_gets_its_own_reshape() -> None:
-    model = _pair("a = Relu(h)", {}, tail="o = MatMul(a, u) s = ReduceMax<axes=[2]>(a) y = Add(o, s)")
+    tail = "o = MatMul(a, u) s = ReduceMax<axes=[2]>(a) y = Add(o, s)"
+    model = _pair("a = Relu(h)", {}, tail=tail)
     ctx = rewritten(model, dynamic=3)
     assert ctx.statistics["kept_between"] == 1 and ops(model).count("Reshape") == 3
 
