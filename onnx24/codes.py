@@ -489,6 +489,7 @@ _TABLE = (
     ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
+    Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
         "O24-310",
         "note",
@@ -498,6 +499,7 @@ _TABLE = (
     ),
     Code("O24-311", "note", "form not covered", "The product cannot be written as a 1x1 Conv."),
     Code("O24-312", "note", "no constant operand", "Both operands are computed at run time."),
+    Code("O24-313", "note", "convolution stays", "The 1x1 Conv cannot be written as a MatMul."),
     Code("O24-320", "note", "constant folded", "A constant expression was computed."),
     Code("O24-321", "note", "dead code removed", "Nothing used the result."),
     Code("O24-322", "note", "function inlined", "A local function's body replaced its call."),

@@ -44,20 +44,25 @@ class Form:
 @dataclass(eq=False)
 class Lead:
     """The dimensions of a value besides its channels. `source`: a value of the graph that has
-    them, with its channels at `axis`."""
+    them, with its channels at `axis`; `seeded`: it comes from a seed of the plan."""
 
     source: gs.Tensor
     axis: int
     sizes: Sizes
+    seeded: bool = False
 
     @classmethod
-    def of(cls, source: gs.Tensor, axis: int, shape: Sizes) -> Lead:
+    def of(cls, source: gs.Tensor, axis: int, shape: Sizes, *, seeded: bool = False) -> Lead:
         at = len(shape) + axis
-        return cls(source, axis, shape[:at] + shape[at + 1 :])
+        return cls(source, axis, shape[:at] + shape[at + 1 :], seeded)
 
     def matches(self, other: Lead) -> bool:
         """Surely the same sizes."""
-        return self is other or (self.sizes == other.sizes and None not in self.sizes)
+        if self is other:
+            return True
+        if self.sizes != other.sizes or None in self.sizes:
+            return False
+        return (self.axis, self.seeded) == (other.axis, other.seeded)
 
 
 @dataclass(frozen=True)

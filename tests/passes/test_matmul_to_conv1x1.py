@@ -599,6 +599,17 @@ def test_the_target_decides() -> None:
     assert not ctx.records and not model.changed
 
 
+def test_what_an_exporter_says_of_the_weight_goes_with_its_old_form() -> None:
+    """torch writes a value_info for initializers; a stale one makes shape inference fail."""
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) y = Relu(h) }", weights={"w": W}
+    )
+    info = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [K, N])
+    model.proto.graph.value_info.append(info)
+    rewritten(model)
+    onnx.shape_inference.infer_shapes(model.proto, strict_mode=True)
+
+
 def test_site_limit_names_weights() -> None:
     model = text_model(
         "g (float[3,8] x) => (float[3,6] y, float[3,6] z) { y = MatMul(x, w) z = MatMul(x, u) }",
