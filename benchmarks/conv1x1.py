@@ -156,17 +156,15 @@ def main() -> None:
         args.markdown.write_text(_page(rows), encoding="utf-8")
 
 
-_READING = [
-    "How to read it:",
-    "- Attention between the products (vit, cct) is what the convolution form costs: heads are split and",
-    "  joined by reshapes that a MatMul absorbs and a convolution does not. There it reads and writes 1.1",
-    "  to 1.5 times as much. So the pass is off by default where MatMul itself can be sparse.",
-    "- Where products follow each other with elementwise nodes between (feed-forward), one pair of",
-    "  reshapes is shared and the convolution form costs nothing.",
-    "- tokens is the cheapest form or within 2 % of it.",
-    "- int8 of models with a batch of 1 (mnistfc, mjp) is not comparable: `qdq` leaves matrix-vector",
-    "  products in float (O24-210) and does not see that a convolution over one token is one.",
-]
+_READING = """How to read it:
+- Attention between the products (vit, cct) is what the convolution form costs: heads are split
+  and joined by reshapes that a MatMul absorbs and a convolution does not. There it reads and
+  writes 1.1 to 1.5 times as much. So the pass is off by default where MatMul itself can be sparse.
+- Where products follow each other with elementwise nodes between (feed-forward), one pair of
+  reshapes is shared and the convolution form costs nothing.
+- tokens is the cheapest form or within 2 % of it.
+- int8 of models with a batch of 1 (mnistfc, mjp) is not comparable: `qdq` leaves matrix-vector
+  products in float (O24-210) and does not see that a convolution over one token is one."""
 
 
 def _page(rows: list[list[str]]) -> str:
@@ -182,7 +180,7 @@ def _page(rows: list[list[str]]) -> str:
         "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        *_READING,
+        _READING,
     ]
     return "\n".join(lines) + "\n"
 

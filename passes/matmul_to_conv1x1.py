@@ -39,9 +39,9 @@ class MatmulToConv1x1(Pass):
     the Reshapes between go; a normalization stays outside. The weight keeps its name, the Conv the
     layer's; a weight recorded as 2:4 stays so, along C now.
 
-    `form=tokens` is the cheapest or near it (benchmarks/results/conv1x1.md). A weight on the left, whose
-    activation has K before its last axis, becomes `Reshape[batch,K,M,1] → Conv → Reshape` there,
-    which needs no Transpose. `form=nchw` writes every product so, `form=conv1d` as
+    `form=tokens` is the cheapest or near it (benchmarks/results/conv1x1.md). A weight on the left,
+    whose activation has K before its last axis, becomes `Reshape[batch,K,M,1] → Conv → Reshape`
+    there, which needs no Transpose. `form=nchw` writes every product so, `form=conv1d` as
     `[batch,K,M] → Conv(W[N,K,1])`; both put Transposes around a weight on the right.
 
     Refused, with a record each: O24-310 where the target prefers the MatMul, O24-312 where both
