@@ -549,6 +549,12 @@ _TABLE = (
         "The backend builds for the target's compute capability but for another TensorRT than "
         "the target names: the engine runs there, and says nothing about the target's kernels.",
     ),
+    Code(
+        "O24-509",
+        "error",
+        "option not supported by the backend",
+        "This release of the backend does not know an option that was asked for.",
+    ),
     # --- 6xx policy ------------------------------------------------------------------------
     Code(
         "O24-600",

@@ -56,6 +56,13 @@ class Port:
         count = math.prod(dynamic if d < 0 else d for d in self.dims)
         return math.ceil(count * _BITS.get(self.dtype, 32) / 8)
 
+    def to_inspector(self) -> dict[str, Any]:
+        return {
+            "Name": self.name,
+            "Dimensions": list(self.dims),
+            "Format/Datatype": self.dtype,
+        }
+
 
 _BITS = {"fp32": 32, "int32": 32, "int64": 64, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8,
          "bool": 8, "int4": 4, "fp4": 4}  # fmt: skip
@@ -98,6 +105,18 @@ class Layer:
     def traffic_bytes(self, dynamic: int = 1) -> int:
         """What it reads and writes, constants included, with that size for dynamic dimensions."""
         return sum(p.nbytes(dynamic) for p in (*self.reads, *self.writes, *self.holds))
+
+    def to_inspector(self) -> dict[str, Any]:
+        """As the engine inspector writes a layer; `layers_from_json` reads it back."""
+        return {
+            "Name": self.name,
+            "LayerType": self.kind,
+            "Inputs": [port.to_inspector() for port in self.reads],
+            "Outputs": [port.to_inspector() for port in self.writes],
+            "Constants": [port.to_inspector() for port in self.holds],
+            "TacticName": self.tactic,
+            "Metadata": "\x1e".join(f"[ONNX Layer: {name}]" for name in self.onnx_nodes),
+        }
 
     def to_json(self) -> dict[str, Any]:
         hidden = {"reads", "writes", "holds"}

@@ -422,6 +422,14 @@ def build(
         ),
     ] = None,
     shapes: o.Shapes = None,
+    calib: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--calib",
+            metavar="DATA",
+            help="Samples that give the sizes of dynamic inputs which --shapes leaves out.",
+        ),
+    ] = None,
     timeout: o.Timeout = None,
     sparsity: Annotated[
         bool, typer.Option("--sparsity/--no-sparsity", help="Let the builder use 2:4 kernels.")
@@ -438,11 +446,44 @@ def build(
     ] = None,
     timing_cache: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--timing-cache", metavar="FILE", help="Read and write kernel timings there."),
+        typer.Option(
+            "--timing-cache",
+            metavar="FILE",
+            help="Read kernel timings from there and keep them; the report gives their hash.",
+        ),
     ] = None,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--hardware-compatibility",
+            metavar="none|ampere+|same",
+            help="Which other GPUs the engine may run on: none, all from Ampere on, or those of "
+            "the same compute capability.",
+        ),
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="Let later TensorRT releases run the engine."),
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Let the engine's weights be replaced later.")
+    ] = False,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave weights out that a refit can restore.")
+    ] = False,
     log: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--log", metavar="FILE", help="Keep the builder's whole log."),
+        typer.Option(
+            "--log", metavar="FILE", help="Keep the builder's whole log (for `onnx24 ledger`)."
+        ),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--layers",
+            metavar="FILE",
+            help="Keep the engine's layers as JSON (for `onnx24 ledger`).",
+        ),
     ] = None,
     print_command: Annotated[
         bool,
@@ -452,9 +493,23 @@ def build(
             "be run where that is installed.",
         ),
     ] = False,
+    export: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--export",
+            metavar="PREFIX",
+            help="With --print-command: also run and time the engine, and write "
+            "PREFIX.layers.json, PREFIX.times.json and PREFIX.profile.json (for `onnx24 ledger`).",
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> int:
-    """Build an engine with TensorRT."""
+    """Build an engine with TensorRT.
+
+    The builder runs in a process of its own, so that its crash or hang ends in exit code 3 with the
+    last lines of its log. Dynamic inputs need a size: --shapes, or --calib, whose samples give the
+    smallest, the most frequent and the largest size of each dimension.
+    """
     from onnx24.cli.building import BuildRequest, build_engine
 
     return build_engine(
@@ -464,13 +519,20 @@ def build(
             backend=backend,
             engine=engine,
             shapes=tuple(shapes or ()),
+            calib=calib,
             timeout_s=timeout,
             sparsity=sparsity,
             workspace_mib=workspace,
             optimization_level=optimization_level,
             timing_cache=timing_cache,
+            hardware_compatibility=hardware_compatibility,
+            version_compatible=version_compatible,
+            refit=refit,
+            strip=strip,
             log=log,
+            layers=layers,
             print_command=print_command,
+            export=export,
             as_json=json,
         )
     )
