@@ -427,7 +427,8 @@ def build(
         typer.Option(
             "--calib",
             metavar="DATA",
-            help="Samples that give the sizes of dynamic inputs which --shapes leaves out.",
+            help="Samples that give the sizes of dynamic inputs which --shapes leaves out. An .npz "
+            "of a dynamic batch counts as batches of 1 to 16.",
         ),
     ] = None,
     timeout: o.Timeout = None,
