@@ -270,6 +270,13 @@ _TABLE = (
         "The policy file cannot be read, is no TOML, or holds a key or a value that no rule knows.",
         "see `onnx24 check --help` for the keys",
     ),
+    Code(
+        "O24-046",
+        "error",
+        "measurement file cannot be used",
+        "A builder's log, layer information, profile or times file is missing or of another form.",
+        "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
+    ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
         "O24-100",

@@ -540,6 +540,95 @@ def build(
 
 
 @app.command()
+def ledger(
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            metavar="[MODEL]",
+            help="The model, original or compiled: one row for each of its layers. Without it one "
+            "for each layer of the engine.",
+        ),
+    ] = None,
+    log: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--log", metavar="FILE", help="The builder's verbose log.", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--layers",
+            metavar="FILE",
+            help="The engine's layers: `onnx24 build --layers`, trtexec's --exportLayerInfo or the "
+            "engine inspector's JSON.",
+        ),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--profile", metavar="FILE", help="Layer times: trtexec's --exportProfile."),
+    ] = None,
+    times: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--times", metavar="FILE", help="Run times: trtexec's --exportTimes."),
+    ] = None,
+    dense_log: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--dense-log", metavar="FILE", help="The same of an engine built without sparsity."
+        ),
+    ] = None,
+    dense_layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense-layers", metavar="FILE", help="Its layers."),
+    ] = None,
+    dense_profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense-profile", metavar="FILE", help="Its layer times."),
+    ] = None,
+    dense_times: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense-times", metavar="FILE", help="Its run times."),
+    ] = None,
+    target: o.TargetName = DEFAULT_TARGET,
+    shapes: o.Shapes = None,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Also write it there, as .html, .json or .txt."
+        ),
+    ] = None,
+    json: o.Json = False,
+) -> int:
+    """Say of every layer whether it was eligible for 2:4, chosen, and faster.
+
+    Works from the files of a build and a measurement alone, which may have run elsewhere:
+    `onnx24 build MODEL --print-command --export run` prints the trtexec command that writes them.
+    What no file says is shown as "–". A layer counts as faster where its median time is more than
+    3 % below that in the dense engine.
+    """
+    from onnx24.cli.ledger import LedgerRequest, keep_ledger
+
+    return keep_ledger(
+        LedgerRequest(
+            model=model,
+            target=target,
+            shapes=tuple(shapes or ()),
+            log=log,
+            layers=layers,
+            profile=profile,
+            times=times,
+            dense_log=dense_log,
+            dense_layers=dense_layers,
+            dense_profile=dense_profile,
+            dense_times=dense_times,
+            output=output,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def bisect(
     model: o.ModelPath,
     pipeline: Annotated[
