@@ -8,7 +8,8 @@ from onnx24.ledger.ledger import NOISE, Ledger, Row
 from onnx24.report.table import shape_text, table
 
 HEADER = (
-    "layer", "weight", "MFLOP", "2:4", "eligible", "chosen", "ms", "dense", "gain", "moves", "kernel"
+    "layer", "weight", "MFLOP", "2:4", "eligible", "chosen", "ms", "dense", "gain", "moves",
+    "kernel",
 )  # fmt: skip
 
 
