@@ -562,6 +562,13 @@ _TABLE = (
         "option not supported by the backend",
         "This release of the backend does not know an option that was asked for.",
     ),
+    Code(
+        "O24-510",
+        "error",
+        "no GPU to measure on",
+        "Times are only measured where an NVIDIA GPU and its driver are.",
+        "`onnx24 bench --estimate` gives bounds from data-sheet peaks instead",
+    ),
     # --- 6xx policy ------------------------------------------------------------------------
     Code(
         "O24-600",

@@ -142,7 +142,7 @@ class PythonBackend(Backend):
             log=log,
             cwd=scratch,
             timeout_s=timeout_s,
-            env=_child_environment(),
+            env=child_environment(),
         )
         with open(log, encoding="utf-8", errors="replace") as lines:
             facts = read_log(lines)
@@ -195,7 +195,7 @@ class PythonBackend(Backend):
         )
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Ours, with the folder that holds this very onnx24 first: a bare checkout is not installed,
     and the child's working folder is its scratch folder."""
     root = str(Path(onnx24.__file__).resolve().parents[1])

@@ -71,7 +71,7 @@ def command(
         )
     args = [program, f"--onnx={model_path}", f"--saveEngine={engine}"]
     if profiles:
-        args += [_shapes(kind, profiles) for kind in ("min", "opt", "max")]
+        args += [shapes_option(kind, profiles) for kind in ("min", "opt", "max")]
     if target.strongly_typed:
         args += ["--stronglyTyped"] if target.trt_major < 11 else []  # 11: always on, deprecated
     else:
@@ -113,11 +113,13 @@ def _options(options: BuildOptions, major: int) -> list[str]:
     return args
 
 
-def _shapes(kind: str, profiles: Mapping[str, Profile]) -> str:
+def shapes_option(kind: str, profiles: Mapping[str, Profile]) -> str:
+    """--minShapes, --optShapes, --maxShapes; --shapes, of opt, for kind ""."""
     specs = [
-        f"{_quoted(name)}:" + "x".join(map(str, getattr(p, kind))) for name, p in profiles.items()
+        f"{_quoted(name)}:" + "x".join(map(str, getattr(p, kind or "opt")))
+        for name, p in profiles.items()
     ]
-    return f"--{kind}Shapes={','.join(specs)}"
+    return f"--{kind}{'S' if kind else 's'}hapes={','.join(specs)}"
 
 
 def _quoted(name: str) -> str:

@@ -629,6 +629,85 @@ def ledger(
 
 
 @app.command()
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The dense ONNX model's path.")],
+    target: o.TargetName = DEFAULT_TARGET,
+    backend: Annotated[
+        str,
+        typer.Option("--backend", metavar="B", help="auto, tensorrt, trtexec or tensorrt-rtx."),
+    ] = "auto",
+    variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            metavar="LIST",
+            help="Some of dense, sparse, int8 and sparse-int8; dense is always among them.",
+        ),
+    ] = "dense,sparse,int8,sparse-int8",
+    batch: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(
+            "--batch",
+            metavar="N",
+            help="A size of the dynamic first dimension. Repeat it for further sizes.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    shapes: o.Shapes = None,
+    calib: o.Calib = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Measure nothing: give roofline bounds per layer from data-sheet peaks. Needs no "
+            "GPU.",
+        ),
+    ] = False,
+    gpu: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            help="With --estimate: the GPU, for instance 'L40S'. Default: the first known of the "
+            "target's compute capability.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option("--rounds", metavar="N", help="How often each engine has its turn.", min=2),
+    ] = 20,
+    timeout: o.Timeout = None,
+    json: o.Json = False,
+) -> int:
+    """Measure what 2:4 and INT8 gain, or estimate it.
+
+    Builds an engine for each variant and batch size and runs them in turns on the GPU that is here;
+    a gain that the noise could have made is shown as none. Without a GPU it ends in exit code 3;
+    --estimate then gives bounds that no kernel reaches, and says so.
+    """
+    from onnx24.cli.bench import BenchRequest, bench_model
+
+    return bench_model(
+        BenchRequest(
+            model=model,
+            target=target,
+            backend=backend,
+            variants=variants,
+            batches=tuple(batch or ()),
+            shapes=tuple(shapes or ()),
+            calib=calib,
+            estimate=estimate,
+            gpu=gpu,
+            rounds=rounds,
+            timeout_s=timeout,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def bisect(
     model: o.ModelPath,
     pipeline: Annotated[

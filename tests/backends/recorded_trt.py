@@ -52,7 +52,7 @@ def surface(release: str, *, fails: str = "", layers: str = '{"Layers": []}') ->
         known = {k: v for k, v in behaviour.items() if k in names or k == "__init__"}
         setattr(trt, name, type(name, (_Recorded,), {"_names": frozenset(names), **known}))
     trt.ILogger = type("ILogger", (), {"log": lambda self, severity, message: None})
-    trt.built = []
+    trt.built, trt.executed = [], []
     return trt
 
 
@@ -148,9 +148,27 @@ def _behaviour(trt: ModuleType, name: str, fails: str, layers: str) -> dict[str,
         "ITimingCache": {"serialize": lambda self: self.__dict__["data"] + b"timing;"},
         "Runtime": {
             "__init__": lambda self, logger: _Recorded.__init__(self),
-            "deserialize_cuda_engine": lambda self, plan: make("ICudaEngine"),
+            "deserialize_cuda_engine": lambda self, plan: (
+                None if plan == b"broken" else make("ICudaEngine", plan=plan)
+            ),
         },
-        "ICudaEngine": {"create_engine_inspector": lambda self: make("EngineInspector")},
+        "ICudaEngine": {
+            "create_engine_inspector": lambda self: make("EngineInspector"),
+            "create_execution_context": lambda self: make("IExecutionContext", plan=self.plan),
+            "num_io_tensors": 2,
+            "get_tensor_name": lambda self, i: "xy"[i],
+            "get_tensor_mode": lambda self, n: trt.TensorIOMode["INPUT" if n == "x" else "OUTPUT"],
+            "get_tensor_shape": lambda self, n: (-1, 4),
+            "get_tensor_dtype": lambda self, n: trt.DataType["HALF" if n == "x" else "FLOAT"],
+        },
+        "IExecutionContext": {
+            "set_input_shape": lambda self, n, shape: self.__dict__.update(shape=shape),
+            "get_tensor_shape": lambda self, n: self.shape,
+            "set_tensor_address": lambda self, n, address: self.__dict__.update({n: address}),
+            "execute_async_v3": lambda self, stream: trt.executed.append(
+                (self.plan, stream, self.x, self.y)
+            ),
+        },
         "EngineInspector": {"get_engine_information": lambda self, form: layers},
     }
     return table.get(name, {})

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, load_model, numpy_helper, parser, save_mod
 from onnx24 import targets
 from onnx24.backends import BuildOptions, Profile, get
 from onnx24.backends.base import BuildResult, sha256_of
-from onnx24.backends.python_api import _child_environment
+from onnx24.backends.python_api import child_environment
 from onnx24.backends.tensorrt_rtx import TensorRTRTX
 from onnx24.errors import BackendError, InputError
 
@@ -359,7 +359,7 @@ def test_an_orphaned_worker_ends(tmp_path):
         [sys.executable, "-m", "onnx24.backends._worker", "request.json", "response.json"],
         stdin=subprocess.PIPE,
         cwd=tmp_path,
-        env=_child_environment(),
+        env=child_environment(),
     )
     time.sleep(0.5)
     assert child.poll() is None
@@ -384,7 +384,7 @@ def test_ctrl_c_leaves_nothing(model, tmp_path):
         "TensorRTRTX().build(pathlib.Path(sys.argv[1]), targets.load('sm86'),\n"
         "    engine=pathlib.Path(sys.argv[2]), shapes={'x': Profile.static((1, 64))})\n"
     )
-    root = _child_environment()["PYTHONPATH"].split(os.pathsep)[0]
+    root = child_environment()["PYTHONPATH"].split(os.pathsep)[0]
     parent = subprocess.Popen(
         [sys.executable, "-c", program, str(model), str(tmp_path / "out.engine")],
         stderr=subprocess.PIPE,
