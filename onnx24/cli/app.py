@@ -708,6 +708,58 @@ def bench(
 
 
 @app.command()
+def gate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The 2:4 model.")],
+    dense: Annotated[
+        str, typer.Option("--dense", metavar="DENSE", help="The model before it was pruned.")
+    ],
+    ledger: Annotated[
+        str,
+        typer.Option(
+            "--ledger",
+            metavar="FILE",
+            help="A ledger as JSON, with the times of a sparse and a dense engine.",
+        ),
+    ],
+    output: o.Output = None,
+    noise: Annotated[
+        float,
+        typer.Option(
+            "--noise",
+            metavar="SHARE",
+            help="A layer is faster where its time falls by more than this share.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.03,
+    data: o.Data = None,
+    seed: o.Seed = 0,
+    shapes: o.Shapes = None,
+    json: o.Json = False,
+) -> int:
+    """Give layers that 2:4 did not make faster their dense weights back.
+
+    A weight stays 2:4 where one of its layers is faster, and where one was not measured. With
+    --data the sparse and the gated model are both compared with the dense one.
+    """
+    from onnx24.cli.gating import GateRequest, gate_model
+
+    return gate_model(
+        GateRequest(
+            model=model,
+            dense=dense,
+            ledger=ledger,
+            output=output,
+            noise=noise,
+            data=data,
+            seed=seed,
+            shapes=tuple(shapes or ()),
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def bisect(
     model: o.ModelPath,
     pipeline: Annotated[
