@@ -112,7 +112,7 @@ def _short(name: str) -> str:
 def _table(ledger: Ledger) -> str:
     header = [
         "layer", "weight", "MFLOP", "2:4", "eligible", "builder: eligible", "chosen", "ms",
-        "dense ms", "gain", "reformats", "engine layer", "tactic", "fused with",
+        "dense ms", "gain", "reformats before + after", "engine layer", "tactic", "fused with",
     ]  # fmt: skip
     heads = "".join(f'<th scope="col"><button type="button">{h}</button></th>' for h in header)
     body = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in ledger.rows)
@@ -140,8 +140,8 @@ def _cells(row: Row) -> Sequence[str]:
         _number(row.time_ms, shared),
         _number(row.dense_ms),
         _number(row.gain),
-        f"<td>{row.reformats_before} before, {row.reformats_after} after</td>",
-        f"<td><code>{escape(row.engine_layer)}</code></td>",
+        f"<td>{row.reformats_before} + {row.reformats_after}</td>",
+        f'<td class="text"><code>{escape(row.engine_layer)}</code></td>',
         f'<td class="text">{escape(row.tactic)}</td>',
         f'<td class="text">{escape(", ".join(row.fused_with))}</td>',
     ]

@@ -16,7 +16,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import detach, fresh, walk
 from onnx24.rewrite.forms import Form, Lead, Plan, Twin
-from onnx24.rewrite.nodes import Dim, FormWriter, ShapeConstants, scaled, spread
+from onnx24.rewrite.nodes import Dim, FormWriter, LayerNames, ShapeConstants, scaled, spread
 
 
 class Layout(str, enum.Enum):
@@ -106,6 +106,7 @@ class _Rewriter:
         self.products = products
         self.weights: dict[int, gs.Tensor] = {}
         self.shapes = ShapeConstants(products.root)
+        self.names = LayerNames(products.root)
         self.kernel_ones = 1 if layout is Layout.CONV1D else 2
 
     def run(self, graph: Any, sites: Sequence[_Site]) -> int:
@@ -197,7 +198,8 @@ class _GraphEdit(FormWriter):
         if product.add is not None:
             detach(product.add)
         attrs = {"kernel_shape": [1] * self.rewriter.kernel_ones}
-        self.nodes.append(gs.Node("Conv", node.name, attrs, inputs, [out]))
+        name = self.rewriter.names.keep(node, label)
+        self.nodes.append(gs.Node("Conv", name, attrs, inputs, [out]))
         if site.leave is not None:
             self.formed[id(result), site.leave] = out
             if needed:

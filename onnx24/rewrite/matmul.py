@@ -16,7 +16,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import detach, fresh, is_onnx, redirect, walk
 from onnx24.rewrite.forms import Form, Lead, Plan, Twin
-from onnx24.rewrite.nodes import Dim, FormWriter, ShapeConstants, spread
+from onnx24.rewrite.nodes import Dim, FormWriter, LayerNames, ShapeConstants, spread
 
 ROWS, COLUMNS = "rows", "columns"
 """A value with its channels last, as the left operand, or before its last axis, as the right."""
@@ -143,6 +143,7 @@ class _Rewriter:
     def __init__(self, convs: PointwiseConvs) -> None:
         self.convs = convs
         self.shapes = ShapeConstants(convs.root)
+        self.names = LayerNames(convs.root)
         self.weights: dict[int, gs.Tensor] = {}
 
     def run(self, graph: Any, sites: Sequence[_Site]) -> None:
@@ -221,7 +222,8 @@ class _GraphEdit(FormWriter):
         product = out
         if bias is not None:
             product = gs.Variable(fresh(self.graph, f"{label}.product"), result.dtype)
-        self.nodes.append(gs.Node("MatMul", conv.node.name, {}, operands, [product]))
+        name = self.rewriter.names.keep(conv.node, label)
+        self.nodes.append(gs.Node("MatMul", name, {}, operands, [product]))
         if bias is not None:
             self.op("Add", label, "bias", [product, bias], out)
         self._finish(out, site.leave, lead, result, needed, exits, label)

@@ -15,7 +15,7 @@ from onnx24.analysis.products import ViewFacts
 from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import detach, fresh
+from onnx24.ir.surgeon import detach, fresh, walk
 from onnx24.rewrite.forms import Form, Lead, Plan, Twin
 
 
@@ -45,6 +45,21 @@ class ShapeConstants:
             name = fresh(self._root, base)
             self._made[sizes] = gs.Constant(name, np.array(sizes, np.int64))
         return self._made[sizes]
+
+
+class LayerNames:
+    """Names for nodes that stand for a layer of before: an unnamed layer is called by its first
+    output, which its successor does not have any more."""
+
+    def __init__(self, root: Any) -> None:
+        self._taken = {node.name for graph in walk(root) for node in graph.nodes}
+
+    def keep(self, node: gs.Node, label: str) -> str:
+        """The node's own name, else `label`, else "" where another node has that."""
+        if node.name or label in self._taken:
+            return node.name
+        self._taken.add(label)
+        return label
 
 
 class NodeWriter:

@@ -610,6 +610,22 @@ def test_what_an_exporter_says_of_the_weight_goes_with_its_old_form() -> None:
     onnx.shape_inference.infer_shapes(model.proto, strict_mode=True)
 
 
+def test_an_unnamed_layer_keeps_what_it_is_called_by() -> None:
+    """Its first output, by which reports and TensorRT's layer list know it."""
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) k = Relu(h) [h2] y = Neg(k) }",
+        weights={"w": W},
+    )
+    ctx = rewritten(model)
+    assert ctx.records[0].node == "h"
+    assert [n.name for n in model.proto.graph.node if n.op_type == "Conv"] == ["h"]
+    taken = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) [h] y = Relu(h) }", weights={"w": W}
+    )
+    rewritten(taken)
+    assert [n.name for n in taken.proto.graph.node if n.op_type == "Conv"] == [""]
+
+
 def test_site_limit_names_weights() -> None:
     model = text_model(
         "g (float[3,8] x) => (float[3,6] y, float[3,6] z) { y = MatMul(x, w) z = MatMul(x, u) }",
