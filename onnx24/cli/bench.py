@@ -165,8 +165,6 @@ def _measure(
     plans: Mapping[str, Mapping[str, Profile]],
     variants: list[str],
 ) -> int:
-    if request.rounds < 2:
-        raise usage("--rounds below 2", "a spread needs several")
     backend = get(request.backend, target)
     any_plan = next(iter(plans.values()))
     calibration = load_samples(request.calib, model, any_plan, 0)

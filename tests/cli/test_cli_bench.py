@@ -84,7 +84,7 @@ def test_the_whole_way_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(running, "cuda_devices", lambda: 1)
     monkeypatch.setattr(trtexec, "cuda_devices", lambda: 1)
     np.savez(tmp_path / "c.npz", image=np.random.default_rng(0).random((8, 1, 8, 8), np.float32))
-    arguments = ["bench", VIT, "--backend", "trtexec", "--batch", 8, "--rounds", 6,
+    arguments = ["bench", VIT, "--backend", "trtexec", "--batch", 8, "--rounds", 10,
                  "--calib", tmp_path / "c.npz"]  # fmt: skip
     found = document(invoke(*arguments, "--json"))
     assert found["measured"] is True and found["backend"]["name"] == "trtexec"
@@ -92,5 +92,5 @@ def test_the_whole_way_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(batch["times"]) == {"dense", "sparse", "int8", "sparse-int8"}
     assert batch["gains"]["sparse"]["ratio"] == pytest.approx(1.25, rel=0.05)
     assert batch["gains"]["int8"]["ratio"] is None, "0.1 % lies inside the noise"
-    text = invoke("bench", VIT, "--backend", "trtexec", "--batch", 8, "--rounds", 6).stdout
+    text = invoke("bench", VIT, "--backend", "trtexec", "--batch", 8, "--rounds", 10).stdout
     assert "int8 was not measured: it needs --calib" in text and "sparse" in text
