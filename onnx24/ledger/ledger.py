@@ -66,8 +66,8 @@ class Row:
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
     """All rows, and what they add up to. counts: (eligible, chosen) as the builder's log numbers
-    them, None where it does not. engine_layers: kernels of the engine; reformats: those of them that
-    only move data. profiled_ms: the sum of the layers' medians."""
+    them, None where it does not. engine_layers: kernels of the engine; reformats: those of them
+    that only move data. profiled_ms: the sum of the layers' medians."""
 
     model: str
     target: str

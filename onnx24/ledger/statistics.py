@@ -46,8 +46,9 @@ class Summary:
 @dataclass(frozen=True)
 class Gain:
     """How many times faster `new` is than `base`: the median of the ratios, pair by pair, with an
-    interval that is to hold the true ratio in 99 of 100 repetitions. `significant`: the interval excludes 1, the
-    difference is no smaller than MIN_EFFECT, and the two were sampled often enough to say so."""
+    interval that is to hold the true ratio in 99 of 100 repetitions. `significant`: the interval
+    excludes 1, the difference is no smaller than MIN_EFFECT, and the two were sampled often
+    enough to say so."""
 
     ratio: float
     low: float
