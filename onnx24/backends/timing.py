@@ -157,15 +157,19 @@ def _values(rng: np.random.Generator, kind: str, count: int) -> bytes:
 def main(argv: list[str]) -> int:
     request = json.loads(Path(argv[0]).read_text("utf-8"))
     trt = importlib.import_module(request["module"])
-    taken = time_engines(
-        trt,
-        Cuda(),
-        trt.Logger(trt.Logger.WARNING),
-        {name: Path(path).read_bytes() for name, path in request["engines"].items()},
-        request["shapes"],
-        rounds=request["rounds"],
-        runs=request["runs"],
-    )
+    try:
+        taken = time_engines(
+            trt,
+            Cuda(),
+            trt.Logger(trt.Logger.WARNING),
+            {name: Path(path).read_bytes() for name, path in request["engines"].items()},
+            request["shapes"],
+            rounds=request["rounds"],
+            runs=request["runs"],
+        )
+    except (CudaError, RuntimeError, OSError) as err:
+        sys.stderr.write(f"[E] [TRT] {err}\n")  # where the parent looks for a reason
+        return 1
     Path(argv[1]).write_text(json.dumps(taken), encoding="utf-8")
     return 0
 

@@ -122,7 +122,7 @@ class Plan:
         self.leads: dict[int, Lead] = {}
         """id of a site's node → the lead of its input"""
         self.kept: set[int] = set()
-        self._here = {id(node) for node in graph.nodes}
+        self.here = {id(node) for node in graph.nodes}
         self._pulled = self._pulled_pairs()
         banned: set[int] = set()
         while True:
@@ -139,7 +139,7 @@ class Plan:
         )
 
     def is_exit(self, reader: gs.Node, twin: Twin) -> bool:
-        return id(reader) in self._here and self.exits(reader, twin)
+        return id(reader) in self.here and self.exits(reader, twin)
 
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """The inputs of an elementwise node that are no constants."""
@@ -155,7 +155,7 @@ class Plan:
             q = producer_of(dq.inputs[0]) if dq is not None else None
             if dq is None or q is None or (dq.op, q.op) != ("DequantizeLinear", "QuantizeLinear"):
                 continue
-            if id(q) in self._here and id(dq) in self._here:
+            if id(q) in self.here and id(dq) in self.here:
                 found.setdefault(id(q), (site.enter, site.x_shape))
         return found
 

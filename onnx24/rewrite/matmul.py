@@ -253,7 +253,7 @@ class _GraphEdit(FormWriter):
         detach(reshape)
         while behind:
             node = behind.pop()
-            if node is None or not any(node is other for other in self.graph.nodes):
+            if node is None or id(node) not in self.plan.here:
                 continue
             if any(t.outputs or id(t) in self.rewriter.convs.outputs for t in node.outputs):
                 continue

@@ -12,7 +12,9 @@ import pytest
 from recorded_trt import RELEASES, surface
 
 from onnx24.backends import Profile, running
-from onnx24.backends.running import require_gpu, run_command, run_with_trtexec
+from onnx24.backends.base import cuda_devices
+from onnx24.backends.running import require_gpu, run_command, run_with_python, run_with_trtexec
+from onnx24.backends.tensorrt import TensorRT
 from onnx24.backends.timing import Cuda, time_engines
 from onnx24.errors import BackendError
 
@@ -123,6 +125,25 @@ def test_a_run_that_fails(program, tmp_path, body, code, says):
     with pytest.raises(BackendError, match=says) as caught:
         run_with_trtexec(tmp_path / "e", {}, seconds=1, timeout_s=30)
     assert caught.value.code == code
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU: the fault would be another")
+def test_the_child_process_says_what_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "recorded_module.py").write_text(
+        "from recorded_trt import surface\n"
+        "globals().update({k: v for k, v in vars(surface('10')).items() if k != '__name__'})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent}")
+
+    class Recorded(TensorRT):
+        module = "recorded_module"
+
+    (tmp_path / "e").write_bytes(b"plan")
+    with pytest.raises(BackendError, match=r"libcuda|nvcuda|cuInit") as caught:
+        run_with_python(
+            Recorded(), {"dense": tmp_path / "e"}, {}, rounds=8, runs=1, timeout_s=60
+        )  # fmt: skip
+    assert caught.value.code == "O24-502" and caught.value.exit_code == 3
 
 
 @pytest.mark.gpu

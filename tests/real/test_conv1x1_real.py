@@ -13,12 +13,14 @@ import pytest
 from onnx24.passes.canonicalize import Canonicalize
 from onnx24.passes.conv1x1_to_matmul import Conv1x1ToMatmul
 from onnx24.passes.matmul_to_conv1x1 import MatmulToConv1x1, When
-from onnx24_real import data_for
+from onnx24_real import data_for, dense_builds, rtx_builds
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.passmgr import manager, pipeline
 from onnx24.passmgr.base import Pass
 from onnx24.rewrite.conv1x1 import Layout
+from onnx24.targets import load
 
 sys.path.append(str(Path(__file__).parents[1] / "passes"))
 from rewrite_support import apply, assert_same, outputs
@@ -72,6 +74,28 @@ def test_real_models_compute_the_same(shared_models: Path, form: Layout) -> None
     assert codes["O24-300"] >= 50 and codes["O24-311"] <= 2
     if form is Layout.TOKENS:
         assert left <= 1, "the last size of one activation of magika_std_v1 is not known"
+
+
+@pytest.mark.parametrize("after", ["cast16", "upgrade-opset{to=13},qdq,fold-qdq"])
+def test_the_convolution_form_builds_wherever_the_original_does(
+    shared_models: Path, tmp_path: Path, after: str
+) -> None:
+    builds = 0
+    for source in sorted(p for f in FOLDERS[:2] for p in (shared_models / f).rglob("*.onnx")):
+        if not dense_builds(shared_models, source):
+            continue
+        model = Model.load(source)
+        text = f"canonicalize,prune24,matmul-to-conv1x1{{when=always}},{after},check24"
+        manager.run(
+            model, pipeline.parse(text), target=load("sm86-trt8"), calibration=data_for(model)
+        )
+        model.save(tmp_path / "out.onnx")
+        built = rtx_builds(tmp_path / "out.onnx", tmp_path / "out.engine")
+        if built is None:
+            pytest.skip("tensorrt_rtx is not installed (pip install 'onnx24[rtx]')")
+        assert built == "", (source.name, built)
+        builds += 1
+    assert builds >= 15
 
 
 def _not_undone(model: Model) -> int:
