@@ -544,7 +544,7 @@ def ledger(
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="The model, original or compiled: one row for each of its layers. Without it one "
             "for each layer of the engine.",
         ),
@@ -676,7 +676,7 @@ def bench(
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option("--rounds", metavar="N", help="How often each engine has its turn.", min=2),
+        typer.Option("--rounds", metavar="N", help="How often each engine has its turn.", min=8),
     ] = 20,
     timeout: o.Timeout = None,
     json: o.Json = False,
