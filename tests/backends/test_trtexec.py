@@ -4,6 +4,7 @@ No trtexec is at hand: a small program on PATH stands in for it at the process b
 prints recorded lines. That tests our side only.
 """
 
+import json
 import stat
 import sys
 import textwrap
@@ -14,9 +15,11 @@ from onnx import parser, save_model
 
 from onnx24 import targets
 from onnx24.backends import BuildOptions, Profile, get, trtexec
+from onnx24.backends.running import run_command
 from onnx24.backends.trtexec import Trtexec, command, shell_line
 from onnx24.errors import BackendError, InputError
 
+FLAGS = Path(__file__).resolve().parents[2] / "fixtures" / "tensorrt" / "trtexec-flags.json"
 MODEL, ENGINE = Path("m.onnx"), Path("m.engine")
 PROFILES = {
     "tokens": Profile((1, 8), (4, 64), (16, 128)),
@@ -119,6 +122,24 @@ def test_options_that_came_with_10(options):
     with pytest.raises(BackendError, match="came with TensorRT 10") as caught:
         command(MODEL, targets.load("sm86-trt8"), ENGINE, options=options)
     assert caught.value.code == "O24-509"
+
+
+@pytest.mark.parametrize("major", [8, 9, 10, 11])
+def test_every_flag_is_one_that_the_release_parses(major):
+    recorded = json.loads((FLAGS).read_text(encoding="utf-8"))["flags"][str(major)]
+    options = BuildOptions(
+        workspace_mib=64, optimization_level=3, timing_cache=Path("t"), version_compatible=True,
+        hardware_compatibility="ampere+", refit=True, strip=major >= 10,
+    )  # fmt: skip
+    files = {kind: Path(kind) for kind in ("layer_info", "times", "profile")}
+    target = targets.load(f"sm86-trt{major}")
+    lines = [
+        command(MODEL, target, ENGINE, PROFILES, precisions={"int8", "fp16"}, options=options),
+        command(MODEL, target, ENGINE, PROFILES, options=options, **files),
+        run_command(ENGINE, Path("t.json"), PROFILES, seconds=1),
+    ]
+    used = {argument.split("=")[0] for line in lines for argument in line[1:]}
+    assert len(used) > 15 and not used - set(recorded)
 
 
 def test_weakly_typed_builds_get_only_what_the_model_is_written_in():
