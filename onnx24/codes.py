@@ -270,6 +270,13 @@ _TABLE = (
         "The policy file cannot be read, is no TOML, or holds a key or a value that no rule knows.",
         "see `onnx24 check --help` for the keys",
     ),
+    Code(
+        "O24-046",
+        "error",
+        "measurement file cannot be used",
+        "A builder's log, layer information, profile or times file is missing or of another form.",
+        "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
+    ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
         "O24-100",
@@ -586,6 +593,7 @@ _TABLE = (
     ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
+    Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
         "O24-310",
         "note",
@@ -595,6 +603,7 @@ _TABLE = (
     ),
     Code("O24-311", "note", "form not covered", "The product cannot be written as a 1x1 Conv."),
     Code("O24-312", "note", "no constant operand", "Both operands are computed at run time."),
+    Code("O24-313", "note", "convolution stays", "The 1x1 Conv cannot be written as a MatMul."),
     Code("O24-320", "note", "constant folded", "A constant expression was computed."),
     Code("O24-321", "note", "dead code removed", "Nothing used the result."),
     Code("O24-322", "note", "function inlined", "A local function's body replaced its call."),
@@ -643,6 +652,19 @@ _TABLE = (
         "engine of another TensorRT",
         "The backend builds for the target's compute capability but for another TensorRT than "
         "the target names: the engine runs there, and says nothing about the target's kernels.",
+    ),
+    Code(
+        "O24-509",
+        "error",
+        "option not supported by the backend",
+        "This release of the backend does not know an option that was asked for.",
+    ),
+    Code(
+        "O24-510",
+        "error",
+        "no GPU to measure on",
+        "Times are only measured where an NVIDIA GPU and its driver are.",
+        "`onnx24 bench --estimate` gives bounds from data-sheet peaks instead",
     ),
     # --- 6xx policy ------------------------------------------------------------------------
     Code(

@@ -12,7 +12,7 @@ from onnx24.ir.index import Index
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
-from onnx24.rewrite.conv1x1 import rewrite_as_conv1x1
+from onnx24.rewrite.conv1x1 import Layout, rewrite_as_conv1x1
 
 
 class When(str, enum.Enum):
@@ -30,18 +30,26 @@ class MatmulToConv1x1(Pass):
     TensorRT 10 on MatMul itself is eligible and the convolution costs reformats, so by default
     (`when=target`) the target's row decides.
 
-    Covered: MatMul with a constant right operand [K, N] and an activation of rank 2 or more, with
-    any dynamic dimensions; Gemm with transA = 0, its alpha, beta and transB go into the weights; a
-    bias [N] that is added behind a MatMul goes into the convolution. Q/DQ of the weight stays,
-    its axis moves from N's old to its new place; a per-tensor Q/DQ of the activation stays right
-    before the convolution. Neighbours that read the same activation share its Reshape. The weight
-    keeps its name, the Conv the layer's; a weight recorded as 2:4 stays so.
+    Covered: a constant on either side, a matrix or a vector, also behind a Transpose; activations
+    of any rank with any dynamic dimensions; Gemm with all its attributes. A bias, whether a Gemm
+    has it or an Add behind a MatMul, goes into the convolution; other addends become an Add.
+    Q/DQ of the weight stays, its axis moves from N's old to its new place. Neighbours that read
+    one activation share its Reshape, and elementwise nodes between two convolutions (activation
+    functions, scales, per-tensor Q/DQ, residual sums of two token forms) work on tokens, so that
+    the Reshapes between go; a normalization stays outside. The weight keeps its name, the Conv the
+    layer's; a weight recorded as 2:4 stays so, along C now.
+
+    `form=tokens` is the cheapest or near it (benchmarks/results/conv1x1.md). A weight on the left,
+    whose activation has K before its last axis, becomes `Reshape[batch,K,M,1] → Conv → Reshape`
+    there, which needs no Transpose. `form=nchw` writes every product so, `form=conv1d` as
+    `[batch,K,M] → Conv(W[N,K,1])`; both put Transposes around a weight on the right.
 
     Refused, with a record each: O24-310 where the target prefers the MatMul, O24-312 where both
-    operands are computed, O24-311 for other forms (a batched or left weight, transA, a bias that
-    is no [N], blocked scales, a dtype that Conv lacks in this opset, a weight that something else
-    reads too: it would have to be stored twice). Local functions are not entered (canonicalize
-    inlines them). The outputs are equal to rounding.
+    operands are computed, O24-311 for other forms (one matrix a batch, which would be a grouped
+    convolution and get no sparse kernels; an activation of unknown rank; blocked scales; a dtype
+    that Conv lacks in this opset; a weight that something else reads too: it would have to be
+    stored twice). Local functions are not entered (canonicalize inlines them). The outputs are
+    equal to rounding. conv1x1-to-matmul is the inverse.
 
     Example: `matmul-to-conv1x1{when=always}`.
     *Source:* NVIDIA/TensorRT issues 2271, 4054, 3849; onnxsim pull request 1764; onnx Conv.
@@ -54,6 +62,9 @@ class MatmulToConv1x1(Pass):
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
 
     when: Annotated[When, "target: as the target's row says; always; never"] = When.TARGET
+    form: Annotated[
+        Layout, "what becomes the batch: tokens (all but K), or the leading axes (nchw, conv1d)"
+    ] = Layout.TOKENS
 
     def run(self, model: Model, ctx: Context) -> None:
         if self.when is When.NEVER or not has_products(model):
@@ -70,7 +81,7 @@ class MatmulToConv1x1(Pass):
                     _refuse(ctx, site.refused("O24-310", reason))
                 return
             admitted = _admit(ctx, sites)
-            rewrite_as_conv1x1(products, admitted)
+            kept = rewrite_as_conv1x1(products, admitted, self.form)
         _move_claims(model, admitted)
         for site in admitted:
             ctx.record(
@@ -83,9 +94,11 @@ class MatmulToConv1x1(Pass):
                 k=site.k,
                 n=site.n,
                 bias=site.bias is not None,
+                form=self.form.value,
             )
         if admitted:
             ctx.statistics["rewritten"] = len(admitted)
+            ctx.statistics["kept_between"] = kept
 
 
 def _refuse(ctx: Context, refusal: Refusal) -> None:

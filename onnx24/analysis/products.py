@@ -3,9 +3,9 @@ and why the others not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ from onnx24.analysis.dataflow import Shapes
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label, walk
+from onnx24.ir.weights import numpy_dtype
 
 _DEFAULT_DOMAINS = ("", "ai.onnx", None)
 _PRODUCTS = ("MatMul", "Gemm")
@@ -43,23 +44,39 @@ class Refusal:
     weight: str = ""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Product:
-    """A product that a 1x1 convolution can compute. k, n: sizes [elements]; `weight`: the constant
-    behind any `chain` of QuantizeLinear and DequantizeLinear, outermost reader last."""
+    """A product that a 1x1 convolution can compute.
+
+    k, n: sizes [elements] of the reduction and of the weight's other axis. x, x_shape: the
+    activation; x_axis: where K lies in it, -1 or -2. out_axis: where N lies in the result, -1 or
+    -2; None where the weight is a vector, so that N = 1 is no axis at all. weight: the constant
+    behind `path`, the QuantizeLinear, DequantizeLinear and Transpose nodes to the product, the
+    product's operand last; n_axes: where N lies behind each of them, of the last two axes.
+    """
 
     graph: Any
     node: gs.Node
+    x: gs.Tensor
     x_shape: tuple[int | str | None, ...]
+    x_axis: int
+    out_axis: int | None
     weight: gs.Constant
-    chain: tuple[gs.Node, ...]
+    path: tuple[gs.Node, ...]
+    n_axes: tuple[int, ...]
     k: int
     n: int
-    transposed: bool
-    """The weight is stored [N, K]."""
+    n_axis: int
+    """Where N lies in the stored weight: 0 [N, K] or 1 [K, N]."""
     scale: float = 1.0
+    """Goes into the weight's values …"""
+    post_scale: float = 1.0
+    """… or, where they are quantized, into a Mul behind the product."""
     bias: gs.Constant | None = None
+    """One value an output channel, or one for all."""
     bias_scale: float = 1.0
+    rest: gs.Tensor | None = None
+    """What a Gemm adds that is no bias; `bias_scale` applies."""
     add: gs.Node | None = None
     """The node that adds the bias."""
     name: str = field(init=False)
@@ -74,8 +91,22 @@ class Product:
         return (self.add or self.node).outputs[0]
 
     @property
-    def form(self) -> tuple[bool, float]:
-        return self.transposed, self.scale
+    def chain(self) -> tuple[gs.Node, ...]:
+        """The quantizing nodes of the path, nearest to the weight first."""
+        return tuple(node for node in self.path if node.op != "Transpose")
+
+    @property
+    def transposes(self) -> tuple[gs.Node, ...]:
+        return tuple(node for node in self.path if node.op == "Transpose")
+
+    @property
+    def leading_ones(self) -> int:
+        """Dimensions of size 1 that the weight's rank puts before the result's."""
+        return max(0, len(self.weight.shape) - max(len(self.x_shape), 2))
+
+    @property
+    def form(self) -> tuple[int, float]:
+        return self.n_axis, self.scale
 
     def refused(self, code: str, reason: str) -> Refusal:
         return Refusal(self.graph, self.node, code, reason, self.name)
@@ -89,8 +120,8 @@ class _No(Exception):
         super().__init__(reason)
 
 
-class Products:
-    """The products of a surgeon view; `shapes` are those of the model before any edit.
+class ViewFacts:
+    """What is asked of a surgeon view; `shapes` are those of the model before any edit.
 
     `outputs`: the ids of the tensors that are outputs of a graph; `keys`: the id of each
     initializer's tensor → where the model keeps the values.
@@ -107,17 +138,36 @@ class Products:
             for graph in graphs
             for name, tensor in graph.initializers.items()
         }
-        self.dtypes = _conv_dtypes(model.opset)
+
+    def numpy_dtype_of(self, tensor: gs.Tensor, scope: str) -> np.dtype:
+        """Of a value whose dtype is known."""
+        return numpy_dtype(self.shapes.dtype(tensor.name, scope) or TensorProto.FLOAT)
+
+    def has_values(self, constant: gs.Tensor) -> bool:
+        """Whether it is an initializer whose values can be read. Not so for sparse ones."""
+        key = self.keys.get(id(constant))
+        return key is not None and key in self.model.weights
+
+
+class Products(ViewFacts):
+    """The products of a surgeon view."""
+
+    def __init__(self, model: Model, shapes: Shapes, root: Any) -> None:
+        super().__init__(model, shapes, root)
+        self.dtypes = dtypes_of("Conv", model.opset)
 
     def find(self) -> tuple[list[Product], list[Refusal]]:
         """What a 1x1 convolution can compute as well, and what not (O24-311, O24-312).
 
         All readers of a weight are in the first list or none is."""
         judged = list(self._judge())
-        sites, shared = _without_shared_weights(
-            [p for p in judged if isinstance(p, Product)], self.outputs
-        )
-        return sites, [p for p in judged if isinstance(p, Refusal)] + shared
+        products = [p for p in judged if isinstance(p, Product)]
+        shared = conflicts(products, self.outputs)
+        refused = [p for p in judged if isinstance(p, Refusal)]
+        refused += [
+            p.refused("O24-311", shared[id(p.node)]) for p in products if id(p.node) in shared
+        ]
+        return [p for p in products if id(p.node) not in shared], refused
 
     def _judge(self) -> Iterator[Product | Refusal]:
         for graph in walk(self.root):
@@ -126,40 +176,46 @@ class Products:
                     continue
                 weight = ""
                 try:
-                    constant, _ = self._weight(node)
-                    weight = constant.name
+                    weight = self._operands(graph, node).weight.name
                     yield (
                         self._gemm(graph, node) if node.op == "Gemm" else self._matmul(graph, node)
                     )
                 except _No as no:
                     yield Refusal(graph, node, no.code, no.reason, weight)
 
-    def _has_values(self, constant: gs.Constant) -> bool:
-        """Not so for sparse initializers, which Weights does not hold."""
-        key = self.keys.get(id(constant))
-        return key is not None and key in self.model.weights
-
-    def _weight(self, node: gs.Node) -> tuple[gs.Constant, tuple[gs.Node, ...]]:
-        """The constant behind the right operand, and the Q/DQ nodes on the way to it."""
-        tensor, chain = node.inputs[1], []
-        for op in ("DequantizeLinear", "QuantizeLinear"):
-            producer = producer_of(tensor)
-            if producer is not None and producer.op == op:
-                chain.append(producer)
-                tensor = producer.inputs[0]
-        if isinstance(tensor, gs.Constant):
-            if not self._has_values(tensor):
+    def _operands(self, graph: Any, node: gs.Node) -> _Operands:
+        """Which operand is constant: the right one, where both are."""
+        left, right = node.inputs[:2]
+        for tensor, is_right in ((right, True), (left, False)):
+            weight, path = _trace(graph, tensor)
+            if weight is None:
+                continue
+            if not self.has_values(weight):
                 raise _No("O24-311", "the weight is a sparse initializer")
-            return tensor, tuple(reversed(chain))
-        if isinstance(node.inputs[0], gs.Constant):
-            raise _No("O24-311", "the constant is the left operand")
-        source = _constant_source(tensor)
-        if source is not None:
-            raise _No("O24-311", f"a {source.op} stands before the weight; canonicalize folds it")
+            return _Operands(left if is_right else right, weight, path, is_right)
+        for tensor in (right, left):
+            source = _constant_source(tensor)
+            if source is not None:
+                raise _No(
+                    "O24-311", f"a {source.op} stands before the weight; canonicalize folds it"
+                )
         raise _No("O24-312", "both operands are computed at run time")
 
     def _matmul(self, graph: Any, node: gs.Node) -> Product:
-        site = self._site(graph, node, transposed=False)
+        operands = self._operands(graph, node)
+        shape = self._activation(graph, operands.x)
+        # A vector on the left is one row, on the right one column: K is its only axis.
+        x_axis = -1 if operands.is_right or len(shape) == 1 else -2
+        out_axis = -1 if operands.is_right or len(shape) == 1 else -2
+        is_vector = len(operands.weight.shape) == 1
+        site = self._site(
+            graph,
+            node,
+            operands,
+            n_axis=1 if operands.is_right and not is_vector else 0,
+            x_axis=x_axis,
+            out_axis=None if is_vector else out_axis,
+        )
         add = self._bias_add(site)
         if add is not None:
             site.add = add
@@ -167,54 +223,102 @@ class Products:
         return site
 
     def _gemm(self, graph: Any, node: gs.Node) -> Product:
-        if node.attrs.get("transA", 0):
-            raise _No("O24-311", "the activation is transposed (transA)")
-        site = self._site(graph, node, transposed=bool(node.attrs.get("transB", 0)))
-        site.scale = float(node.attrs.get("alpha", 1.0))
+        operands = self._operands(graph, node)
+        self._activation(graph, operands.x)
+        flip_a, flip_b = (bool(node.attrs.get(name, 0)) for name in ("transA", "transB"))
+        if operands.is_right:
+            n_axis, x_axis, out_axis = 0 if flip_b else 1, -2 if flip_a else -1, -1
+        else:
+            n_axis, x_axis, out_axis = 1 if flip_a else 0, -1 if flip_b else -2, -2
+        if len(operands.weight.shape) != 2:
+            raise _No("O24-311", f"the weight is {list(operands.weight.shape)}, not a matrix")
+        site = self._site(graph, node, operands, n_axis=n_axis, x_axis=x_axis, out_axis=out_axis)
+        alpha = float(node.attrs.get("alpha", 1.0))
+        if site.chain:
+            site.post_scale = alpha
+        else:
+            site.scale = alpha
         site.bias_scale = float(node.attrs.get("beta", 1.0))
-        if site.chain and site.scale != 1.0:
-            raise _No("O24-311", f"alpha is {site.scale} and the weight is quantized")
-        if len(node.inputs) > 2 and not node.inputs[2].is_empty():
-            bias = node.inputs[2]
-            if not isinstance(bias, gs.Constant):
-                raise _No("O24-311", "the bias is computed at run time")
-            if not self._has_values(bias):
-                raise _No("O24-311", "the bias is a sparse initializer")
-            if not _is_per_channel(bias.shape, site.n, 2):
-                raise _No("O24-311", f"the bias is {list(bias.shape)}, not [{site.n}]")
-            site.bias = bias
+        if len(node.inputs) > 2 and not node.inputs[2].is_empty() and site.bias_scale != 0.0:
+            addend = node.inputs[2]
+            fits = (
+                isinstance(addend, gs.Constant)
+                and self.has_values(addend)
+                and is_per_channel(addend.shape, site.n, 2, out_axis)
+            )
+            if fits and site.post_scale == 1.0:
+                site.bias = addend
+            else:
+                site.rest = addend
         return site
 
-    def _site(self, graph: Any, node: gs.Node, *, transposed: bool) -> Product:
-        weight, chain = self._weight(node)
-        shape = tuple(weight.shape)
-        if len(shape) != 2:
-            raise _No("O24-311", f"the weight is {list(shape)}, not a matrix")
-        if 0 in shape:
-            raise _No("O24-311", f"the weight is {list(shape)}: it has no elements")
-        for step in chain:
-            if step.attrs.get("block_size", 0) or len(_rank_of(step.inputs[1])) > 1:
-                raise _No("O24-311", "the weight has one scale a block")
-            if not all(isinstance(t, gs.Constant) for t in step.inputs[1:]):
-                raise _No("O24-311", "the scales of the weight are computed at run time")
-        x = self.shapes.shape(node.inputs[0].name, graph.scope)
-        if x is None:
+    def _activation(self, graph: Any, x: gs.Tensor) -> tuple[int | str | None, ...]:
+        """The activation's shape, where a convolution can take it."""
+        shape = self.shapes.shape(x.name, graph.scope)
+        if shape is None:
             raise _No("O24-311", "the rank of the activation is unknown")
-        if len(x) < 2:
-            raise _No("O24-311", f"the activation has rank {len(x)}")
-        if 0 in x:
-            raise _No("O24-311", f"the activation is {list(x)}: it has no elements")
-        dtype = self.shapes.dtype(node.inputs[0].name, graph.scope)
+        if not shape:
+            raise _No("O24-311", "the activation is a scalar")
+        if 0 in shape:
+            raise _No("O24-311", f"the activation is {list(shape)}: it has no elements")
+        dtype = self.shapes.dtype(x.name, graph.scope)
         if dtype not in self.dtypes:
             named = TensorProto.DataType.Name(dtype) if dtype else "unknown"  # type: ignore[arg-type]
             raise _No("O24-311", f"dtype {named} has no Conv in opset {self.model.opset}")
-        n, k = shape if transposed else shape[::-1]
-        return Product(graph, node, x, weight, chain, k, n, transposed)
+        return shape
+
+    def _site(
+        self,
+        graph: Any,
+        node: gs.Node,
+        operands: _Operands,
+        *,
+        n_axis: int,
+        x_axis: int,
+        out_axis: int | None,
+    ) -> Product:
+        weight, path = operands.weight, operands.path
+        shape = tuple(weight.shape)
+        if 0 in shape:
+            raise _No("O24-311", f"the weight is {list(shape)}: it has no elements")
+        if not shape or any(size != 1 for size in shape[:-2]):
+            raise _No(
+                "O24-311",
+                f"the weight is {list(shape)}: one matrix a batch would be a grouped convolution, "
+                "which gets no sparse kernels",
+            )
+        n_axes = []
+        flips = sum(step.op == "Transpose" for step in path)
+        n_axis ^= flips % 2  # as stored, before the Transposes
+        here = n_axis
+        for step in path:
+            if step.op == "Transpose":
+                here ^= 1
+            elif step.attrs.get("block_size", 0) or len(_rank_of(step.inputs[1])) > 1:
+                raise _No("O24-311", "the weight has one scale a block")
+            elif not all(isinstance(t, gs.Constant) for t in step.inputs[1:]):
+                raise _No("O24-311", "the scales of the weight are computed at run time")
+            n_axes.append(here)
+        k, n = (shape[0], 1) if len(shape) == 1 else (shape[-2:][1 - n_axis], shape[-2:][n_axis])
+        return Product(
+            graph=graph,
+            node=node,
+            x=operands.x,
+            x_shape=self._activation(graph, operands.x),
+            x_axis=x_axis,
+            out_axis=out_axis,
+            weight=weight,
+            path=path,
+            n_axes=tuple(n_axes),
+            k=k,
+            n=n,
+            n_axis=n_axis,
+        )
 
     def _bias_add(self, site: Product) -> gs.Node | None:
-        """The Add of a constant [N] that alone reads the product."""
+        """The Add of one constant a channel that alone reads the product."""
         product = site.node.outputs[0]
-        if id(product) in self.outputs or len(product.outputs) != 1:
+        if id(product) in self.outputs or len(product.outputs) != 1 or site.out_axis is None:
             return None
         add = product.outputs[0]
         if add.op != "Add" or add.domain not in _DEFAULT_DOMAINS:
@@ -222,17 +326,57 @@ class Products:
         if not any(add is other for other in site.graph.nodes):
             return None  # in a body of another node
         constants = [t for t in add.inputs if isinstance(t, gs.Constant)]
-        if len(constants) != 1 or site.n not in constants[0].shape[-1:]:
+        if len(constants) != 1 or not self.has_values(constants[0]):
             return None
-        if not self._has_values(constants[0]):
+        shape = tuple(constants[0].shape)
+        if len(shape) < -site.out_axis or shape[site.out_axis] != site.n:
             return None
-        fits = _is_per_channel(constants[0].shape, site.n, len(site.x_shape))
-        return add if fits else None
+        rank = len(site.x_shape) + site.leading_ones
+        return add if is_per_channel(shape, site.n, rank, site.out_axis) else None
 
 
-def _conv_dtypes(opset: int) -> set[int]:
-    """What Conv takes in this opset and TensorRT computes in."""
-    schema = onnx.defs.get_schema("Conv", opset, "")
+@dataclass(frozen=True)
+class _Operands:
+    """The two sides of a product: what is computed, and what is constant behind its path."""
+
+    x: gs.Tensor
+    weight: gs.Constant
+    path: tuple[gs.Node, ...]
+    is_right: bool
+
+
+def _trace(graph: Any, tensor: gs.Tensor) -> tuple[gs.Constant | None, tuple[gs.Node, ...]]:
+    """The constant behind an operand, and the nodes on the way to it: at most one
+    DequantizeLinear and one QuantizeLinear, with Transposes of the last two axes anywhere."""
+    path: list[gs.Node] = []
+    wanted = ["DequantizeLinear", "QuantizeLinear"]
+    while (producer := producer_of(tensor)) is not None:
+        if producer.op in wanted:
+            del wanted[: wanted.index(producer.op) + 1]
+        elif not _swaps_last_axes(producer) or not any(producer is n for n in graph.nodes):
+            break
+        path.append(producer)
+        tensor = producer.inputs[0]
+    if not isinstance(tensor, gs.Constant):
+        return None, ()
+    if any(step.op == "Transpose" for step in path) and len(_rank_of(tensor)) < 2:
+        return None, ()
+    return tensor, tuple(reversed(path))
+
+
+def _swaps_last_axes(node: gs.Node) -> bool:
+    if node.op != "Transpose" or node.domain not in _DEFAULT_DOMAINS:
+        return False
+    perm = list(node.attrs.get("perm", ()))
+    rank = len(perm) or len(_rank_of(node.inputs[0]))
+    if not perm:
+        return rank == 2
+    return rank >= 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def dtypes_of(op: str, opset: int) -> set[int]:
+    """What the operator takes in this opset and TensorRT computes in."""
+    schema = onnx.defs.get_schema(op, opset, "")
     allowed = set(schema.type_constraints[0].allowed_type_strs)
     names = {"FLOAT": "float", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
     return {getattr(TensorProto, k) for k, v in names.items() if f"tensor({v})" in allowed}
@@ -254,48 +398,61 @@ def _rank_of(tensor: gs.Tensor) -> tuple:
     return tuple(tensor.shape) if tensor.shape is not None else ()
 
 
-def _is_per_channel(shape: Iterable[int], n: int, rank: int) -> bool:
-    """Whether a constant of that shape gives one value for each of `n` columns (or one for all),
-    whatever the rows, without adding dimensions to a product of `rank` dimensions."""
+def is_per_channel(shape: Iterable[int], n: int, rank: int, axis: int | None) -> bool:
+    """Whether a constant of that shape gives one value for each of the `n` channels at `axis`
+    (-1 or -2), or one for all, without adding dimensions to a value of `rank` dimensions."""
     sizes = tuple(shape)
     if len(sizes) > rank:
         return False
-    return all(size == 1 for size in sizes[:-1]) and (not sizes or sizes[-1] in (1, n))
+    others = [size for i, size in enumerate(sizes) if i - len(sizes) != axis]
+    own = [size for i, size in enumerate(sizes) if i - len(sizes) == axis]
+    return all(size == 1 for size in others) and all(size in (1, n) for size in own)
 
 
-def _without_shared_weights(
-    sites: list[Product], outputs: set[int]
-) -> tuple[list[Product], list[Refusal]]:
-    """A weight is rewritten for all of its readers or for none: two forms would be two copies."""
-    accepted = list(sites)
-    refused: dict[int, Refusal] = {}
+class Weighted(Protocol):
+    """What is asked of a layer whose weight is to change its form."""
+
+    node: gs.Node
+    weight: gs.Constant
+
+    @property
+    def path(self) -> tuple[gs.Node, ...]: ...
+    @property
+    def form(self) -> tuple: ...
+
+
+L = TypeVar("L", bound=Weighted)
+
+
+def conflicts(layers: Sequence[L], outputs: set[int]) -> dict[int, str]:
+    """id of a layer's node → why its weight cannot change its form: a weight is rewritten for all
+    of its readers or for none, since two forms would be two copies."""
+    accepted = list(layers)
+    found: dict[int, str] = {}
     while True:
-        by_weight: dict[int, list[Product]] = {}
-        for site in accepted:
-            by_weight.setdefault(id(site.weight), []).append(site)
+        by_weight: dict[int, list[L]] = {}
+        for layer in accepted:
+            by_weight.setdefault(id(layer.weight), []).append(layer)
         drop: dict[int, str] = {}
         for group in by_weight.values():
             reason = _conflict(group, outputs)
             if reason:
-                drop.update({id(site): reason for site in group})
+                drop.update({id(layer.node): reason for layer in group})
         if not drop:
-            break
-        for site in accepted:
-            if id(site) in drop:
-                refused[id(site)] = site.refused("O24-311", drop[id(site)])
-        accepted = [site for site in accepted if id(site) not in drop]
-    return accepted, [refused[id(site)] for site in sites if id(site) in refused]
+            return found
+        found |= drop
+        accepted = [layer for layer in accepted if id(layer.node) not in drop]
 
 
-def _conflict(group: list[Product], outputs: set[int]) -> str:
+def _conflict(group: Sequence[L], outputs: set[int]) -> str:
     nodes = {id(site.node) for site in group}
-    weight, chain = group[0].weight, group[0].chain
+    weight, path = group[0].weight, group[0].path
     if any(site.form != group[0].form for site in group):
         return "its readers want the weight in different forms"
-    if any([*map(id, site.chain)] != [*map(id, chain)] for site in group):
+    if any([*map(id, site.path)] != [*map(id, path)] for site in group):
         return "its readers reach the weight through different Q/DQ nodes"
     for tensor, reader in zip(
-        [weight, *(step.outputs[0] for step in chain)], [*chain, None], strict=True
+        [weight, *(step.outputs[0] for step in path)], [*path, None], strict=True
     ):
         if id(tensor) in outputs:
             return f"{tensor.name!r} is an output of the graph too"

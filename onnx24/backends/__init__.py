@@ -8,6 +8,7 @@ in one BackendError. Source: docs/targets.md for what each release can do.
 from onnx24.backends.base import (
     Availability,
     Backend,
+    BuildOptions,
     BuildResult,
     Layer,
     Profile,
@@ -19,6 +20,7 @@ from onnx24.backends.base import (
 __all__ = [
     "Availability",
     "Backend",
+    "BuildOptions",
     "BuildResult",
     "Layer",
     "Profile",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 import ctypes
 import difflib
+import hashlib
 import importlib
+import json
 import os
 import re
 import secrets
@@ -28,6 +30,7 @@ from onnx24.targets import Target
 __all__ = [
     "Availability",
     "Backend",
+    "BuildOptions",
     "BuildResult",
     "Layer",
     "Profile",
@@ -74,6 +77,79 @@ class Profile:
         return ":".join("x".join(map(str, p)) for p in parts)
 
 
+HARDWARE_COMPATIBILITY = {
+    "none": ("", ""),
+    "ampere+": ("AMPERE_PLUS", "ampere+"),
+    "same": ("SAME_COMPUTE_CAPABILITY", "sameComputeCapability"),
+}
+"""Our word → the enum member's name, trtexec's word. *Source:* HardwareCompatibilityLevel of
+NvInfer.h (8.6; the third from 10.9 on), trtexec's sampleOptions.cpp."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What a builder may do. hardware_compatibility: a key of HARDWARE_COMPATIBILITY; `refit`: the
+    weights can be replaced later; `strip`: the engine holds no weights that a refit can restore.
+    """
+
+    sparsity: bool = True
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    refit: bool = False
+    strip: bool = False
+
+    def flags(self) -> list[str]:
+        """Members of BuilderFlag that the caller asks for by name."""
+        asked = {
+            "VERSION_COMPATIBLE": self.version_compatible,
+            "REFIT": self.refit,
+            "STRIP_PLAN": self.strip,
+        }
+        return [name for name, wanted in asked.items() if wanted]
+
+
+DEFAULT_OPTIONS = BuildOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingCache:
+    """The kernel timings that a build read and wrote. sha256: of the file after the build and
+    before it ("" where it was not there yet): two builds of the same hash before, model and
+    versions choose the same kernels."""
+
+    path: Path
+    nbytes: int
+    sha256: str
+    sha256_before: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "bytes": self.nbytes,
+            "sha256": self.sha256,
+            "sha256_before": self.sha256_before or None,
+        }
+
+
+def sha256_of(path: Path | None) -> str:
+    """In hex; "" where there is no such file."""
+    if path is None or not path.is_file():
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def timing_cache_facts(path: Path | None, before: str) -> TimingCache | None:
+    """After a build; None where no file was kept."""
+    if path is None or not path.is_file():
+        return None
+    return TimingCache(
+        path=path, nbytes=path.stat().st_size, sha256=sha256_of(path), sha256_before=before
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
     """An engine, and what its builder said about it.
@@ -97,6 +173,16 @@ class BuildResult:
     diagnostics: tuple[Diagnostic, ...] = ()
     log_tail: str = ""
     command: tuple[str, ...] = ()
+    timing_cache: TimingCache | None = None
+    layer_information: str = field(default="", repr=False)
+    """The engine inspector's JSON, where there is one."""
+
+    def layers_document(self) -> str:
+        """The inspector's JSON; a document of its form, from the log, where it gave none."""
+        if self.layer_information:
+            return self.layer_information
+        layers = [layer.to_inspector() for layer in self.layers]
+        return json.dumps({"Layers": layers}, indent=1) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -115,6 +201,7 @@ class BuildResult:
             },
             "diagnostics": [d.to_json() for d in self.diagnostics],
             "command": list(self.command),
+            "timing_cache": self.timing_cache.to_json() if self.timing_cache else None,
         }
 
 
@@ -146,18 +233,15 @@ class Backend(abc.ABC):
         *,
         engine: Path,
         shapes: Mapping[str, Profile] | None = None,
+        options: BuildOptions = DEFAULT_OPTIONS,
         timeout_s: float | None = None,
-        sparsity: bool = True,
-        workspace_mib: int | None = None,
-        optimization_level: int | None = None,
-        timing_cache: Path | None = None,
         log: Path | None = None,
     ) -> BuildResult:
         """Build `engine` for `target`; the file appears whole or not at all.
 
         `log` receives the builder's whole VERBOSE log, also when the build fails.
         Raises: InputError O24-036 or O24-505 for shapes that are missing or do not fit, O24-040
-        and O24-041 for the output path; BackendError O24-500 to O24-507 for everything else.
+        and O24-041 for the output path; BackendError O24-500 to O24-509 for everything else.
         """
 
 

@@ -7,6 +7,7 @@ from 10 on; 11 removed FP16 and INT8), so each is looked up by name. `trt` is th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to build. `compute_capability` is "SM86" for a TensorRT that takes it, else "".
-    `profiles`: input → [min, opt, max]. Paths are absolute."""
+    `profiles`: input → [min, opt, max]. `hardware_compatibility` and `flags`: members of
+    HardwareCompatibilityLevel and BuilderFlag that the caller asks for by name; "" for none. Paths
+    are absolute."""
 
     module: str
     model: str
@@ -27,6 +30,8 @@ class Request:
     workspace_mib: int | None = None
     optimization_level: int | None = None
     timing_cache: str = ""
+    hardware_compatibility: str = ""
+    flags: list[str] = field(default_factory=list)
     inspect: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -34,8 +39,8 @@ class Request:
 
 
 class Refused(Exception):
-    """The build cannot go on. `status`: "target", "parser", "shapes", "write", "cache" or
-    "build"."""
+    """The build cannot go on. `status`: "target", "option", "parser", "shapes", "write", "cache"
+    or "build"."""
 
     def __init__(self, status: str, message: str, errors: Iterable[dict[str, Any]] = ()) -> None:
         super().__init__(message)
@@ -130,11 +135,17 @@ def parser_errors(parser: Any) -> list[dict[str, Any]]:
 
 
 def configure(trt: Any, config: Any, network: Any, request: Request) -> None:
-    """Raises: Refused when the package cannot build for the compute capability."""
+    """Raises: Refused when the package cannot build for the compute capability, or lacks an
+    option that is asked for."""
     if request.compute_capability:
         _set_compute_capability(trt, config, request.compute_capability)
     for name in builder_flags(trt, network, request):
         config.set_flag(member(trt.BuilderFlag, name))
+    for name in request.flags:
+        config.set_flag(_required(trt, "BuilderFlag", name))
+    if request.hardware_compatibility:
+        level = _required(trt, "HardwareCompatibilityLevel", request.hardware_compatibility)
+        config.hardware_compatibility_level = level
     config.profiling_verbosity = member(trt.ProfilingVerbosity, "DETAILED")
     if request.workspace_mib is not None:
         pool = member(trt.MemoryPoolType, "WORKSPACE")
@@ -148,6 +159,13 @@ def configure(trt: Any, config: Any, network: Any, request: Request) -> None:
         except FileNotFoundError:
             saved = b""
         config.set_timing_cache(config.create_timing_cache(saved), ignore_mismatch=False)
+
+
+def _required(trt: Any, enum: str, name: str) -> Any:
+    value = member(getattr(trt, enum), name) if hasattr(trt, enum) else None
+    if value is None:
+        raise Refused("option", f"{trt.__version__} has no {enum}.{name}")
+    return value
 
 
 def _set_compute_capability(trt: Any, config: Any, name: str) -> None:
@@ -201,8 +219,10 @@ def _save_timing_cache(config: Any, request: Request) -> None:
     cache = config.get_timing_cache()
     if cache is None:
         return
+    part = f"{request.timing_cache}.part"  # a killed build leaves the old file whole
     try:
-        with open(request.timing_cache, "wb") as file:
+        with open(part, "wb") as file:
             file.write(cache.serialize())
+        os.replace(part, request.timing_cache)
     except OSError as err:
         raise Refused("cache", f"{request.timing_cache}: {err.strerror or err}") from err

@@ -10,6 +10,7 @@ samples/common/logging.h (prefixes), tensorrt-rtx 1.7.1 (layer list).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -42,10 +43,36 @@ class Entry:
     message: str
 
 
+@dataclass(frozen=True)
+class Port:
+    """A tensor that a layer reads or writes; a dimension of -1 is dynamic."""
+
+    name: str
+    dims: tuple[int, ...]
+    dtype: str
+
+    def nbytes(self, dynamic: int = 1) -> int:
+        """Bytes, with that size for every dynamic dimension."""
+        count = math.prod(dynamic if d < 0 else d for d in self.dims)
+        return math.ceil(count * _BITS.get(self.dtype, 32) / 8)
+
+    def to_inspector(self) -> dict[str, Any]:
+        return {
+            "Name": self.name,
+            "Dimensions": list(self.dims),
+            "Format/Datatype": self.dtype,
+        }
+
+
+_BITS = {"fp32": 32, "int32": 32, "int64": 64, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8,
+         "bool": 8, "int4": 4, "fp4": 4}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer of the engine. `sparse` is None where the log does not tell the kernel, which is
-    always so for TensorRT-RTX: its kernels are compiled on the user's machine."""
+    always so for TensorRT-RTX: its kernels are compiled on the user's machine. `reads`, `writes`
+    and `holds`: activations in and out, and constants, as far as the log describes them."""
 
     name: str
     kind: str = ""
@@ -55,11 +82,54 @@ class Layer:
     dtypes_out: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     sparse: bool | None = None
+    reads: tuple[Port, ...] = field(default=(), repr=False)
+    writes: tuple[Port, ...] = field(default=(), repr=False)
+    holds: tuple[Port, ...] = field(default=(), repr=False)
+
+    @property
+    def is_reformat(self) -> bool:
+        """It computes nothing: it copies, casts or reorders.
+
+        *Source:* TensorRT 8.6 to 10 inspector ("Reformat", "Reformatting CopyNode …"); tensorrt-rtx
+        1.7.1, whose generated kernels are named for what they do (`__myl_ReshTran_…`)."""
+        if self.kind in ("Reformat", "NoOp") or self.name.startswith("Reformatting CopyNode"):
+            return True
+        made_of = re.match(r"__myl_((?:[A-Z][a-z]+)+)_", self.name)
+        return made_of is not None and set(re.findall("[A-Z][a-z]+", made_of[1])) <= _MOVES
+
+    @property
+    def is_kernel(self) -> bool:
+        """It runs on the GPU: neither synchronization nor arithmetic on shapes."""
+        return self.kind not in ("signal", "wait", "shape_call")
+
+    def traffic_bytes(self, dynamic: int = 1) -> int:
+        """What it reads and writes, constants included, with that size for dynamic dimensions."""
+        return sum(p.nbytes(dynamic) for p in (*self.reads, *self.writes, *self.holds))
+
+    def to_inspector(self) -> dict[str, Any]:
+        """As the engine inspector writes a layer; `layers_from_json` reads it back."""
+        return {
+            "Name": self.name,
+            "LayerType": self.kind,
+            "Inputs": [port.to_inspector() for port in self.reads],
+            "Outputs": [port.to_inspector() for port in self.writes],
+            "Constants": [port.to_inspector() for port in self.holds],
+            "TacticName": self.tactic,
+            "Metadata": "\x1e".join(f"[ONNX Layer: {name}]" for name in self.onnx_nodes),
+        }
 
     def to_json(self) -> dict[str, Any]:
-        out = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if v}
+        hidden = {"reads", "writes", "holds"}
+        out = {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in vars(self).items()
+            if v and k not in hidden
+        }
         out["sparse"] = self.sparse
         return out
+
+
+_MOVES = {"Move", "Resh", "Tran", "Cast", "Copy", "Conc", "Slic"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +291,9 @@ def _layer_from_line(line: str) -> Layer:
         dtypes_out=_text_dtypes(_section(line, "Outputs")),
         constants=tuple(re.findall(r"\{ Name: (.*?), Dimensions:", _section(line, "Constants"))),
         sparse=_is_sparse(tactic[1] if tactic else "", None),
+        reads=_text_ports(_section(line, "Inputs")),
+        writes=_text_ports(_section(line, "Outputs")),
+        holds=_text_ports(_section(line, "Constants")),
     )
 
 
@@ -233,6 +306,29 @@ def _section(line: str, title: str) -> str:
 def _text_dtypes(section: str) -> tuple[str, ...]:
     found = re.findall(r"(?:Datatype|Format/Datatype): ([^,}]*)", section)
     return tuple(_dtype(text) for text in found)
+
+
+def _text_ports(section: str) -> tuple[Port, ...]:
+    found = re.findall(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\].*?Datatype: ([^,}]*)", section)
+    return tuple(Port(name, _dims(dims.split(",")), _dtype(text)) for name, dims, text in found)
+
+
+def _json_ports(tensors: Any) -> tuple[Port, ...]:
+    if not isinstance(tensors, list):
+        return ()
+    return tuple(
+        Port(
+            str(t.get("Name", "")),
+            _dims(t.get("Dimensions") or ()),
+            _dtype(str(t.get("Format/Datatype") or t.get("Datatype") or "")),
+        )
+        for t in tensors
+        if isinstance(t, dict)
+    )
+
+
+def _dims(sizes: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in sizes if str(size).lstrip("-").isdigit())
 
 
 def _dtype(text: str) -> str:
@@ -287,6 +383,9 @@ def _layer_from_dict(item: dict[str, Any]) -> Layer:
             if isinstance(c, dict) and "Name" in c
         ),
         sparse=_is_sparse(tactic, None if weights is None else bool(weights)),
+        reads=_json_ports(item.get("Inputs")),
+        writes=_json_ports(item.get("Outputs")),
+        holds=_json_ports(item.get("Constants")),
     )
 
 

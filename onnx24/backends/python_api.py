@@ -14,9 +14,12 @@ from typing import Any, ClassVar
 
 import onnx24
 from onnx24.backends.base import (
+    DEFAULT_OPTIONS,
+    HARDWARE_COMPATIBILITY,
     TRY_THE_ORIGINAL,
     Availability,
     Backend,
+    BuildOptions,
     BuildResult,
     Profile,
     cannot_write,
@@ -26,7 +29,9 @@ from onnx24.backends.base import (
     log_warnings,
     parser_diagnostic,
     resolve_profiles,
+    sha256_of,
     staged_engine,
+    timing_cache_facts,
 )
 from onnx24.backends.builder import Request
 from onnx24.backends.logs import Layer, LogFacts, ParserError, layers_from_json, read_log
@@ -62,6 +67,9 @@ class PythonBackend(Backend):
         """Notes for the report. Raises: BackendError O24-507."""
         return []
 
+    def check_options(self, options: BuildOptions) -> None:
+        """Raises: BackendError O24-509 for what this package cannot do in any release."""
+
     def compute_capability(self, target: Target) -> str:
         """The name of the ComputeCapability value to build for; "" for the GPU that is here."""
         return ""
@@ -73,17 +81,16 @@ class PythonBackend(Backend):
         *,
         engine: Path,
         shapes: Mapping[str, Profile] | None = None,
+        options: BuildOptions = DEFAULT_OPTIONS,
         timeout_s: float | None = None,
-        sparsity: bool = True,
-        workspace_mib: int | None = None,
-        optimization_level: int | None = None,
-        timing_cache: Path | None = None,
         log: Path | None = None,
     ) -> BuildResult:
         self.require()
         notes = self.check_target(target)
+        self.check_options(options)
         model = OnnxFile.read(model_path)
         profiles = resolve_profiles(model.inputs, shapes)
+        cache_before = sha256_of(options.timing_cache)
         with staged_engine(engine, model_path) as (part, scratch):
             request = Request(
                 module=self.module,
@@ -91,11 +98,13 @@ class PythonBackend(Backend):
                 engine=str(part),
                 compute_capability=self.compute_capability(target),
                 strongly_typed=target.strongly_typed,
-                sparsity=sparsity,
+                sparsity=options.sparsity,
                 profiles={n: [list(p.min), list(p.opt), list(p.max)] for n, p in profiles.items()},
-                workspace_mib=workspace_mib,
-                optimization_level=optimization_level,
-                timing_cache=str(timing_cache.absolute()) if timing_cache else "",
+                workspace_mib=options.workspace_mib,
+                optimization_level=options.optimization_level,
+                timing_cache=str(options.timing_cache.absolute()) if options.timing_cache else "",
+                hardware_compatibility=HARDWARE_COMPATIBILITY[options.hardware_compatibility][0],
+                flags=options.flags(),
                 inspect=self.inspect,
             )
             try:
@@ -118,6 +127,8 @@ class PythonBackend(Backend):
             sparse_counts=facts.counts,
             diagnostics=(*notes, *log_warnings(facts)),
             log_tail="\n".join(facts.tail),
+            timing_cache=timing_cache_facts(options.timing_cache, cache_before),
+            layer_information=response.get("layer_information", ""),
         )
 
     def _run(
@@ -131,7 +142,7 @@ class PythonBackend(Backend):
             log=log,
             cwd=scratch,
             timeout_s=timeout_s,
-            env=_child_environment(),
+            env=child_environment(),
         )
         with open(log, encoding="utf-8", errors="replace") as lines:
             facts = read_log(lines)
@@ -170,6 +181,8 @@ class PythonBackend(Backend):
                 "O24-507",
                 f"{self.name} {response['version']} cannot build for {target.name}: {message}",
             )
+        if status == "option":
+            raise BackendError.of("O24-509", f"{self.name} {message}", hint="leave the option out")
         if status == "shapes":
             raise InputError.of("O24-505", message)
         if status == "write":
@@ -182,7 +195,7 @@ class PythonBackend(Backend):
         )
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Ours, with the folder that holds this very onnx24 first: a bare checkout is not installed,
     and the child's working folder is its scratch folder."""
     root = str(Path(onnx24.__file__).resolve().parents[1])

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from onnx24.backends.base import BuildOptions
 from onnx24.backends.python_api import PythonBackend
 from onnx24.diagnostics import Diagnostic, diagnostic
+from onnx24.errors import BackendError
 from onnx24.targets import Target
 
 
@@ -24,6 +26,18 @@ class TensorRTRTX(PythonBackend):
 
     def compute_capability(self, target: Target) -> str:
         return f"SM{target.sm}"
+
+    def check_options(self, options: BuildOptions) -> None:
+        asked = [name.lower().replace("_", " ") for name in options.flags()]
+        if options.hardware_compatibility != "none":
+            asked.append("hardware compatibility")
+        if asked:
+            raise BackendError.of(
+                "O24-509",
+                f"tensorrt-rtx does not offer {', '.join(asked)}: its engines are made for named "
+                "compute capabilities, and their kernels on the user's machine",
+                hint="leave the option out",
+            )
 
     def check_target(self, target: Target) -> list[Diagnostic]:
         if target.trt_major is None:

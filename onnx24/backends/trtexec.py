@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from onnx24.backends.base import (
+    DEFAULT_OPTIONS,
+    HARDWARE_COMPATIBILITY,
     TRY_THE_ORIGINAL,
     Availability,
     Backend,
+    BuildOptions,
     BuildResult,
     Profile,
     check_finished,
@@ -26,7 +29,9 @@ from onnx24.backends.base import (
     log_warnings,
     parser_diagnostic,
     resolve_profiles,
+    sha256_of,
     staged_engine,
+    timing_cache_facts,
 )
 from onnx24.backends.logs import Layer, LogFacts, layers_from_json, read_log
 from onnx24.backends.onnx_file import OnnxFile
@@ -44,12 +49,7 @@ def command(
     profiles: Mapping[str, Profile] | None = None,
     *,
     precisions: Iterable[str] = (),
-    sparsity: bool = True,
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    timing_cache: Path | None = None,
-    hardware_compatibility: str = "",
-    version_compatible: bool = False,
+    options: BuildOptions = DEFAULT_OPTIONS,
     layer_info: Path | None = None,
     times: Path | None = None,
     profile: Path | None = None,
@@ -60,8 +60,8 @@ def command(
     `profiles` holds dynamic inputs only: trtexec refuses shapes for static ones. `precisions`
     ("int8", "fp16", …) are those that the model is written in; a weakly typed build must be
     allowed them. With `times` or `profile` the engine is also run and timed.
-    Raises: BackendError O24-507 for a TensorRT-RTX target; InputError O24-505 for an input name
-    that cannot be written on trtexec's command line.
+    Raises: BackendError O24-507 for a TensorRT-RTX target, O24-509 for an option that came later;
+    InputError O24-505 for an input name that cannot be written on trtexec's command line.
     """
     if target.trt_major is None:
         raise BackendError.of(
@@ -71,23 +71,12 @@ def command(
         )
     args = [program, f"--onnx={model_path}", f"--saveEngine={engine}"]
     if profiles:
-        args += [_shapes(kind, profiles) for kind in ("min", "opt", "max")]
+        args += [shapes_option(kind, profiles) for kind in ("min", "opt", "max")]
     if target.strongly_typed:
         args += ["--stronglyTyped"] if target.trt_major < 11 else []  # 11: always on, deprecated
     else:
         args += [f"--{p}" for p in sorted(set(precisions)) if p in ("fp16", "int8")]
-    if sparsity:
-        args.append("--sparsity=enable")
-    if workspace_mib is not None:
-        args.append(f"--memPoolSize=workspace:{workspace_mib}")
-    if optimization_level is not None:
-        args.append(f"--builderOptimizationLevel={optimization_level}")
-    if timing_cache is not None:
-        args.append(f"--timingCacheFile={timing_cache}")
-    if hardware_compatibility:
-        args.append(f"--hardwareCompatibilityLevel={hardware_compatibility}")
-    if version_compatible:
-        args.append("--versionCompatible")
+    args += _options(options, target.trt_major)
     args += ["--profilingVerbosity=detailed", "--verbose"]
     if layer_info is not None:
         args.append(f"--exportLayerInfo={layer_info}")
@@ -101,11 +90,36 @@ def command(
     return args
 
 
-def _shapes(kind: str, profiles: Mapping[str, Profile]) -> str:
+def _options(options: BuildOptions, major: int) -> list[str]:
+    args = ["--sparsity=enable"] if options.sparsity else []
+    if options.workspace_mib is not None:
+        args.append(f"--memPoolSize=workspace:{options.workspace_mib}")
+    if options.optimization_level is not None:
+        args.append(f"--builderOptimizationLevel={options.optimization_level}")
+    if options.timing_cache is not None:
+        args.append(f"--timingCacheFile={options.timing_cache}")
+    word = HARDWARE_COMPATIBILITY[options.hardware_compatibility][1]
+    if major < 10 and (options.strip or word == "sameComputeCapability"):
+        what = "engines without weights" if options.strip else f"compatibility {word}"
+        raise BackendError.of(
+            "O24-509",
+            f"TensorRT {major} has no {what}; that came with TensorRT 10",
+            hint="leave the option out",
+        )
+    args += [f"--hardwareCompatibilityLevel={word}"] if word else []
+    args += ["--versionCompatible"] if options.version_compatible else []
+    args += ["--refit"] if options.refit else []
+    args += ["--stripWeights"] if options.strip else []
+    return args
+
+
+def shapes_option(kind: str, profiles: Mapping[str, Profile]) -> str:
+    """--minShapes, --optShapes, --maxShapes; --shapes, of opt, for kind ""."""
     specs = [
-        f"{_quoted(name)}:" + "x".join(map(str, getattr(p, kind))) for name, p in profiles.items()
+        f"{_quoted(name)}:" + "x".join(map(str, getattr(p, kind or "opt")))
+        for name, p in profiles.items()
     ]
-    return f"--{kind}Shapes={','.join(specs)}"
+    return f"--{kind}{'S' if kind else 's'}hapes={','.join(specs)}"
 
 
 def _quoted(name: str) -> str:
@@ -146,16 +160,14 @@ class Trtexec(Backend):
         *,
         engine: Path,
         shapes: Mapping[str, Profile] | None = None,
+        options: BuildOptions = DEFAULT_OPTIONS,
         timeout_s: float | None = None,
-        sparsity: bool = True,
-        workspace_mib: int | None = None,
-        optimization_level: int | None = None,
-        timing_cache: Path | None = None,
         log: Path | None = None,
     ) -> BuildResult:
         self.require()
         model = OnnxFile.read(model_path)
         profiles = resolve_profiles(model.inputs, shapes)
+        cache_before = sha256_of(options.timing_cache)
         with staged_engine(engine, model_path) as (part, scratch):
             argv = command(
                 model_path.absolute(),
@@ -163,10 +175,7 @@ class Trtexec(Backend):
                 part,
                 profiles,
                 precisions=model.precisions,
-                sparsity=sparsity,
-                workspace_mib=workspace_mib,
-                optimization_level=optimization_level,
-                timing_cache=timing_cache.absolute() if timing_cache else None,
+                options=replace(options, timing_cache=absolute(options.timing_cache)),
                 layer_info=scratch / "layers.json",
                 program=shutil.which(PROGRAM) or PROGRAM,
             )
@@ -177,7 +186,9 @@ class Trtexec(Backend):
             _check_success(done, facts, part, model, model_path)
             _check_release(facts, target)
             size = part.stat().st_size
-            layers = _layers(scratch / "layers.json", facts, model)
+            exported = scratch / "layers.json"
+            information = exported.read_text("utf-8") if exported.exists() else ""
+            layers = _layers(information, facts, model)
         return BuildResult(
             backend=self.name,
             version=facts.version,
@@ -193,6 +204,8 @@ class Trtexec(Backend):
             diagnostics=tuple(log_warnings(facts)),
             log_tail="\n".join(facts.tail),
             command=tuple(argv),
+            timing_cache=timing_cache_facts(options.timing_cache, cache_before),
+            layer_information=information,
         )
 
 
@@ -236,13 +249,17 @@ def _check_release(facts: LogFacts, target: Target) -> None:
         )
 
 
-def _layers(exported: Path, facts: LogFacts, model: OnnxFile) -> tuple[Layer, ...]:
-    layers = layers_from_json(exported.read_text("utf-8")) if exported.exists() else facts.layers
+def _layers(information: str, facts: LogFacts, model: OnnxFile) -> tuple[Layer, ...]:
+    layers = layers_from_json(information) if information else facts.layers
     made_up = model.parser_names()
     return tuple(
         replace(layer, onnx_nodes=tuple(made_up.get(n, n) for n in layer.onnx_nodes))
         for layer in layers
     )
+
+
+def absolute(path: Path | None) -> Path | None:
+    return path.absolute() if path is not None else None
 
 
 def shell_line(argv: Iterable[str]) -> str:

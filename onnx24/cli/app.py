@@ -434,6 +434,15 @@ def build(
         ),
     ] = None,
     shapes: o.Shapes = None,
+    calib: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--calib",
+            metavar="DATA",
+            help="Samples that give the sizes of dynamic inputs which --shapes leaves out. An .npz "
+            "of a dynamic batch counts as batches of 1 to 16.",
+        ),
+    ] = None,
     timeout: o.Timeout = None,
     sparsity: Annotated[
         bool, typer.Option("--sparsity/--no-sparsity", help="Let the builder use 2:4 kernels.")
@@ -450,11 +459,44 @@ def build(
     ] = None,
     timing_cache: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--timing-cache", metavar="FILE", help="Read and write kernel timings there."),
+        typer.Option(
+            "--timing-cache",
+            metavar="FILE",
+            help="Read kernel timings from there and keep them; the report gives their hash.",
+        ),
     ] = None,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--hardware-compatibility",
+            metavar="none|ampere+|same",
+            help="Which other GPUs the engine may run on: none, all from Ampere on, or those of "
+            "the same compute capability.",
+        ),
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="Let later TensorRT releases run the engine."),
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Let the engine's weights be replaced later.")
+    ] = False,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave weights out that a refit can restore.")
+    ] = False,
     log: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--log", metavar="FILE", help="Keep the builder's whole log."),
+        typer.Option(
+            "--log", metavar="FILE", help="Keep the builder's whole log (for `onnx24 ledger`)."
+        ),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--layers",
+            metavar="FILE",
+            help="Keep the engine's layers as JSON (for `onnx24 ledger`).",
+        ),
     ] = None,
     print_command: Annotated[
         bool,
@@ -464,9 +506,23 @@ def build(
             "be run where that is installed.",
         ),
     ] = False,
+    export: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--export",
+            metavar="PREFIX",
+            help="With --print-command: also run and time the engine, and write "
+            "PREFIX.layers.json, PREFIX.times.json and PREFIX.profile.json (for `onnx24 ledger`).",
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> int:
-    """Build an engine with TensorRT."""
+    """Build an engine with TensorRT.
+
+    The builder runs in a process of its own, so that its crash or hang ends in exit code 3 with the
+    last lines of its log. Dynamic inputs need a size: --shapes, or --calib, whose samples give the
+    smallest, the most frequent and the largest size of each dimension.
+    """
     from onnx24.cli.building import BuildRequest, build_engine
 
     return build_engine(
@@ -476,13 +532,240 @@ def build(
             backend=backend,
             engine=engine,
             shapes=tuple(shapes or ()),
+            calib=calib,
             timeout_s=timeout,
             sparsity=sparsity,
             workspace_mib=workspace,
             optimization_level=optimization_level,
             timing_cache=timing_cache,
+            hardware_compatibility=hardware_compatibility,
+            version_compatible=version_compatible,
+            refit=refit,
+            strip=strip,
             log=log,
+            layers=layers,
             print_command=print_command,
+            export=export,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def ledger(
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            metavar="MODEL",
+            help="The model, original or compiled: one row for each of its layers. Without it one "
+            "for each layer of the engine.",
+        ),
+    ] = None,
+    log: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--log", metavar="FILE", help="The builder's verbose log.", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--layers",
+            metavar="FILE",
+            help="The engine's layers: `onnx24 build --layers`, trtexec's --exportLayerInfo or the "
+            "engine inspector's JSON.",
+        ),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--profile", metavar="FILE", help="Layer times: trtexec's --exportProfile."),
+    ] = None,
+    times: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--times", metavar="FILE", help="Run times: trtexec's --exportTimes."),
+    ] = None,
+    dense_log: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--dense-log", metavar="FILE", help="The same of an engine built without sparsity."
+        ),
+    ] = None,
+    dense_layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense-layers", metavar="FILE", help="Its layers."),
+    ] = None,
+    dense_profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense-profile", metavar="FILE", help="Its layer times."),
+    ] = None,
+    dense_times: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense-times", metavar="FILE", help="Its run times."),
+    ] = None,
+    target: o.TargetName = DEFAULT_TARGET,
+    shapes: o.Shapes = None,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Also write it there, as .html, .json or .txt."
+        ),
+    ] = None,
+    json: o.Json = False,
+) -> int:
+    """Say of every layer whether it was eligible for 2:4, chosen, and faster.
+
+    Works from the files of a build and a measurement alone, which may have run elsewhere:
+    `onnx24 build MODEL --print-command --export run` prints the trtexec command that writes them.
+    What no file says is shown as "–". A layer counts as faster where its median time is more than
+    3 % below that in the dense engine.
+    """
+    from onnx24.cli.ledger import LedgerRequest, keep_ledger
+
+    return keep_ledger(
+        LedgerRequest(
+            model=model,
+            target=target,
+            shapes=tuple(shapes or ()),
+            log=log,
+            layers=layers,
+            profile=profile,
+            times=times,
+            dense_log=dense_log,
+            dense_layers=dense_layers,
+            dense_profile=dense_profile,
+            dense_times=dense_times,
+            output=output,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The dense ONNX model's path.")],
+    target: o.TargetName = DEFAULT_TARGET,
+    backend: Annotated[
+        str,
+        typer.Option("--backend", metavar="B", help="auto, tensorrt, trtexec or tensorrt-rtx."),
+    ] = "auto",
+    variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            metavar="LIST",
+            help="Some of dense, sparse, int8 and sparse-int8; dense is always among them.",
+        ),
+    ] = "dense,sparse,int8,sparse-int8",
+    batch: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(
+            "--batch",
+            metavar="N",
+            help="A size of the dynamic first dimension. Repeat it for further sizes.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    shapes: o.Shapes = None,
+    calib: o.Calib = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Measure nothing: give roofline bounds per layer from data-sheet peaks. Needs no "
+            "GPU.",
+        ),
+    ] = False,
+    gpu: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            help="With --estimate: the GPU, for instance 'L40S'. Default: the first known of the "
+            "target's compute capability.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option("--rounds", metavar="N", help="How often each engine has its turn.", min=8),
+    ] = 20,
+    timeout: o.Timeout = None,
+    json: o.Json = False,
+) -> int:
+    """Measure what 2:4 and INT8 gain, or estimate it.
+
+    Builds an engine for each variant and batch size and runs them in turns on the GPU that is here;
+    a gain that the noise could have made is shown as none. Without a GPU it ends in exit code 3;
+    --estimate then gives bounds that no kernel reaches, and says so.
+    """
+    from onnx24.cli.bench import BenchRequest, bench_model
+
+    return bench_model(
+        BenchRequest(
+            model=model,
+            target=target,
+            backend=backend,
+            variants=variants,
+            batches=tuple(batch or ()),
+            shapes=tuple(shapes or ()),
+            calib=calib,
+            estimate=estimate,
+            gpu=gpu,
+            rounds=rounds,
+            timeout_s=timeout,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def gate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The 2:4 model.")],
+    dense: Annotated[
+        str, typer.Option("--dense", metavar="DENSE", help="The model before it was pruned.")
+    ],
+    ledger: Annotated[
+        str,
+        typer.Option(
+            "--ledger",
+            metavar="FILE",
+            help="A ledger as JSON, with the times of a sparse and a dense engine.",
+        ),
+    ],
+    output: o.Output = None,
+    noise: Annotated[
+        float,
+        typer.Option(
+            "--noise",
+            metavar="SHARE",
+            help="A layer is faster where its time falls by more than this share.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.03,
+    data: o.Data = None,
+    seed: o.Seed = 0,
+    shapes: o.Shapes = None,
+    json: o.Json = False,
+) -> int:
+    """Give layers that 2:4 did not make faster their dense weights back.
+
+    A weight stays 2:4 where one of its layers is faster, and where one was not measured. With
+    --data the sparse and the gated model are both compared with the dense one.
+    """
+    from onnx24.cli.gating import GateRequest, gate_model
+
+    return gate_model(
+        GateRequest(
+            model=model,
+            dense=dense,
+            ledger=ledger,
+            output=output,
+            noise=noise,
+            data=data,
+            seed=seed,
+            shapes=tuple(shapes or ()),
             as_json=json,
         )
     )

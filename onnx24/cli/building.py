@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx24 import targets
-from onnx24.backends.base import BuildResult, get, parse_shapes, resolve_profiles
-from onnx24.backends.onnx_file import OnnxFile
+from onnx24.backends.base import (
+    HARDWARE_COMPATIBILITY,
+    BuildOptions,
+    BuildResult,
+    Profile,
+    get,
+    parse_shapes,
+    resolve_profiles,
+)
+from onnx24.backends.onnx_file import OnnxFile, inputs_of
+from onnx24.backends.profiles import completed
 from onnx24.backends.trtexec import command, shell_line
 from onnx24.cli.console import Console
+from onnx24.cli.data import load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_output
+from onnx24.cli.nearest import did_you_mean
+from onnx24.ir.files import atomic_write
 from onnx24.report.table import bytes_text, table
 from onnx24.report.text import sparse_layers
+
+if TYPE_CHECKING:
+    from onnx24.ir.model import Model
 
 _SHOWN = 40
 
@@ -27,14 +44,41 @@ class BuildRequest:
     backend: str
     engine: str | None
     shapes: tuple[str, ...]
+    calib: str | None
     timeout_s: float | None
     sparsity: bool
     workspace_mib: int | None
     optimization_level: int | None
     timing_cache: str | None
+    hardware_compatibility: str
+    version_compatible: bool
+    refit: bool
+    strip: bool
     log: str | None
+    layers: str | None
     print_command: bool
+    export: str | None
     as_json: bool
+
+    def options(self) -> BuildOptions:
+        """Raises: InputError O24-020 for an unknown word."""
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            words = ", ".join(HARDWARE_COMPATIBILITY)
+            near = did_you_mean(self.hardware_compatibility, HARDWARE_COMPATIBILITY)
+            raise usage(
+                f"--hardware-compatibility {self.hardware_compatibility}: expected one of {words}",
+                f"{near}see `onnx24 build --help`",
+            )
+        return BuildOptions(
+            sparsity=self.sparsity,
+            workspace_mib=self.workspace_mib,
+            optimization_level=self.optimization_level,
+            timing_cache=Path(self.timing_cache) if self.timing_cache else None,
+            hardware_compatibility=self.hardware_compatibility,
+            version_compatible=self.version_compatible,
+            refit=self.refit,
+            strip=self.strip,
+        )
 
 
 def build_engine(request: BuildRequest) -> int:
@@ -43,33 +87,48 @@ def build_engine(request: BuildRequest) -> int:
         raise usage("build reads no standard input", "TensorRT's parser needs a path")
     if request.print_command:
         return _print_command(request)
+    if request.export is not None:
+        raise usage("--export without --print-command", "a build here takes --log and --layers")
     source = Source(request.model)
     target = targets.load(request.target)
     shapes = parse_shapes(request.shapes)
+    options = request.options()
     engine = request.engine or f"{source.stem}.engine"
-    for path in (engine, request.log):
+    files = [("--engine", engine), ("--log", request.log), ("--layers", request.layers)]
+    for _, path in files:
         if path is not None:
             check_output(path, source)
-    check_distinct([("--engine", engine), ("--log", request.log)])
+    check_distinct([*files, ("--timing-cache", request.timing_cache)])
     backend = get(request.backend, target)
-    source.load()  # a broken file gets our diagnostics, not a parser's
+    model = source.load()  # a broken file gets our diagnostics, not a parser's
+    profiles = _profiles(request, model, shapes)
     console = Console(as_json=request.as_json)
     with console.waiting(f"building with {backend.name}"):
         result = backend.build(
             Path(request.model),
             target,
             engine=Path(engine),
-            shapes=shapes,
+            shapes=profiles,
+            options=options,
             timeout_s=request.timeout_s,
-            sparsity=request.sparsity,
-            workspace_mib=request.workspace_mib,
-            optimization_level=request.optimization_level,
-            timing_cache=Path(request.timing_cache) if request.timing_cache else None,
             log=Path(request.log) if request.log else None,
         )
-    console.report(_text(result), result)
+    if request.layers is not None:
+        with atomic_write(request.layers) as file:
+            file.write(result.layers_document().encode("utf-8"))
+    console.report(_text(result, from_data=set(profiles) - set(shapes)), result)
     console.diagnostics(result.diagnostics)
     return 0
+
+
+def _profiles(
+    request: BuildRequest, model: Model, shapes: Mapping[str, Profile]
+) -> dict[str, Profile]:
+    """--shapes, and what the samples of --calib show of the other inputs."""
+    if request.calib is None:
+        return dict(shapes)
+    data = load_samples(request.calib, model, shapes, 0)
+    return completed(inputs_of(model.proto), shapes, data, model)
 
 
 def _print_command(request: BuildRequest) -> int:
@@ -80,32 +139,45 @@ def _print_command(request: BuildRequest) -> int:
             "only trtexec has a command line; leave --backend out",
         )
     source = Source(request.model)
-    source.load()
+    loaded = source.load()
     path = Path(request.model)
     model = OnnxFile.read(path)
+    profiles = _profiles(request, loaded, parse_shapes(request.shapes))
+    files = {
+        kind: Path(f"{request.export}.{kind}.json") if request.export is not None else None
+        for kind in ("layers", "times", "profile")
+    }
     argv = command(
         path,
         targets.load(request.target),
         Path(request.engine or f"{source.stem}.engine"),
-        resolve_profiles(model.inputs, parse_shapes(request.shapes)),
+        resolve_profiles(model.inputs, profiles),
         precisions=model.precisions,
-        sparsity=request.sparsity,
-        workspace_mib=request.workspace_mib,
-        optimization_level=request.optimization_level,
-        timing_cache=Path(request.timing_cache) if request.timing_cache else None,
+        options=request.options(),
+        layer_info=files["layers"],
+        times=files["times"],
+        profile=files["profile"],
     )
     Console(as_json=request.as_json).report(shell_line(argv), {"command": argv})
     return 0
 
 
-def _text(result: BuildResult) -> str:
+def _text(result: BuildResult, from_data: set[str]) -> str:
     document = result.to_json()
     lines = [
         f"{result.engine_path}  {bytes_text(result.engine_bytes)}",
         f"  {result.backend} {result.version} for {result.target}, {result.seconds:.1f} s, "
         f"{len(result.layers)} layers; {sparse_layers(document['sparsity'])}",
     ]
-    lines += [f"  profile {name}: {profile}" for name, profile in result.profiles.items()]
+    for name, profile in result.profiles.items():
+        origin = " (from the samples)" if name in from_data else ""
+        lines.append(f"  profile {name}: {profile}{origin}")
+    if result.timing_cache is not None:
+        cache = result.timing_cache
+        lines.append(
+            f"  timing cache {cache.path}: {bytes_text(cache.nbytes)}, "
+            f"sha256 {cache.sha256[:12]}, before {cache.sha256_before[:12] or 'none'}"
+        )
     sparse = {None: "not said", True: "yes", False: "no"}
     rows = [
         (layer.name, layer.kind, layer.tactic, sparse[layer.sparse])

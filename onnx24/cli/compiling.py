@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,6 +19,7 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.backends.base import Backend, BuildResult, Profile, parse_shapes, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
+from onnx24.backends.profiles import completed
 from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
 from onnx24.cli.effort import Effort
@@ -204,7 +205,10 @@ def compile_model(request: CompileRequest) -> int:
     original = plan.source.load()
     facts = ModelFacts.of(original, request.model)
     if plan.backend is not None:  # it would refuse them only after all the work
-        resolve_profiles(inputs_of(original.proto), plan.profiles)
+        inputs = inputs_of(original.proto)
+        samples = load_samples(request.calib, original, plan.profiles, request.seed)
+        plan = replace(plan, profiles=completed(inputs, plan.profiles, samples, original))
+        resolve_profiles(inputs, plan.profiles)
     with console.waiting("loading into ONNX Runtime"):
         _must_run(original)
     verdicts = judge(original, plan.target)

@@ -586,10 +586,12 @@ class _Commit:
         """Entries of values that are gone go too; those whose type a pass changed follow it."""
         before = {name for node in view.origin.node for name in node.output}
         now = {t.name: t for node in view.nodes for t in node.outputs}
+        placed = {constant.name for constant in self.placed.get(id(view), ())}
         out, same = [], True
         for info in view.origin.value_info:
             tensor = now.get(info.name)
-            if tensor is None and info.name in before:
+            # Exporters describe initializers too; one that was replaced may have another shape.
+            if tensor is None and (info.name in before or info.name in placed):
                 same = False
                 continue
             known = self.session.types.get(id(tensor)) if tensor is not None else None

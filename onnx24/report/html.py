@@ -70,6 +70,11 @@ def render_html(report: Report) -> str:
         _diagnostics(report),
         f'<p class="dim">onnx24 {escape(report.version)}</p>',
     ]
+    return page(title, sections)
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """A whole page of the sections that are not empty; tables of class "sort" can be sorted."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

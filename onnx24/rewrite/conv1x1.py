@@ -1,223 +1,330 @@
-"""Products of a view written as 1x1 convolutions over their tokens."""
+"""Products of a view written as 1x1 convolutions."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx24.analysis.products import Product, Products, count_of, producer_of
+from onnx24.analysis.products import Product, Products, count_of
 from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import fresh, insert_before
+from onnx24.ir.surgeon import detach, fresh, walk
+from onnx24.rewrite.forms import Form, Lead, Plan, Twin
+from onnx24.rewrite.nodes import Dim, FormWriter, LayerNames, ShapeConstants, scaled, spread
 
 
-def rewrite_as_conv1x1(products: Products, sites: Sequence[Product]) -> None:
-    """Replace each of the `sites`, which are of the view that `products` looked at, by
-    `Reshape[-1,K,1,1] → Conv(W[N,K,1,1], bias) → Reshape` back.
+class Layout(str, enum.Enum):
+    """How the convolution sees an activation. M: the size of the axis that is neither batch nor
+    K."""
+
+    TOKENS = "tokens"
+    """[tokens, K, 1, 1]: everything but K is the batch"""
+    NCHW = "nchw"
+    """[batch, K, M, 1]"""
+    CONV1D = "conv1d"
+    """[batch, K, M]"""
+
+
+def rewrite_as_conv1x1(
+    products: Products, sites: Sequence[Product], layout: Layout = Layout.TOKENS
+) -> int:
+    """Replace each of the `sites`, which are of the view that `products` looked at, by a reshape,
+    a Conv with the kernel [N, K, 1, 1] ([N, K, 1] for conv1d) and a reshape back.
 
     All readers of a weight have to be among the sites. The Conv has the product's name and the
-    kernel that of the matrix; Q/DQ of the weight stays before it, with the axis where N is now. A
-    per-tensor Q/DQ pair of the activation that only sites read gets the Reshape before it. The
-    product itself, and the Add of a bias, go.
+    kernel that of the matrix; Q/DQ of the weight stays before it, with the axis where N is now.
+    Elementwise nodes between two sites, per-tensor Q/DQ among them, work on the convolution's
+    form, and the reshapes between go. An activation with K before its last axis takes the layout
+    nchw where tokens are asked for, which needs no Transpose. The product itself, the Add of a
+    bias and Transposes of the weight go.
+
+    Returns: how many elementwise nodes were kept between convolutions.
     """
-    _Rewriter(products, sites).run()
+    wrapped = [_Site.of(site, layout) for site in sites]
+    rewriter = _Rewriter(products, layout)
+    kept = 0
+    for graph in list(walk(products.root)):
+        inside = [site for site in wrapped if site.product.graph is graph]
+        if inside:
+            kept += rewriter.run(graph, inside)
+    return kept
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A product and the forms of its input and result."""
+
+    product: Product
+    enter: Form
+    leave: Form | None
+
+    @classmethod
+    def of(cls, product: Product, layout: Layout) -> _Site:
+        own = layout
+        if len(product.x_shape) == 1 or (layout is Layout.TOKENS and product.x_axis == -1):
+            own = Layout.TOKENS
+        elif layout is Layout.TOKENS:
+            own = Layout.NCHW
+        rank = len(product.x_shape)
+        enter = Form(own.value, product.x_axis, product.k, rank)
+        plain = (
+            product.out_axis is not None
+            and product.rest is None
+            and product.post_scale == 1.0
+            and not product.leading_ones
+        )
+        leave = Form(own.value, product.out_axis, product.n, rank) if plain else None  # type: ignore[arg-type]
+        return cls(product, enter, leave)
+
+    @property
+    def node(self) -> gs.Node:
+        return self.product.node
+
+    @property
+    def x(self) -> gs.Tensor:
+        return self.product.x
+
+    @property
+    def x_shape(self) -> tuple[int | str | None, ...]:
+        return self.product.x_shape
+
+    @property
+    def result(self) -> gs.Tensor:
+        return self.product.result
 
 
 class _Rewriter:
-    """What the sites of one view share: tokens, kernels, shapes."""
+    """What the sites of one view share: kernels, shape constants."""
 
-    def __init__(self, products: Products, sites: Sequence[Product]) -> None:
+    def __init__(self, products: Products, layout: Layout) -> None:
         self.products = products
-        self.sites = sites
-        self.weights: dict[int, Derived] = {}
-        self.tokens: dict[tuple[int, int, int], gs.Tensor] = {}
-        self.shapes: dict[tuple[int, ...], gs.Constant] = {}
+        self.weights: dict[int, gs.Tensor] = {}
+        self.shapes = ShapeConstants(products.root)
+        self.names = LayerNames(products.root)
+        self.kernel_ones = 1 if layout is Layout.CONV1D else 2
 
-    def run(self) -> None:
-        hoisted = self._hoistable()
-        for site in self.sites:
-            self._rewrite(site, hoisted.get((id(site.graph), id(site.node.inputs[0]), site.k)))
-
-    def _hoistable(self) -> dict[tuple[int, int, int], gs.Node]:
-        """(graph, activation, K) → the QuantizeLinear before which its Reshape can stand: that of a
-        per-tensor Q/DQ pair which nothing but products to be rewritten reads."""
-        readers: dict[tuple[int, int, int], set[int]] = {}
-        tensors: dict[int, gs.Tensor] = {}
-        for site in self.sites:
-            x = site.node.inputs[0]
-            tensors[id(x)] = x
-            readers.setdefault((id(site.graph), id(x), site.k), set()).add(id(site.node))
-        found = {}
-        for key, nodes in readers.items():
-            graph_id, x_id, _ = key
-            dq = producer_of(tensors[x_id])
-            if dq is None or dq.op != "DequantizeLinear":
-                continue
-            q = producer_of(dq.inputs[0])
-            if q is None or q.op != "QuantizeLinear":
-                continue
-            pair = (q, dq)
-            alone = {id(node) for node in tensors[x_id].outputs} == nodes
-            alone = alone and [id(node) for node in q.outputs[0].outputs] == [id(dq)]
-            outputs = any(id(node.outputs[0]) in self.products.outputs for node in pair)
-            per_tensor = all(count_of(node.inputs[1]) == 1 for node in pair)
-            graph = next(site.graph for site in self.sites if id(site.graph) == graph_id)
-            local = all(any(node is other for other in graph.nodes) for node in pair)
-            if alone and per_tensor and local and not outputs:
-                found[key] = q
-        return found
-
-    def _rewrite(self, site: Product, quantize: gs.Node | None) -> None:
-        graph, node = site.graph, site.node
-        result = site.result
-        x = node.inputs[0]
-        key = (id(graph), id(x), site.k)
-        if key not in self.tokens:
-            self.tokens[key] = self._to_tokens(site, quantize)
-        inputs = [self.tokens[key], self._weight(site)]
-        if site.bias is not None:
-            inputs.append(self._bias(site))
-        new: list[gs.Node] = []
-        back = self._back_shape(site, new)
-
-        rows = gs.Variable(fresh(graph, f"{site.label}.rows"), result.dtype)
-        conv = gs.Node("Conv", node.name, {"kernel_shape": [1, 1]}, inputs, [rows])
-        position = next(i for i, other in enumerate(graph.nodes) if other is (site.add or node))
-        for old in (node, site.add):
-            if old is not None:
-                old.inputs.clear()
-                old.outputs.clear()
-        reshape = gs.Node(
-            "Reshape", fresh(graph, f"{site.label}.from_tokens"), {}, [rows, back], [result]
+    def run(self, graph: Any, sites: Sequence[_Site]) -> int:
+        plan = Plan(
+            graph,
+            sites,
+            self.products.outputs,
+            self.products.model.opset,
+            lambda tensor: self.products.has_values(tensor),
         )
-        graph.nodes[position : position + 1] = [*new, conv, reshape]
-        if site.add is not None:
-            graph.nodes.pop(next(i for i, other in enumerate(graph.nodes) if other is node))
+        edit = _GraphEdit(self, graph, plan)
+        dropped = {id(s.product.add) for s in sites if s.product.add is not None}
+        dropped |= {id(step) for s in sites for step in s.product.transposes}
+        # Readers are asked for before any edge is cut.
+        needed = {
+            id(t): plan.is_needed_outside(t)
+            for node in graph.nodes
+            for t in node.outputs
+            if id(t) in plan.twins
+        }
+        by_node = {id(s.node): s for s in sites}
+        for node in list(graph.nodes):
+            if id(node) in dropped:
+                continue
+            site = by_node.get(id(node))
+            if site is not None:
+                edit.convolve(site, needed.get(id(site.result), True))
+            elif id(node) in plan.kept:
+                edit.keep(node, needed[id(node.outputs[0])])
+            else:
+                edit.nodes.append(node)
+        for node in graph.nodes:
+            if id(node) in dropped:
+                detach(node)
+        graph.nodes[:] = edit.nodes
+        return len(plan.kept)
 
-    def _to_tokens(self, site: Product, quantize: gs.Node | None) -> gs.Tensor:
-        """The activation as [tokens, K, 1, 1]."""
-        graph, node = site.graph, site.node
-        shape = self._shape((-1, site.k, 1, 1), f"{site.label}.tokens_shape")
-        name = fresh(graph, f"{site.label}.to_tokens")
-        before = node if quantize is None else quantize
-        source = before.inputs[0]
-        tokens = gs.Variable(fresh(graph, f"{site.label}.tokens"), source.dtype)
-        insert_before(graph, before, [gs.Node("Reshape", name, {}, [source, shape], [tokens])])
-        if quantize is None:
-            return tokens
-        quantize.inputs[0] = tokens
-        x = node.inputs[0]
-        for tensor in (quantize.outputs[0], x):
-            tensor.shape = None  # was that of the activation
-        return x
-
-    def _shape(self, sizes: tuple[int, ...], base: str) -> gs.Constant:
-        """A shape constant; equal ones are one."""
-        if sizes not in self.shapes:
-            name = fresh(self.products.root, base)
-            self.shapes[sizes] = gs.Constant(name, np.array(sizes, np.int64))
-        return self.shapes[sizes]
-
-    def _back_shape(self, site: Product, new: list[gs.Node]) -> gs.Tensor:
-        """The shape of the product: a constant where at most one leading size is unknown."""
-        leading = site.x_shape[:-1]
-        unknown = [i for i, size in enumerate(leading) if not isinstance(size, int)]
-        if len(unknown) <= 1:
-            sizes = tuple(size if isinstance(size, int) else -1 for size in leading)
-            return self._shape((*sizes, site.n), f"{site.label}.shape")
-        graph, x = site.graph, self._original_activation(site)
-        label = site.label
-        axes = self._shape(tuple(range(len(leading))), f"{label}.leading_axes")
-        columns = self._shape((site.n,), f"{label}.columns")
-        target: gs.Tensor = x
-        for step, op, attrs, others in (
-            ("whole_shape", "Shape", {}, []),
-            ("leading_shape", "Gather", {"axis": 0}, [axes]),
-            ("shape", "Concat", {"axis": 0}, [columns]),
-        ):
-            out = gs.Variable(fresh(graph, f"{label}.{step}"), np.int64)
-            name = fresh(graph, f"{label}.{step}.{op.lower()}")
-            new.append(gs.Node(op, name, attrs, [target, *others], [out]))
-            target = out
-        return target
-
-    def _original_activation(self, site: Product) -> gs.Tensor:
-        """The activation before it became tokens."""
-        tokens = self.tokens[(id(site.graph), id(site.node.inputs[0]), site.k)]
-        x = site.node.inputs[0]
-        if tokens is not x:
-            return x
-        quantize = x.inputs[0].inputs[0].inputs[0]
-        return quantize.inputs[0].inputs[0].inputs[0]
-
-    def _weight(self, site: Product) -> gs.Tensor:
+    def weight(self, site: Product) -> gs.Tensor:
         """The weight as [N, K, 1, 1] under its old name, behind its Q/DQ."""
         old = site.weight
+        chain = site.chain
         if id(old) not in self.weights:
             key = self.products.keys[id(old)]
-            shape = (site.n, site.k, 1, 1)
-            compute = _Kernel(self.products.model, key, shape, site.transposed, site.scale)
-            new = Derived(old.name, shape, old.dtype, compute)
-            self.weights[id(old)] = new
-            first = site.chain[0] if site.chain else None
-            if first is not None:
-                first.inputs[0] = new
-            for step in site.chain:
+            shape = (site.n, site.k, *(1,) * self.kernel_ones)
+            is_nk = site.n_axis == 0 or len(old.shape) == 1
+            compute = _Kernel(self.products.model, key, shape, is_nk, site.scale)
+            tensor: gs.Tensor = Derived(old.name, shape, old.dtype, compute)
+            for step, n_axis in zip(site.path, site.n_axes, strict=True):
+                if step.op == "Transpose":
+                    continue
+                step.inputs[0] = tensor
                 step.outputs[0].shape = list(shape)
                 if count_of(step.inputs[1]) > 1:
-                    of_columns = step.attrs.get("axis", 1) % 2 == (0 if site.transposed else 1)
-                    step.attrs["axis"] = 0 if of_columns else 1
-        return site.chain[-1].outputs[0] if site.chain else self.weights[id(old)]
+                    rank = len(old.shape)
+                    axis = step.attrs.get("axis", 1) % rank - (rank - 2)
+                    step.attrs["axis"] = 0 if axis == n_axis else 1
+                tensor = step.outputs[0]
+            self.weights[id(old)] = tensor
+        return chain[-1].outputs[0] if chain else self.weights[id(old)]
 
-    def _bias(self, site: Product) -> gs.Tensor:
+    def bias(self, site: Product) -> gs.Tensor:
         """The bias as [N]: itself where it is that already."""
         old = site.bias
         assert old is not None
         if tuple(old.shape) == (site.n,) and site.bias_scale == 1.0:
             return old
-        alone = len(old.outputs) == 1 and id(old) not in self.products.outputs
-        name = old.name if alone else fresh(site.graph, f"{site.label}.bias")
-        key = self.products.keys[id(old)]
-        compute = _Bias(self.products.model, key, site.n, site.bias_scale)
-        return Derived(name, (site.n,), old.dtype, compute)
+        name = f"{site.label}.bias"
+        return spread(self.products, site.graph, old, (site.n,), name, site.bias_scale)
+
+
+class _GraphEdit(FormWriter):
+    """The nodes of one graph while they are written anew."""
+
+    def __init__(self, rewriter: _Rewriter, graph: Any, plan: Plan) -> None:
+        super().__init__(graph, rewriter.shapes, plan)
+        self.rewriter = rewriter
+
+    # --- what replaces the nodes -----------------------------------------------------------
+    def convolve(self, site: _Site, needed: bool) -> None:
+        product, label = site.product, site.product.label
+        node, result, rest = product.node, product.result, product.rest
+        lead = self.plan.leads[id(node)]
+        x = self.enter(product.x, site.enter, lead, label)
+        inputs = [x, self.rewriter.weight(product)]
+        if product.bias is not None:
+            inputs.append(self.rewriter.bias(product))
+        out = self.formed_value(label, site.enter, result)
+        detach(node)
+        if product.add is not None:
+            detach(product.add)
+        attrs = {"kernel_shape": [1] * self.rewriter.kernel_ones}
+        name = self.rewriter.names.keep(node, label)
+        self.nodes.append(gs.Node("Conv", name, attrs, inputs, [out]))
+        if site.leave is not None:
+            self.formed[id(result), site.leave] = out
+            if needed:
+                self.leave(out, site.leave, lead, result, label)
+            return
+        form = replace(site.enter, axis=product.out_axis or 0, channels=product.n)
+        ones = (1,) * product.leading_ones
+        if rest is None and product.post_scale == 1.0:
+            self.leave(out, form, lead, result, label, ones=ones)
+            return
+        value: gs.Tensor = gs.Variable(fresh(self.graph, f"{label}.product"), result.dtype)
+        self.leave(out, form, lead, value, label, ones=ones)
+        self._after(product, value, rest, result)
+
+    def _after(
+        self, product: Product, value: gs.Tensor, rest: gs.Tensor | None, result: gs.Tensor
+    ) -> None:
+        """What a convolution does not do: alpha behind a quantized weight, an addend that is no
+        bias, with its beta."""
+        label = product.label
+        if product.post_scale != 1.0:
+            out = result if rest is None else None
+            value = self.op("Mul", label, "scaled", [value, self._number(product, "alpha")], out)
+        if rest is None:
+            return
+        if product.bias_scale != 1.0:
+            rest = self.op("Mul", label, "addend", [rest, self._number(product, "beta")])
+        self.op("Add", label, "sum", [value, rest], result)
+
+    def _number(self, product: Product, which: str) -> gs.Constant:
+        value = product.post_scale if which == "alpha" else product.bias_scale
+        dtype = self.rewriter.products.numpy_dtype_of(product.x, self.graph.scope)
+        name = fresh(self.graph, f"{product.label}.{which}")
+        return gs.Constant(name, np.array(value, np.float32).astype(dtype))
+
+    def beside(self, tensor: gs.Tensor, twin: Twin) -> gs.Tensor:
+        """A constant operand, broadcast along the channels where they are now."""
+        if not isinstance(tensor, gs.Constant) or len(tensor.shape) == 0:
+            return tensor
+        channels = twin.form.channels
+        if count_of(tensor) == 1:
+            if len(tensor.shape) == 1:
+                return tensor
+            shape: tuple[int, ...] = (1,)
+        else:
+            shape = (channels, *(1,) * self.rewriter.kernel_ones)
+        return spread(self.rewriter.products, self.graph, tensor, shape, f"{tensor.name}.channels")
+
+    def noun(self, form: Form) -> str:
+        return _NOUN[form.layout]
+
+    # --- in and out ------------------------------------------------------------------------
+    def enter(self, x: gs.Tensor, form: Form, lead: Lead, label: str) -> gs.Tensor:
+        """`x` in the convolution's form."""
+        found = self.formed.get((id(x), form))
+        if found is not None:
+            return found
+        k, layout = form.channels, form.layout
+        rank = len(lead.sizes) + 1
+        value = x
+        if (form.axis == -1) != (layout == Layout.TOKENS.value):
+            value = self.transpose(value, rank, label, "channels_first")
+        parts: list[int | Dim]
+        if layout == Layout.TOKENS.value:
+            parts = [-1, k, *[1] * self.rewriter.kernel_ones]
+        else:
+            batch = lead.sizes[:-1]
+            known = all(isinstance(size, int) for size in batch)
+            parts = [
+                int(np.prod(batch, dtype=np.int64)) if known else -1,  # type: ignore[arg-type]
+                k,
+                Dim(lead, rank - 2),
+                *([1] if layout == Layout.NCHW.value else []),
+            ]
+        if not (layout == Layout.CONV1D.value and rank == 3):
+            target = self.target(parts, label, "to_shape")
+            value = self.op("Reshape", label, f"to_{_NOUN[layout]}", [value, target])
+        self.formed[id(x), form] = value
+        return value
+
+    def leave(
+        self,
+        value: gs.Tensor,
+        form: Form,
+        lead: Lead,
+        result: gs.Tensor,
+        label: str,
+        ones: tuple[int, ...] = (),
+    ) -> None:
+        """`result`, in the graph's own form, from the convolution's. form.axis 0: it has no axis
+        of channels."""
+        sizes: list[int | Dim] = [Dim(lead, i) for i in range(len(lead.sizes))]
+        tokens = form.layout == Layout.TOKENS.value
+        if form.axis:
+            sizes.insert(len(sizes) if tokens else len(sizes) - 1, form.channels)
+        swapped = form.axis != 0 and (form.axis == -1) != tokens
+        rank = len(ones) + len(sizes)
+        step = f"from_{_NOUN[form.layout]}"
+        if form.layout == Layout.CONV1D.value and rank == 3 and form.axis and not ones:
+            reshaped = value
+        else:
+            target = self.target([*ones, *sizes], label, "shape")
+            out = None if swapped else result
+            reshaped = self.op("Reshape", label, step, [value, target], out)
+        if swapped:
+            self.transpose(reshaped, rank, label, "channels_last", result)
+        elif reshaped is value:
+            self.op("Identity", label, step, [value], result)
+
+
+_NOUN = {"tokens": "tokens", "nchw": "image", "conv1d": "sequence"}
 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A matrix as the kernel of a 1x1 convolution."""
+    """A matrix, [N, K] or [K, N] behind dimensions of size 1, as the kernel of a convolution."""
 
     model: Model
     key: ValueKey
     shape: tuple[int, ...]
-    transposed: bool
+    is_nk: bool
     scale: float
 
     def __call__(self) -> np.ndarray:
+        n, k = self.shape[:2]
         w = self.model.weights[self.key]
-        w = w if self.transposed else w.T
-        return np.ascontiguousarray(_scaled(w, self.scale)).reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class _Bias:
-    """A per-channel constant of any rank as [N]."""
-
-    model: Model
-    key: ValueKey
-    n: int
-    scale: float
-
-    def __call__(self) -> np.ndarray:
-        values = self.model.weights[self.key].reshape(-1)
-        return np.ascontiguousarray(np.broadcast_to(_scaled(values, self.scale), (self.n,)))
-
-
-def _scaled(values: np.ndarray, factor: float) -> np.ndarray:
-    """Rounded once, also for 16-bit types."""
-    if factor == 1.0:
-        return values
-    return (values.astype(np.float32) * np.float32(factor)).astype(values.dtype)
+        w = w.reshape(n, k) if self.is_nk else w.reshape(k, n).T
+        return np.ascontiguousarray(scaled(w, self.scale)).reshape(self.shape)

@@ -1,45 +1,23 @@
-"""The portable builder's choices on the API surfaces of TensorRT 8.6, 10 and 11, and on the
-real tensorrt_rtx.
+"""The portable builder on the recorded API of TensorRT 8.6, 10 and 11, and on the real
+tensorrt_rtx.
 
-Only the surfaces that decide something are recorded here: enum members from include/NvInfer.h of
-TensorRT OSS at v8.6.1, v10.2.0 and v11.1. Nothing here shows that such a TensorRT ran.
+The recorded surfaces hold names and numbers and compute nothing (tests/backends/recorded_trt.py):
+they show which calls a build makes on each release. Nothing here shows that such a TensorRT ran.
 """
 
-import enum
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from recorded_trt import RELEASES, record, surface
 
-from onnx24.backends import builder
+from onnx24 import targets
+from onnx24.backends import BuildOptions, Profile, builder
+from onnx24.backends import tensorrt as tensorrt_backend
 from onnx24.backends.builder import Refused, Request
-
-
-def _enum(name, **members):
-    return enum.IntEnum(name, members)
-
-
-def surface(major):
-    """Enums of one major, as its Python module shows them."""
-    dtypes = ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64", "INT4"]
-    if major == 8:
-        flags = {"FP16": 0, "INT8": 1, "REFIT": 5, "TF32": 7, "SPARSE_WEIGHTS": 8, "FP8": 17}
-        creation = {"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1}
-        dtypes = dtypes[:7]
-    elif major == 10:
-        flags = {"FP16": 0, "INT8": 1, "REFIT": 4, "TF32": 6, "SPARSE_WEIGHTS": 7, "BF16": 17}
-        creation = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
-    else:
-        flags = {"REFIT": 4, "TF32": 6, "SPARSE_WEIGHTS": 7}
-        creation = {"STRONGLY_TYPED": 0}
-    return SimpleNamespace(
-        __version__=f"{major}.0.0",
-        BuilderFlag=_enum("BuilderFlag", **flags),
-        NetworkDefinitionCreationFlag=_enum("NetworkDefinitionCreationFlag", **creation),
-        ProfilingVerbosity=_enum("ProfilingVerbosity", LAYER_NAMES_ONLY=0, NONE=1, DETAILED=2),
-        MemoryPoolType=_enum("MemoryPoolType", WORKSPACE=0),
-        LayerType=_enum("LayerType", CONVOLUTION=0, QUANTIZE=40, DEQUANTIZE=41),
-        DataType=enum.IntEnum("DataType", dtypes, start=0),
-    )
+from onnx24.backends.tensorrt import TensorRT
+from onnx24.errors import BackendError
 
 
 def network(trt, *layers):
@@ -55,72 +33,220 @@ def network(trt, *layers):
     return SimpleNamespace(num_layers=len(made), get_layer=made.__getitem__, num_inputs=0)
 
 
-class Config:
-    def __init__(self):
-        self.flags, self.pools = [], {}
-
-    def set_flag(self, value):
-        self.flags.append(value)
-
-    def set_memory_pool_limit(self, pool, size):
-        self.pools[pool.name] = size
-
-
 def request(**options):
-    return Request(module="x", model="m", engine="e", **options)
+    options = {"module": "x", "model": "m", "engine": "e", **options}
+    return Request(**options)
 
 
 @pytest.mark.parametrize(
-    ("major", "strongly_typed", "bits"),
-    [(8, False, 0b1), (10, True, 0b11), (10, False, 0b1), (11, True, 0b1)],
-)
-def test_network_flags(major, strongly_typed, bits):
-    assert builder.network_flags(surface(major), strongly_typed=strongly_typed) == bits
+    ("release", "strongly_typed", "bits"),
+    [("8.6", False, 0b1), ("8.6", True, 0b1), ("10", True, 0b11), ("10", False, 0b1),
+     ("11", True, 0b1)],
+)  # fmt: skip
+def test_network_flags(release, strongly_typed, bits):
+    assert builder.network_flags(surface(release), strongly_typed=strongly_typed) == bits
 
 
-def test_weakly_typed_8_allows_what_the_model_is_written_in():
-    trt = surface(8)
-    config = Config()
-    net = network(trt, ("QUANTIZE", "INT8"), ("DEQUANTIZE", "FLOAT"), ("CONVOLUTION", "HALF"))
-    builder.configure(trt, config, net, request(strongly_typed=False, workspace_mib=64))
-    assert [f.name for f in config.flags] == ["SPARSE_WEIGHTS", "FP16", "INT8"]
-    assert int(config.flags[0]) == 8, "SPARSE_WEIGHTS is 8 before TensorRT 10"
-    assert config.pools == {"WORKSPACE": 64 << 20}
-    assert config.profiling_verbosity.name == "DETAILED"
+def test_the_numbers_that_moved():
+    """Why every value is looked up by name."""
+    numbers = {
+        name: {r: record(r)["enums"]["BuilderFlag"].get(name) for r in RELEASES}
+        for name in ("SPARSE_WEIGHTS", "REFIT", "VERSION_COMPATIBLE", "STRIP_PLAN", "FP16")
+    }
+    assert numbers == {
+        "SPARSE_WEIGHTS": {"8.6": 8, "10": 7, "11": 7},
+        "REFIT": {"8.6": 5, "10": 4, "11": 4},
+        "VERSION_COMPATIBLE": {"8.6": 15, "10": 13, "11": 12},
+        "STRIP_PLAN": {"8.6": None, "10": 19, "11": 18},
+        "FP16": {"8.6": 0, "10": 0, "11": None},
+    }
 
 
-def test_weakly_typed_8_allows_no_more_than_that():
-    trt = surface(8)
+def test_weakly_typed_8_allows_no_more_than_the_model_is_written_in():
+    trt = surface("8.6")
     plain = network(trt, ("CONVOLUTION", "FLOAT"))
     assert builder.builder_flags(trt, plain, request(strongly_typed=False, sparsity=False)) == []
+    half = network(trt, ("CONVOLUTION", "HALF"))
+    assert builder.builder_flags(trt, half, request(strongly_typed=False, sparsity=False)) == [
+        "FP16"
+    ]
 
 
-@pytest.mark.parametrize("major", [10, 11])
-def test_strongly_typed_sets_no_precision(major):
-    trt = surface(major)
-    net = network(trt, ("QUANTIZE", "INT8"), ("CONVOLUTION", "HALF"))
-    config = Config()
-    builder.configure(trt, config, net, request())
-    assert [(f.name, int(f)) for f in config.flags] == [("SPARSE_WEIGHTS", 7)]
+# --- whole builds on the recorded surfaces --------------------------------------------------------
 
 
-def test_parser_errors_without_the_newer_accessors():
+def whole(tmp_path, release, **options):
+    """Build with everything a release has. Returns: what was asked of it, and the plan's facts."""
+    trt = surface(release)
+    (tmp_path / "m.onnx").write_bytes(b"")
+    asked = request(
+        model=str(tmp_path / "m.onnx"),
+        engine=str(tmp_path / "e"),
+        strongly_typed=release != "8.6",
+        profiles={"x": [[1, 4], [8, 4], [16, 4]]},
+        inspect=True,
+        **options,
+    )
+    facts = builder.build(trt, asked, trt.ILogger())
+    return json.loads((tmp_path / "e").read_text()), facts
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_build_uses_nothing_that_the_release_lacks(tmp_path, release):
+    asked, facts = whole(
+        tmp_path,
+        release,
+        workspace_mib=64,
+        optimization_level=3,
+        timing_cache=str(tmp_path / "t.cache"),
+        hardware_compatibility="AMPERE_PLUS",
+        flags=["VERSION_COMPATIBLE", "REFIT"],
+    )
+    typed = ["FP16", "INT8"] if release == "8.6" else []
+    assert asked["flags"] == sorted(["SPARSE_WEIGHTS", "VERSION_COMPATIBLE", "REFIT", *typed])
+    assert asked["pools"] == {"WORKSPACE": 64 << 20}
+    assert asked["profiles"] == [{"x": [[1, 4], [8, 4], [16, 4]]}]
+    assert asked["set"] == {
+        "profiling_verbosity": "DETAILED",
+        "builder_optimization_level": 3,
+        "hardware_compatibility_level": "AMPERE_PLUS",
+    }
+    assert facts["layer_information"] == '{"Layers": []}' and facts["outputs"] == ["y"]
+    assert (tmp_path / "t.cache").read_bytes() == b"timing;"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "m.onnx", "t.cache"]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_shortest_build(tmp_path, release):
+    asked, _ = whole(tmp_path, release, sparsity=False)
+    assert asked["flags"] == (["FP16", "INT8"] if release == "8.6" else [])
+    assert asked["set"] == {"profiling_verbosity": "DETAILED"} and asked["pools"] == {}
+
+
+@pytest.mark.parametrize(
+    ("release", "options", "says"),
+    [
+        ("8.6", {"flags": ["STRIP_PLAN"]}, "8.6.1 has no BuilderFlag.STRIP_PLAN"),
+        ("8.6", {"hardware_compatibility": "SAME_COMPUTE_CAPABILITY"}, "8.6.1 has no Hardware"),
+        ("10", {"hardware_compatibility": "SAME_COMPUTE_CAPABILITY"}, "10.2.0 has no Hardware"),
+    ],
+)
+def test_options_that_came_later(tmp_path, release, options, says):
+    with pytest.raises(Refused, match=says) as caught:
+        whole(tmp_path, release, **options)
+    assert caught.value.status == "option"
+
+
+def test_the_timing_cache_is_read_again(tmp_path):
+    for _ in range(2):
+        whole(tmp_path, "10", timing_cache=str(tmp_path / "t.cache"))
+    assert (tmp_path / "t.cache").read_bytes() == b"timing;timing;"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_parser_errors(release):
     """8.6 has no node_name and no node_operator."""
-    error = SimpleNamespace(
-        desc=lambda: "no", code=lambda: SimpleNamespace(name="UNSUPPORTED_NODE"),
-        node=lambda: 3, func=lambda: "importX",
-    )  # fmt: skip
-    found = builder.parser_errors(SimpleNamespace(num_errors=1, get_error=lambda i: error))
+    trt = surface(release, fails="parse")
+    found = builder.parser_errors(trt.OnnxParser(None, None))
+    named = release != "8.6"
     assert found == [
         {
-            "description": "no",
+            "description": "no such operator",
             "code": "UNSUPPORTED_NODE",
-            "index": 3,
-            "function": "importX",
-            "node": "",
-            "op": "",
+            "index": 0,
+            "function": "importTwist",
+            "node": "twist" if named else "",
+            "op": "Twist" if named else "",
         }
     ]
+
+
+# --- the whole backend, its child process included, on the recorded surfaces ----------------------
+MODEL = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 4] y) { [twist] y = Relu(x) }"""
+LAYERS = """{"Layers": [{"Name": "twist", "TacticName": "sm80_xmma_sparse_gemm"}]}"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A backend whose child imports a recorded release: `installed("8.6", fails="")`."""
+    from onnx import parser, save_model
+
+    save_model(parser.parse_model(MODEL), tmp_path / "model.onnx")
+    monkeypatch.setattr(tensorrt_backend, "cuda_devices", lambda: 1)
+
+    def make(release, fails=""):
+        folder = tmp_path / "site"
+        folder.mkdir()
+        (folder / "recorded_module.py").write_text(
+            "from recorded_trt import surface\n"
+            f"made = surface({release!r}, fails={fails!r}, layers={LAYERS!r})\n"
+            "globals().update({k: v for k, v in vars(made).items() if k != '__name__'})\n"
+        )
+        here = str(Path(__file__).parent)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setenv("PYTHONPATH", f"{folder}:{here}")
+
+        class Recorded(TensorRT):
+            module = "recorded_module"
+
+            def version(self):
+                return record(release)["version"]
+
+        return Recorded()
+
+    return make
+
+
+SHAPES = {"x": Profile((1, 4), (8, 4), (16, 4))}
+
+
+@pytest.mark.parametrize(
+    ("release", "target"), [("8.6", "sm86-trt8"), ("10", "sm86-trt10"), ("11", "sm86-trt11")]
+)
+def test_the_backend_on_every_major(installed, tmp_path, release, target):
+    cache = tmp_path / "t.cache"
+    options = BuildOptions(timing_cache=cache, workspace_mib=32, refit=True)
+    backend = installed(release)
+    engine = tmp_path / "e.engine"
+    first, second = (
+        backend.build(
+            tmp_path / "model.onnx", targets.load(target), engine=engine, shapes=SHAPES,
+            options=options, timeout_s=60,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    asked = json.loads(engine.read_text())
+    assert asked["network_flags"] == {"8.6": 0b1, "10": 0b11, "11": 0b1}[release]
+    assert {"SPARSE_WEIGHTS", "REFIT"} <= set(asked["flags"])
+    assert ("INT8" in asked["flags"]) == (release == "8.6"), "strong typing from 9 on"
+    assert first.version == record(release)["version"]
+    assert [layer.sparse for layer in first.layers] == [True]
+    assert first.layer_information == LAYERS
+    assert first.timing_cache.sha256_before == ""
+    assert second.timing_cache.sha256_before == first.timing_cache.sha256
+    assert second.timing_cache.sha256 != first.timing_cache.sha256
+    assert second.to_json()["timing_cache"]["path"] == str(cache)
+
+
+@pytest.mark.parametrize(
+    ("fails", "options", "code", "says"),
+    [
+        ("parse", BuildOptions(), "O24-501", "no such operator"),
+        ("build", BuildOptions(), "O24-502", "returned no engine"),
+        ("", BuildOptions(strip=True), "O24-509", "8.6.1 has no BuilderFlag.STRIP_PLAN"),
+    ],
+)
+def test_failures_of_8_6(installed, tmp_path, fails, options, code, says):
+    with pytest.raises(BackendError, match=says) as caught:
+        installed("8.6", fails).build(
+            tmp_path / "model.onnx", targets.load("sm86-trt8"), engine=tmp_path / "e.engine",
+            shapes=SHAPES, options=options, timeout_s=60,
+        )  # fmt: skip
+    assert caught.value.code == code and caught.value.exit_code == 3
+    assert not (tmp_path / "e.engine").exists()
+    if fails == "parse":  # 8.6 tells the index only
+        assert caught.value.diagnostics[0].where.node == "twist"
 
 
 def test_an_input_whose_values_are_shapes_is_refused():
@@ -128,7 +254,7 @@ def test_an_input_whose_values_are_shapes_is_refused():
     net = SimpleNamespace(num_inputs=1, get_input=lambda i: tensor)
     maker = SimpleNamespace(create_optimization_profile=lambda: None)
     with pytest.raises(Refused, match="'n' decide shapes") as caught:
-        builder.add_profile(maker, Config(), net, request())
+        builder.add_profile(maker, None, net, request())
     assert caught.value.status == "shapes"
 
 

@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, load_model, numpy_helper, parser, save_model
 
 from onnx24 import targets
-from onnx24.backends import Profile, get
-from onnx24.backends.base import BuildResult
-from onnx24.backends.python_api import _child_environment
+from onnx24.backends import BuildOptions, Profile, get
+from onnx24.backends.base import BuildResult, sha256_of
+from onnx24.backends.python_api import child_environment
 from onnx24.backends.tensorrt_rtx import TensorRTRTX
 from onnx24.errors import BackendError, InputError
 
@@ -150,16 +150,32 @@ def test_external_data_is_found_beside_the_model(tmp_path):
 
 def test_the_builders_options_are_taken(model, tmp_path):
     result = build(
-        model, tmp_path / "out.engine", shapes=SHAPES, workspace_mib=64, optimization_level=1,
-        sparsity=False, timing_cache=tmp_path / "t.cache",
+        model, tmp_path / "out.engine", shapes=SHAPES,
+        options=BuildOptions(workspace_mib=64, optimization_level=1, sparsity=False,
+                             timing_cache=tmp_path / "t.cache"),
     )  # fmt: skip
     assert result.engine_bytes > 0
+    if result.timing_cache is not None:  # deprecated in TensorRT-RTX
+        assert result.timing_cache.sha256 == sha256_of(tmp_path / "t.cache")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [BuildOptions(refit=True), BuildOptions(strip=True), BuildOptions(version_compatible=True),
+     BuildOptions(hardware_compatibility="ampere+")],
+)  # fmt: skip
+def test_options_that_rtx_lacks(model, tmp_path, options):
+    with pytest.raises(BackendError, match="does not offer") as caught:
+        build(model, tmp_path / "out.engine", shapes=SHAPES, options=options)
+    assert caught.value.code == "O24-509" and leftovers(tmp_path) == []
 
 
 def test_the_sparsity_flag_changes_nothing_in_rtx(model, tmp_path):
     """Why 2:4 is not advertised there: the flag leaves the plan as it is."""
-    with_flag = build(model, tmp_path / "a.engine", shapes=SHAPES, sparsity=True)
-    without = build(model, tmp_path / "b.engine", shapes=SHAPES, sparsity=False)
+    with_flag = build(model, tmp_path / "a.engine", shapes=SHAPES)
+    without = build(
+        model, tmp_path / "b.engine", shapes=SHAPES, options=BuildOptions(sparsity=False)
+    )
     assert with_flag.layers == without.layers
     assert with_flag.engine_bytes == without.engine_bytes
 
@@ -343,7 +359,7 @@ def test_an_orphaned_worker_ends(tmp_path):
         [sys.executable, "-m", "onnx24.backends._worker", "request.json", "response.json"],
         stdin=subprocess.PIPE,
         cwd=tmp_path,
-        env=_child_environment(),
+        env=child_environment(),
     )
     time.sleep(0.5)
     assert child.poll() is None
@@ -368,7 +384,7 @@ def test_ctrl_c_leaves_nothing(model, tmp_path):
         "TensorRTRTX().build(pathlib.Path(sys.argv[1]), targets.load('sm86'),\n"
         "    engine=pathlib.Path(sys.argv[2]), shapes={'x': Profile.static((1, 64))})\n"
     )
-    root = _child_environment()["PYTHONPATH"].split(os.pathsep)[0]
+    root = child_environment()["PYTHONPATH"].split(os.pathsep)[0]
     parent = subprocess.Popen(
         [sys.executable, "-c", program, str(model), str(tmp_path / "out.engine")],
         stderr=subprocess.PIPE,

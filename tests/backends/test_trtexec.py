@@ -4,6 +4,7 @@ No trtexec is at hand: a small program on PATH stands in for it at the process b
 prints recorded lines. That tests our side only.
 """
 
+import json
 import stat
 import sys
 import textwrap
@@ -13,10 +14,12 @@ import pytest
 from onnx import parser, save_model
 
 from onnx24 import targets
-from onnx24.backends import Profile, get, trtexec
+from onnx24.backends import BuildOptions, Profile, get, trtexec
+from onnx24.backends.running import run_command
 from onnx24.backends.trtexec import Trtexec, command, shell_line
 from onnx24.errors import BackendError, InputError
 
+FLAGS = Path(__file__).resolve().parents[2] / "fixtures" / "tensorrt" / "trtexec-flags.json"
 MODEL, ENGINE = Path("m.onnx"), Path("m.engine")
 PROFILES = {
     "tokens": Profile((1, 8), (4, 64), (16, 128)),
@@ -56,16 +59,16 @@ def test_command_line(name):
         ENGINE,
         PROFILES,
         precisions={"int8", "fp16"},
-        workspace_mib=4096,
-        optimization_level=4,
-        timing_cache=Path("t.cache"),
+        options=BuildOptions(
+            workspace_mib=4096, optimization_level=4, timing_cache=Path("t.cache")
+        ),
         layer_info=Path("l.json"),
     )
     assert shell_line(argv) == GOLDEN[name]
 
 
 def test_shortest_command_line():
-    argv = command(MODEL, targets.load("sm90-trt11"), ENGINE, sparsity=False)
+    argv = command(MODEL, targets.load("sm90-trt11"), ENGINE, options=BuildOptions(sparsity=False))
     assert shell_line(argv) == (
         "trtexec --onnx=m.onnx --saveEngine=m.engine --profilingVerbosity=detailed --verbose"
         " --skipInference"
@@ -79,12 +82,64 @@ def test_measuring_runs_the_engine():
         ENGINE,
         times=Path("t.json"),
         profile=Path("p.json"),
-        hardware_compatibility="ampere+",
-        version_compatible=True,
+        options=BuildOptions(hardware_compatibility="ampere+", version_compatible=True),
     )
     assert "--exportTimes=t.json" in argv and "--exportProfile=p.json" in argv
     assert "--hardwareCompatibilityLevel=ampere+" in argv and "--versionCompatible" in argv
     assert "--buildOnly" not in argv and "--skipInference" not in argv
+
+
+COMPATIBLE = BuildOptions(
+    sparsity=False, hardware_compatibility="same", version_compatible=True, refit=True, strip=True
+)
+REFIT = BuildOptions(sparsity=False, hardware_compatibility="ampere+", refit=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tail"),
+    [
+        ("sm86-trt8", REFIT, "--hardwareCompatibilityLevel=ampere+ --refit"
+         " --profilingVerbosity=detailed --verbose --buildOnly"),
+        ("sm86-trt9", REFIT, "--stronglyTyped --hardwareCompatibilityLevel=ampere+ --refit"
+         " --profilingVerbosity=detailed --verbose --skipInference"),
+        ("sm86-trt10", COMPATIBLE, "--stronglyTyped"
+         " --hardwareCompatibilityLevel=sameComputeCapability --versionCompatible --refit"
+         " --stripWeights --profilingVerbosity=detailed --verbose --skipInference"),
+        ("sm86-trt11", COMPATIBLE, "--hardwareCompatibilityLevel=sameComputeCapability"
+         " --versionCompatible --refit --stripWeights --profilingVerbosity=detailed --verbose"
+         " --skipInference"),
+    ],
+)  # fmt: skip
+def test_compatibility_and_refit(name, options, tail):
+    line = shell_line(command(MODEL, targets.load(name), ENGINE, options=options))
+    assert line == f"trtexec --onnx=m.onnx --saveEngine=m.engine {tail}"
+
+
+@pytest.mark.parametrize(
+    "options", [BuildOptions(strip=True), BuildOptions(hardware_compatibility="same")]
+)
+def test_options_that_came_with_10(options):
+    with pytest.raises(BackendError, match="came with TensorRT 10") as caught:
+        command(MODEL, targets.load("sm86-trt8"), ENGINE, options=options)
+    assert caught.value.code == "O24-509"
+
+
+@pytest.mark.parametrize("major", [8, 9, 10, 11])
+def test_every_flag_is_one_that_the_release_parses(major):
+    recorded = json.loads((FLAGS).read_text(encoding="utf-8"))["flags"][str(major)]
+    options = BuildOptions(
+        workspace_mib=64, optimization_level=3, timing_cache=Path("t"), version_compatible=True,
+        hardware_compatibility="ampere+", refit=True, strip=major >= 10,
+    )  # fmt: skip
+    files = {kind: Path(kind) for kind in ("layer_info", "times", "profile")}
+    target = targets.load(f"sm86-trt{major}")
+    lines = [
+        command(MODEL, target, ENGINE, PROFILES, precisions={"int8", "fp16"}, options=options),
+        command(MODEL, target, ENGINE, PROFILES, options=options, **files),
+        run_command(ENGINE, Path("t.json"), PROFILES, seconds=1),
+    ]
+    used = {argument.split("=")[0] for line in lines for argument in line[1:]}
+    assert len(used) > 15 and not used - set(recorded)
 
 
 def test_weakly_typed_builds_get_only_what_the_model_is_written_in():

@@ -161,9 +161,9 @@ def test_the_command_for_another_machine_is_printed(work: Path, model_path: Path
 
 @pytest.mark.skipif(not HAS_RTX, reason="tensorrt-rtx is not installed")
 def test_shapes_that_a_build_lacks_are_asked_for_before_the_work(
-    work: Path, model_path: Path, calib: Path
+    work: Path, model_path: Path
 ) -> None:
-    arguments = ["compile", model_path, "-o", "out.onnx", "--calib", calib]
+    arguments = ["compile", model_path, "-o", "out.onnx"]
     result = invoke(*arguments, "--backend", "tensorrt-rtx")
     assert result.exit_code == 2, result.output
     assert "O24-036" in result.stderr and "--shapes x:1x64" in result.stderr

@@ -36,7 +36,8 @@ def test_the_program_imports_nothing_heavy_for_help_and_usage_errors() -> None:
 def test_help_lists_every_command_and_every_pass() -> None:
     result = invoke("--help")
     assert result.exit_code == 0 and not result.stderr
-    contract = "compile opt inspect check compare diff build bisect passes targets explain"
+    contract = "compile opt inspect check compare diff build ledger bench gate bisect passes"
+    contract += " targets explain"
     for name in [*contract.split(), *pass_commands.names()]:
         assert f"\n  {name} " in result.stdout or f"\n  {name}\n" in result.stdout, name
 

@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {*BELOW_PASSMGR, "rewrite", "passmgr.base"} - {"codes"},
     "report": {*BELOW_PASSMGR, "passmgr"},
     "backends": {*BELOW_PASSMGR, "passmgr"},
-    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends"},
-    "testing": {*BELOW_PASSMGR, "passmgr", "report", "backends", "cli", "rewrite"},
+    "ledger": {*BELOW_PASSMGR, "passmgr", "report", "backends"},
+    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger"},
+    "testing": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger", "cli", "rewrite"},
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
 PURE = {"sparsity", "quant"}

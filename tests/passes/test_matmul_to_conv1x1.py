@@ -14,24 +14,31 @@ from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context
+from onnx24.rewrite.conv1x1 import Layout
 
 RNG = np.random.default_rng(5)
 K, N = 8, 6
 W = RNG.standard_normal((K, N)).astype(np.float32)
 B = RNG.standard_normal(N).astype(np.float32)
+SCALES = "<float sx = {0.05}, int8 z = {0}>"
 # MatMul and Conv sum in different orders.
 RTOL = 2e-6
 
 
 def rewritten(
-    model: Model, *, dynamic: int = 2, rtol: float = RTOL, limit: int | None = None
+    model: Model,
+    *,
+    dynamic: int = 2,
+    rtol: float = RTOL,
+    limit: int | None = None,
+    form: Layout = Layout.TOKENS,
 ) -> Context:
     before = outputs(model, dynamic=dynamic)
-    ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS), limit=limit)
+    ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS, form=form), limit=limit)
     assert_same(before, outputs(model, dynamic=dynamic), rtol=rtol)
     once = model.to_bytes()
     if limit is None:
-        apply(model, MatmulToConv1x1(when=When.ALWAYS))
+        apply(model, MatmulToConv1x1(when=When.ALWAYS, form=form))
         assert model.to_bytes() == once
     return ctx
 
@@ -48,8 +55,8 @@ def codes(ctx: Context) -> list[str]:
         ("M,8", ["Reshape", "Conv", "Reshape"]),
         ("4,3,8", ["Reshape", "Conv", "Reshape"]),
         ("M,3,8", ["Reshape", "Conv", "Reshape"]),
-        ("M,L,8", ["Reshape", "Shape", "Gather", "Concat", "Conv", "Reshape"]),
-        ("M,2,L,8", ["Reshape", "Shape", "Gather", "Concat", "Conv", "Reshape"]),
+        ("M,L,8", ["Reshape", "Conv", "Shape", "Gather", "Concat", "Reshape"]),
+        ("M,2,L,8", ["Reshape", "Conv", "Shape", "Gather", "Concat", "Reshape"]),
     ],
 )
 def test_matmul(dims: str, expected: list[str]) -> None:
@@ -175,6 +182,217 @@ def test_neighbours_share_reshape_and_shapes() -> None:
     assert len(model.proto.graph.initializer) == 4  # two weights, two shapes
 
 
+# --- every form of product, in every form of convolution ---------------------------------------
+WT = W.T.copy()
+C36 = RNG.standard_normal((3, N)).astype(np.float32)
+FORMS = {
+    # name: (inputs, result, body, weights)
+    "rank-1": ("float[8] x", "float[6] y", "y = MatMul(x, w)", {"w": W}),
+    "vector": ("float[M,3,8] x", "float[M,3] y", "y = MatMul(x, w)", {"w": W[:, 0].copy()}),
+    "dot": ("float[8] x", "float y", "y = MatMul(x, w)", {"w": W[:, 0].copy()}),
+    "ones": ("float[3,8] x", "float[1,1,3,6] y", "y = MatMul(x, w)", {"w": W[None, None]}),
+    "ones-rank-1": ("float[8] x", "float[1,6] y", "y = MatMul(x, w)", {"w": W[None]}),
+    "ones-dynamic": ("float[M,8] x", "float[1,M,6] y", "y = MatMul(x, w)", {"w": W[None]}),
+    "ones-bias": ("float[3,8] x", "float[1,3,6] y", "h = MatMul(x, w) y = Add(h, b)",
+                  {"w": W[None], "b": B[None, None]}),
+    "transpose": ("float[3,8] x", "float[3,6] y", "t = Transpose(w) y = MatMul(x, t)", {"w": WT}),
+    "transpose-3": ("float[M,3,8] x", "float[M,3,6] y",
+                    "t = Transpose<perm=[0,2,1]>(w) y = MatMul(x, t)", {"w": WT[None]}),
+    "left": ("float[8,3] x", "float[6,3] y", "y = MatMul(w, x)", {"w": WT}),
+    "left-dynamic": ("float[8,M] x", "float[6,M] y", "y = MatMul(w, x)", {"w": WT}),
+    "left-batch": ("float[M,8,L] x", "float[M,6,L] y", "y = MatMul(w, x)", {"w": WT}),
+    "left-rank-4": ("float[M,2,8,L] x", "float[M,2,6,L] y", "y = MatMul(w, x)", {"w": WT}),
+    "left-bias": ("float[2,8,3] x", "float[2,6,3] y", "h = MatMul(w, x) y = Add(b, h)",
+                  {"w": WT, "b": B[:, None]}),
+    "left-other-bias": ("float[2,8,6] x", "float[2,6,6] y", "h = MatMul(w, x) y = Add(b, h)",
+                        {"w": WT, "b": B}),
+    "left-vector": ("float[M,8,5] x", "float[M,5] y", "y = MatMul(w, x)", {"w": WT[0].copy()}),
+    "left-rank-1": ("float[8] x", "float[6] y", "y = MatMul(w, x)", {"w": WT}),
+    "left-transpose": ("float[8,3] x", "float[6,3] y", "t = Transpose(w) y = MatMul(t, x)",
+                       {"w": W}),
+    "gemm-transA": ("float[8,M] x", "float[M,6] y", "y = Gemm<transA=1>(x, w, b)",
+                    {"w": W, "b": B}),
+    "gemm-transA-transB": ("float[8,M] x", "float[M,6] y", "y = Gemm<transA=1,transB=1>(x, w, b)",
+                           {"w": WT, "b": B}),
+    "gemm-left": ("float[8,M] x", "float[6,M] y", "y = Gemm<alpha=0.5>(w, x, b)",
+                  {"w": WT, "b": B[:, None]}),
+    "gemm-left-transA": ("float[8,M] x", "float[6,M] y", "y = Gemm<transA=1>(w, x)", {"w": W}),
+    "gemm-left-transB": ("float[M,8] x", "float[6,M] y", "y = Gemm<transB=1>(w, x, b)",
+                         {"w": WT, "b": B[:, None]}),
+    "gemm-rows": ("float[3,8] x", "float[3,6] y", "y = Gemm<beta=0.5>(x, w, c)",
+                  {"w": W, "c": C36}),
+    "gemm-computed-bias": ("float[M,8] x, float[6] d", "float[M,6] y",
+                           "y = Gemm<beta=2.0>(x, w, d)", {"w": W}),
+    "gemm-itself": ("float[8,8] x", "float[8,8] y", "y = Gemm(x, w, x)",
+                    {"w": (W @ WT).astype(np.float32)}),
+    "gemm-beta-0": ("float[3,8] x", "float[3,6] y", "y = Gemm<beta=0.0>(x, w, c)",
+                    {"w": W, "c": C36}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", list(Layout))
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form(name: str, form: Layout) -> None:
+    inputs, result, body, weights = FORMS[name]
+    model = text_model(f"g ({inputs}) => ({result}) {{ {body} }}", weights=dict(weights))
+    model.claims.add("w")  # moves with the axis; the values need not be 2:4 here
+    ctx = rewritten(model, dynamic=5, form=form)
+    assert codes(ctx) == ["O24-300"]
+    assert not {"MatMul", "Gemm"} & set(ops(model)) and ops(model).count("Conv") == 1
+    k = int(np.prod(weights["w"].shape)) // model.weights["w"].shape[0]
+    ones = 1 if form is Layout.CONV1D else 2
+    assert model.weights["w"].shape[1:] == (k, *(1,) * ones)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "transposes"),
+    [
+        (Layout.TOKENS, "left-batch", 0),  # K is where a convolution wants it
+        (Layout.NCHW, "left-batch", 0),
+        (Layout.TOKENS, "gemm-transA", 1),
+        (Layout.NCHW, "gemm-transA", 1),
+        (Layout.NCHW, "transpose-3", 2),
+        (Layout.CONV1D, "transpose-3", 2),
+        (Layout.TOKENS, "transpose-3", 0),
+    ],
+)
+def test_no_more_transposes_than_needed(form: Layout, name: str, transposes: int) -> None:
+    inputs, result, body, weights = FORMS[name]
+    model = text_model(f"g ({inputs}) => ({result}) {{ {body} }}", weights=dict(weights))
+    rewritten(model, dynamic=5, form=form)
+    assert ops(model).count("Transpose") == transposes
+
+
+def test_conv1d_of_three_dimensions_needs_no_reshape() -> None:
+    model = text_model(
+        "g (float[M,8,L] x) => (float[M,6,L] y) { h = MatMul(w, x) y = Relu(h) }",
+        weights={"w": WT},
+    )
+    rewritten(model, form=Layout.CONV1D)
+    assert "Reshape" not in ops(model) and model.weights["w"].shape == (N, K, 1)
+
+
+# --- neighbours ----------------------------------------------------------------------------------
+U = RNG.standard_normal((N, K)).astype(np.float32)
+GELU = "e0 = Div(h, two) e1 = Erf(e0) e2 = Add(e1, one) e3 = Mul(h, e2) a = Mul(e3, half)"
+NUMBERS = "<float two = {1.4142}, float one = {1.0}, float[1] half = {0.5}>"
+BETWEEN = {
+    # name: (what turns h [M,L,6] into a, further weights, nodes that stay, reshapes)
+    "nothing": ("a = Identity(h)", {}, 1, 2),
+    "relu": ("a = Relu(h)", {}, 1, 2),
+    "clip": ("a = Clip(h, one)", {}, 1, 2),
+    "gelu": (GELU, {}, 5, 2),
+    "scale": ("s = Mul(h, g) a = Add(s, b)", {"g": B[None, None], "b": B}, 2, 2),
+    "prelu": ("a = PRelu(h, g)", {"g": B}, 1, 2),
+    "swish": ("s = Sigmoid(h) a = Mul(h, s)", {}, 2, 2),
+    "rows": ("a = Add(h, p)", {"p": RNG.standard_normal((5, N)).astype(np.float32)}, 0, 4),
+    "norm": ("m = ReduceMean<axes=[2]>(h) a = Sub(h, m)", {}, 0, 4),
+    "softmax": ("a = Softmax(h)", {}, 0, 4),
+}
+
+
+def _pair(body: str, weights: dict, *, tail: str = "y = MatMul(a, u)") -> Model:
+    return text_model(
+        f"g (float[M,L,8] x) => (float[M,L,8] y) {NUMBERS} {{ h = MatMul(x, w) {body} {tail} }}",
+        weights={"w": W, "u": U, **weights},
+    )
+
+
+@pytest.mark.parametrize("form", list(Layout))
+@pytest.mark.parametrize("name", BETWEEN)
+def test_neighbours_share_one_pair(name: str, form: Layout) -> None:
+    body, weights, kept, reshapes = BETWEEN[name]
+    model = _pair(body, dict(weights))
+    ctx = rewritten(model, dynamic=5, form=form)
+    assert ctx.statistics["kept_between"] == kept
+    changes = "Transpose" if form is Layout.CONV1D else "Reshape"
+    assert ops(model).count(changes) == reshapes
+    if form is Layout.NCHW:
+        assert ops(model).count("Transpose") == reshapes
+
+
+def test_a_residual_add_of_two_tokens() -> None:
+    """h + f(h), as in a feed-forward without a norm; the last product sees the sum."""
+    body = "r = Relu(h) f = MatMul(r, v) a = Add(f, h)"
+    model = _pair(body, {"v": RNG.standard_normal((N, N)).astype(np.float32)})
+    ctx = rewritten(model, dynamic=4)
+    assert ctx.statistics["kept_between"] == 2
+    assert ops(model)[:5] == ["Reshape", "Conv", "Relu", "Conv", "Add"]
+    assert ops(model).count("Reshape") == 2
+
+
+def test_the_residual_of_the_input_itself() -> None:
+    body = "r = Relu(h) f = MatMul(r, u) a = Add(f, x)"
+    model = text_model(
+        f"g (float[M,L,8] x) => (float[M,L,8] y) {{ h = MatMul(x, w) {body} y = MatMul(a, v) }}",
+        weights={"w": W, "u": U, "v": (W @ U).astype(np.float32)},
+    )
+    ctx = rewritten(model, dynamic=4)
+    assert ctx.statistics["kept_between"] == 2 and ops(model).count("Reshape") == 2
+
+
+def test_sums_of_other_sizes_stay_outside() -> None:
+    """[M,L,6] + [L,6] are tokens both, yet not the same ones."""
+    model = text_model(
+        "g (float[M,L,8] x, float[L,8] z) => (float[M,L,8] y) "
+        "{ h = MatMul(x, w) k = MatMul(z, v) a = Add(h, k) y = MatMul(a, u) }",
+        weights={"w": W, "v": W * 2, "u": U},
+    )
+    ctx = rewritten(model, dynamic=3)
+    assert ctx.statistics["kept_between"] == 0
+
+
+def test_what_is_read_outside_too_gets_its_own_reshape() -> None:
+    tail = "o = MatMul(a, u) s = ReduceMax<axes=[2]>(a) y = Add(o, s)"
+    model = _pair("a = Relu(h)", {}, tail=tail)
+    ctx = rewritten(model, dynamic=3)
+    assert ctx.statistics["kept_between"] == 1 and ops(model).count("Reshape") == 3
+
+
+def test_a_value_that_is_an_output_gets_its_own_reshape() -> None:
+    model = text_model(
+        "g (float[M,3,8] x) => (float[M,3,6] a, float[M,3,8] y) "
+        "{ h = MatMul(x, w) a = Relu(h) y = MatMul(a, u) }",
+        weights={"w": W, "u": U},
+    )
+    ctx = rewritten(model)
+    assert ctx.statistics["kept_between"] == 1 and ops(model).count("Reshape") == 3
+
+
+def test_quantizers_between_go_along() -> None:
+    model = text_model(
+        f"g (float[M,3,8] x) => (float[M,3,8] y) {SCALES} "
+        "{ h = MatMul(x, w) r = Relu(h) q = QuantizeLinear(r, sx, z) "
+        "a = DequantizeLinear(q, sx, z) y = MatMul(a, u) }",
+        weights={"w": W, "u": U},
+    )
+    ctx = rewritten(model)
+    assert ctx.statistics["kept_between"] == 3 and ops(model).count("Reshape") == 2
+
+
+def test_quantizers_that_something_else_reads_stay() -> None:
+    model = text_model(
+        f"g (float[M,3,8] x) => (float[M,3,8] y) {SCALES} "
+        "{ h = MatMul(x, w) r = Relu(h) q = QuantizeLinear(r, sx, z) "
+        "a = DequantizeLinear(q, sx, z) o = MatMul(a, u) s = ReduceMax<axes=[2]>(a) "
+        "y = Add(o, s) }",
+        weights={"w": W, "u": U},
+    )
+    ctx = rewritten(model)
+    assert ctx.statistics["kept_between"] == 0 and ops(model).count("Reshape") == 4
+
+
+def test_a_body_that_reads_a_value_between_sees_it_as_it_was() -> None:
+    model = text_model(
+        "g (bool p, float[3,8] x) => (float[3,8] y, float[3,6] o) { h = MatMul(x, w) a = Relu(h) "
+        "y = MatMul(a, u) o = If(p)<then_branch = t () => (float[3,6] c) { c = Neg(a) }, "
+        "else_branch = e () => (float[3,6] d) { d = Abs(a) }> }",
+        weights={"w": W, "u": U},
+    )
+    ctx = rewritten(model)
+    assert ctx.statistics["kept_between"] == 1
+
+
 # --- sharing, scopes, 2:4 ----------------------------------------------------------------------
 def test_a_tied_weight_is_stored_once() -> None:
     model = text_model(
@@ -246,7 +464,6 @@ def test_a_claim_stays_with_its_weight(inside: bool) -> None:
 
 
 # --- Q/DQ --------------------------------------------------------------------------------------
-SCALES = "<float sx = {0.05}, int8 z = {0}>"
 
 
 def _quantized(weight: str, axis: str, extra: dict, body: str = "") -> Model:
@@ -335,15 +552,10 @@ def test_dynamic_shapes_behind_a_hoisted_pair() -> None:
 
 # --- refusals ----------------------------------------------------------------------------------
 NEAR_MISSES = {
-    "left": ("float[8,3] x", "y = MatMul(w, x)", W.T.copy(), "O24-311"),
     "computed": ("float[3,8] x, float[8,6] z", "y = MatMul(x, z)", None, "O24-312"),
     "batched": ("float[3,2,8] x", "y = MatMul(x, w)", W[None].repeat(3, 0), "O24-311"),
-    "vector": ("float[3,8] x", "y = MatMul(x, w)", W[:, 0].copy(), "O24-311"),
-    "rank-1": ("float[8] x", "y = MatMul(x, w)", W, "O24-311"),
-    "transA": ("float[8,3] x", "y = Gemm<transA=1>(x, w)", W, "O24-311"),
-    "row-bias": ("float[3,8] x", "y = Gemm(x, w, c)", W, "O24-311"),
-    "computed-bias": ("float[3,8] x, float[6] d", "y = Gemm(x, w, d)", W, "O24-311"),
-    "transpose": ("float[3,8] x", "t = Transpose(w) y = MatMul(x, t)", W.T.copy(), "O24-311"),
+    "reversed": ("float[1,3,8] x", "t = Transpose(w) y = MatMul(x, t)", W.T[:, :, None].copy(),
+                 "O24-311"),
     "int": ("int32[3,8] x", "y = MatMul(x, w)", W.astype(np.int32), "O24-311"),
     "double": ("double[3,8] x", "y = MatMul(x, w)", W.astype(np.float64), "O24-311"),
     "empty": ("float[3,0] x", "y = MatMul(x, w)", W[:0], "O24-311"),
@@ -355,9 +567,7 @@ def test_near_misses(name: str) -> None:
     inputs, body, weight, code = NEAR_MISSES[name]
     kind = inputs.split("[")[0]
     weights = {} if weight is None else {"w": weight}
-    if name == "row-bias":
-        weights["c"] = W[:3, :].copy()
-    rank = {"batched": "[A,C,D]", "vector": "[A]", "rank-1": "[A]"}.get(name, "[A,C]")
+    rank = "[A,C,D]" if name in ("batched", "reversed") else "[A,C]"
     model = text_model(f"g ({inputs}) => ({kind}{rank} y) {{ {body} }}", weights=weights)
     before = model.to_bytes()
     ctx = apply(model, MatmulToConv1x1(when=When.ALWAYS))
@@ -387,6 +597,33 @@ def test_the_target_decides() -> None:
     model = text_model(text, weights={"w": W})
     ctx = apply(model, MatmulToConv1x1(when=When.NEVER), target="sm86-trt8")
     assert not ctx.records and not model.changed
+
+
+def test_what_an_exporter_says_of_the_weight_goes_with_its_old_form() -> None:
+    """torch writes a value_info for initializers; a stale one makes shape inference fail."""
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) y = Relu(h) }", weights={"w": W}
+    )
+    info = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [K, N])
+    model.proto.graph.value_info.append(info)
+    rewritten(model)
+    onnx.shape_inference.infer_shapes(model.proto, strict_mode=True)
+
+
+def test_an_unnamed_layer_keeps_what_it_is_called_by() -> None:
+    """Its first output, by which reports and TensorRT's layer list know it."""
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) k = Relu(h) [h2] y = Neg(k) }",
+        weights={"w": W},
+    )
+    ctx = rewritten(model)
+    assert ctx.records[0].node == "h"
+    assert [n.name for n in model.proto.graph.node if n.op_type == "Conv"] == ["h"]
+    taken = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) [h] y = Relu(h) }", weights={"w": W}
+    )
+    rewritten(taken)
+    assert [n.name for n in taken.proto.graph.node if n.op_type == "Conv"] == [""]
 
 
 def test_site_limit_names_weights() -> None:

@@ -1,0 +1,143 @@
+"""The layers of a model that multiply by a weight: sizes, work, and whether 2:4 is possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from onnx import ModelProto
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.eligibility import Verdict, judge
+from onnx24.analysis.invariants import seen_violations
+from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.backends.base import Profile
+from onnx24.codes import CODES
+from onnx24.ir.model import Model
+from onnx24.ir.shapes import ShapeTable, infer
+from onnx24.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayer:
+    """One product with a weight. k, n: reduction and output sizes [elements]; flops: two for each
+    multiplication and addition, at the sizes asked for; None where a size is not known.
+    activation_bytes: what it reads and writes besides the weight; is_24: None where the question
+    has no meaning. code, reason: why it cannot be sparse; code O24-101 where it can."""
+
+    name: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    k: int
+    n: int
+    flops: int | None
+    activation_bytes: int | None
+    is_24: bool | None
+    eligible: bool
+    code: str
+    reason: str
+
+    @property
+    def weight_bytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+
+def layers_of(
+    model: Model, target: Target, shapes: Mapping[str, Profile]
+) -> tuple[list[ModelLayer], list[str]]:
+    """Every product with a weight in document order, and the names of all nodes. Sizes are those
+    of the profiles' opt; an unknown size counts as 1."""
+    cache = AnalysisCache()
+    uses = cache.get(model, WeightUses)
+    table = bound_shapes(model, shapes)
+    order = {id(site.proto): i for i, site in enumerate(uses.index.nodes)}
+    found = []
+    for verdict in judge(model, cache, target).values():
+        for use in verdict.products:
+            if use.kind == "product" and use.consumer is not None:
+                position = order.get(id(use.consumer.proto), len(order))
+                found.append((position, _layer(model, uses, table, verdict, use)))
+    found.sort(key=lambda item: item[0])
+    return [layer for _, layer in found], [site.name for site in uses.index.nodes]
+
+
+def _layer(
+    model: Model, uses: WeightUses, table: ShapeTable, verdict: Verdict, use: WeightUse
+) -> ModelLayer:
+    values = uses.read(model, verdict.key)
+    itemsize = values.dtype.itemsize
+    flops, moved = _work(table, use, values.shape, itemsize)
+    groups = use.k_axis_consumer is not None and use.K % 4 == 0
+    return ModelLayer(
+        name=use.node,
+        op=use.op,
+        weight=verdict.key.name,
+        shape=values.shape,
+        dtype=str(verdict.facts.get("dtype", values.dtype.name)),
+        itemsize=itemsize,
+        k=use.K,
+        n=use.N,
+        flops=flops,
+        activation_bytes=moved,
+        is_24=not seen_violations(values, use).violating if groups else None,
+        eligible=verdict.eligible,
+        code=verdict.code,
+        reason=verdict.reason or CODES[verdict.code].title,
+    )
+
+
+def _work(
+    table: ShapeTable, use: WeightUse, shape: tuple[int, ...], itemsize: int
+) -> tuple[int | None, int | None]:
+    assert use.consumer is not None
+    node, scope = use.consumer.proto, use.consumer.scope
+    out = _sizes(table, node.output[0], scope)
+    data = _sizes(table, use.data, scope) if use.data else None
+    if out is None:
+        return None, None
+    if use.op == "ConvTranspose":
+        if data is None:
+            return None, None
+        macs = math.prod(data) * math.prod(shape[1:])
+    else:
+        macs = math.prod(out) * use.K * use.spatial
+    moved = math.prod(out) + (math.prod(data) if data is not None else 0)
+    return 2 * macs, moved * itemsize
+
+
+def _sizes(table: ShapeTable, value: str, scope: str) -> list[int] | None:
+    shape = table.shape(value, scope)
+    return None if shape is None else [s if isinstance(s, int) else 1 for s in shape]
+
+
+@dataclass(frozen=True)
+class _Document:
+    """As much of a model as shape inference looks at."""
+
+    proto: ModelProto
+
+
+def bound_shapes(model: Model, shapes: Mapping[str, Profile]) -> ShapeTable:
+    """The shapes of every value when the inputs have the profiles' opt sizes."""
+    if not shapes:
+        return infer(model)
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    sizes: dict[str, int] = {}
+    for value in proto.graph.input:
+        profile = shapes.get(value.name)
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, profile.opt, strict=True) if profile else ():
+            if dim.dim_param:
+                sizes[dim.dim_param] = size
+            dim.dim_value = size
+    for value in (*proto.graph.value_info, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    return infer(cast(Model, _Document(proto)))

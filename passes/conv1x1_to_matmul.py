@@ -1,0 +1,104 @@
+"""conv1x1-to-matmul: write 1x1 convolutions as matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from onnx24.analysis.dataflow import Shapes
+from onnx24.analysis.pointwise import Pointwise, PointwiseConvs
+from onnx24.analysis.products import conflicts
+from onnx24.ir.index import Index
+from onnx24.ir.model import Model
+from onnx24.ir.surgeon import label
+from onnx24.passmgr.base import Context, Effects, Pass
+from onnx24.rewrite.matmul import between_reshapes, rewrite_as_matmul
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv1x1ToMatmul(Pass):
+    """Rewrite 1x1 convolutions as MatMul and Add: the inverse of matmul-to-conv1x1, for a model
+    that was written for TensorRT 8 and is to run on a later release.
+
+    By default only convolutions whose input a Reshape made of a matrix operand are rewritten, as
+    matmul-to-conv1x1 leaves them in each of its forms; the Reshapes around them go, and elementwise
+    nodes between them work on the matrices again. With `all=true` every convolution with a constant
+    1x1 kernel, stride 1, no padding and one group is. Where the images have one position, the
+    weight becomes [K, N] on the right, else [N, K] on the left, which needs no Transpose. Q/DQ of
+    the weight stays, its axis moves; the weight keeps its name, the MatMul the Conv's; a weight
+    recorded as 2:4 stays so. A Gemm comes back as MatMul and Add.
+
+    Refused with a record: O24-313 for other 1x1 kernels (grouped, strided, padded, of unknown
+    rank, read by something else too). The outputs are equal to rounding.
+
+    Example: `conv1x1-to-matmul`.
+    *Source:* onnx Conv, MatMul; NVIDIA/TensorRT release 10 takes MatMul as it is (docs/targets.md).
+    """
+
+    name: ClassVar[str] = "conv1x1-to-matmul"
+    effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
+    requires: ClassVar[tuple[type, ...]] = (Shapes,)
+    codes: ClassVar[tuple[str, ...]] = ("O24-301", "O24-313")
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
+
+    all: Annotated[bool, "also convolutions that no Reshape shows to have been products"] = False
+
+    def run(self, model: Model, ctx: Context) -> None:
+        if not any(n.op_type == "Conv" for s in model.scopes() for n in s.graph.node):
+            return
+        shapes = ctx.analysis(model, Shapes)
+        with model.surgeon() as view:
+            convs = PointwiseConvs(model, shapes, view)
+            sites, refusals = convs.find()
+            for refusal in refusals:
+                ctx.record(
+                    "refused",
+                    refusal.code,
+                    weight=refusal.weight,
+                    node=label(refusal.node),
+                    op=refusal.node.op,
+                    scope=refusal.graph.scope,
+                    reason=refusal.reason,
+                )
+            if not self.all:
+                sites = between_reshapes(convs, sites)
+            admitted = _admit(ctx, sites)
+            torn = conflicts(admitted, convs.outputs)
+            admitted = [site for site in admitted if id(site.node) not in torn]
+            rewrite_as_matmul(convs, admitted)
+        _move_claims(model, admitted)
+        for site in admitted:
+            ctx.record(
+                "rewritten",
+                "O24-301",
+                weight=site.name,
+                node=site.label,
+                op="Conv",
+                scope=site.scope,
+                k=site.k,
+                n=site.n,
+            )
+        if admitted:
+            ctx.statistics["rewritten"] = len(admitted)
+
+
+def _admit(ctx: Context, sites: list[Pointwise]) -> list[Pointwise]:
+    """A weight is one site: its readers are rewritten together."""
+    asked: dict[int, bool] = {}
+    for site in sites:
+        if id(site.weight) not in asked:
+            asked[id(site.weight)] = ctx.admit(f"{site.scope}::{site.name}".lstrip(":"))
+    return [site for site in sites if asked[id(site.weight)]]
+
+
+def _move_claims(model: Model, sites: list[Pointwise]) -> None:
+    """A constant that only a body reads is defined there now."""
+    if not model.claims.keys():
+        return
+    index = Index.of(model.proto)
+    claimed = set(model.claims.keys())
+    for site in sites:
+        new = index.resolve(site.name, site.scope)
+        old = [key for key in claimed if key.name == site.name and key not in index.initializers]
+        for key in old if new is not None else []:
+            model.claims.move(key, new)  # type: ignore[arg-type]
