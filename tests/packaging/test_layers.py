@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "effects": set(),
     "sparsity": {"errors"},
     "quant": {"errors"},
+    "metrics": set(),
     "ir": {*BASE, "sparsity", "quant"},
     "analysis": {*BASE, "ir", "sparsity", "quant"},
     "targets": BASE,
@@ -32,11 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {*BELOW_PASSMGR, "rewrite", "passmgr.base"} - {"codes"},
     "report": {*BELOW_PASSMGR, "passmgr"},
     "backends": {*BELOW_PASSMGR, "passmgr"},
-    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends"},
+    "gate": {*BELOW_PASSMGR, "passmgr", "report", "backends", "metrics"},
+    "registry": {*BELOW_PASSMGR, "report", "gate"},
+    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends", "gate", "registry"},
     "testing": {*BELOW_PASSMGR, "passmgr", "report", "backends", "cli", "rewrite"},
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
-PURE = {"sparsity", "quant"}
+PURE = {"sparsity", "quant", "metrics"}
 PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba"}
 
 

@@ -1,0 +1,151 @@
+"""Hold one model file to a policy, in this process. `gate.sandbox` does it in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from onnx24 import __version__, targets
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.errors import BackendError, InputError, InternalError, Onnx24Error
+from onnx24.gate import rules
+from onnx24.gate.scan import Bounds, scan
+from onnx24.gate.subject import Subject
+from onnx24.ir.model import Model
+from onnx24.report.checked import NOT_MET, OK, OUR_FAULT, REFUSED, Checked
+from onnx24.report.policy import Policy
+
+SECONDS, MEMORY_MIB = 60.0, 1024
+"""What reading one file may take …"""
+RUN_SECONDS, RUN_MEMORY_MIB = 900.0, 8192
+"""… and where the policy runs or builds the model."""
+
+
+def bounds_of(policy: Policy) -> Bounds:
+    default = Bounds()
+    return Bounds(
+        nodes=policy.get("limits.nodes", default.nodes),
+        messages=policy.get("limits.messages", default.messages),
+    )
+
+
+def seconds_of(policy: Policy) -> float:
+    return policy.get("limits.seconds", RUN_SECONDS if policy.runs_models else SECONDS)
+
+
+def memory_mib_of(policy: Policy) -> int:
+    return policy.get("limits.memory_mib", RUN_MEMORY_MIB if policy.runs_models else MEMORY_MIB)
+
+
+def judge(path: str, policy: Policy, *, target: str, name: str | None = None) -> Checked:
+    """Whether the file is what the policy says. Never raises: what goes wrong is in the result.
+
+    target: for a policy that names none. name: what the user calls the file.
+    """
+    shown = path if name is None else name
+    try:
+        return _judge(path, shown, policy, target)
+    except Onnx24Error as err:
+        return failed(shown, policy, err.diagnostics, err.exit_code)
+    except MemoryError:
+        return stopped(shown, policy, f"reading it took more than {memory_mib_of(policy)} MiB")
+    except RecursionError:
+        return stopped(shown, policy, "it is nested deeper than Python can follow")
+    except Exception as err:  # noqa: BLE001 - a bug of ours must not stop the other files' checks
+        bug = InternalError.of("O24-900", f"{type(err).__name__}: {err}", hint=_origin(err))
+        return failed(shown, policy, bug.diagnostics, OUR_FAULT)
+
+
+def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
+    row = targets.load(policy.target or target)
+    scan(path, bounds_of(policy))
+    model = Model.load(path)
+    subject = Subject(model, shown, row, policy)
+    found = list(rules.findings(subject))
+    if any(policy.has(section) for section in ("numeric", "task", "latency", "backend")):
+        from onnx24.gate import running
+
+        if all(finding.severity < Severity.ERROR for finding in found):
+            found += running.findings(subject)
+        else:  # running what is refused already tells nobody anything
+            found += running.findings(replace(subject, policy=_without_runs(policy)))
+    found = [kept for finding in found if (kept := _with_severity(finding, policy)) is not None]
+    threshold = fail_on(policy)
+    inspection = subject.inspection
+    eligible = inspection.eligible_elements
+    return Checked(
+        file=shown,
+        policy=policy.name,
+        exit_code=NOT_MET if any(f.severity >= threshold for f in found) else OK,
+        findings=tuple(found),
+        facts={
+            "sha256": subject.facts.sha256,
+            "target": row.name,
+            "coverage": inspection.sparse_elements / eligible if eligible else None,
+            "eligible_elements": eligible,
+            "sparse_elements": inspection.sparse_elements,
+            "opset": model.opset,
+            "bytes": subject.facts.nbytes,
+            "nodes": subject.facts.nodes,
+            "policy_sha256": policy.digest(),
+            "version": __version__,
+        },
+        rules=policy.rules(),
+    )
+
+
+def _without_runs(policy: Policy) -> Policy:
+    kept = {key: value for key, value in policy.values.items() if key.startswith("latency.")}
+    return replace(policy, values=kept)
+
+
+def fail_on(policy: Policy) -> Severity:
+    return Severity[policy.fail_on.upper()]
+
+
+def _with_severity(finding: Diagnostic, policy: Policy) -> Diagnostic | None:
+    severity = policy.severity.get(finding.code)
+    if severity == "off":
+        return None
+    return finding if severity is None else replace(finding, severity=Severity[severity.upper()])
+
+
+def failed(path: str, policy: Policy, problem: Iterable[Diagnostic], exit_code: int) -> Checked:
+    """The result for a file that could not be judged."""
+    named = tuple(
+        item if item.where.file else replace(item, where=replace(item.where, file=path))
+        for item in problem
+    )
+    return Checked(
+        file=path,
+        policy=policy.name,
+        exit_code=exit_code,
+        problem=named,
+        facts={"policy_sha256": policy.digest(), "version": __version__},
+        rules=policy.rules(),
+    )
+
+
+def stopped(path: str, policy: Policy, why: str) -> Checked:
+    """The result for a file whose reading was stopped."""
+    return failed(path, policy, [diagnostic("O24-019", why, file=path)], REFUSED)
+
+
+def raise_problem(result: Checked) -> None:
+    """The error that kept a file from being judged, as an exception."""
+    if not result.problem:
+        return
+    kinds: tuple[type[Onnx24Error], ...] = (InputError, BackendError)
+    kind = next((k for k in kinds if k.exit_code == result.exit_code), InternalError)
+    raise kind(result.problem)
+
+
+def _origin(err: BaseException) -> str:
+    """Where in our code a bug came up, for a report that has no traceback."""
+    trace, place = err.__traceback__, ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "onnx24" in code.co_filename:
+            place = f"{code.co_filename.rpartition('onnx24/')[2]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"please report it, with the file (raised in {place})" if place else "please report it"
