@@ -458,12 +458,16 @@ def diff(
         bool,
         typer.Option("--exit-code", help="Exit code 1 where the models differ."),
     ] = False,
+    html: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--html", metavar="FILE", help="Write the difference as a page, too."),
+    ] = None,
     json: o.Json = False,
 ) -> int:
     """Say how two models differ: nodes, initializers and their values, interface, metadata."""
-    from onnx24.cli.comparing import diff_models
+    from onnx24.cli.diffing import diff_models
 
-    return diff_models(a, b, exit_code=exit_code, as_json=json)
+    return diff_models(a, b, html=html, exit_code=exit_code, as_json=json)
 
 
 @app.command()
