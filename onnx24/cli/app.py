@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from onnx24.cli import options as o
 from onnx24.cli import pass_commands
 from onnx24.cli.options import DEFAULT_TARGET
+from onnx24.cli.registering import registry_app
 
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
@@ -632,3 +633,6 @@ def explain(
     from onnx24.cli.listing import explain_code
 
     return explain_code(code, as_json=json)
+
+
+app.add_typer(registry_app, name="registry")

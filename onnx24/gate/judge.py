@@ -87,6 +87,7 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
             "opset": model.opset,
             "bytes": subject.facts.nbytes,
             "nodes": subject.facts.nodes,
+            "measured": subject.measured,
             "policy_sha256": policy.digest(),
             "version": __version__,
         },

@@ -55,6 +55,8 @@ def _numeric(subject: Subject) -> Iterator[Diagnostic]:
         if (value := policy.get(f"numeric.{name}")) is not None
     ]
     for result in check_limits(limits, comparison.outputs):
+        if result.value is not None:
+            subject.measured[result.limit.metric] = result.value
         if result.met:
             continue
         value = "no output has it" if result.value is None else f"{result.value:.6g}"
@@ -75,6 +77,7 @@ def _numeric(subject: Subject) -> Iterator[Diagnostic]:
 def _task(subject: Subject) -> Iterator[Diagnostic]:
     policy = subject.policy
     measured = task_metrics(subject.model, subject)
+    subject.measured.update(measured)
     for name, value in measured.items():
         least = policy.get(f"task.{name}")
         if not value >= least:

@@ -32,6 +32,8 @@ class Subject:
     target: Target
     policy: Policy
     cache: AnalysisCache = field(default_factory=AnalysisCache)
+    measured: dict[str, float] = field(default_factory=dict)
+    """Numbers that rules measured, for reports and for comparing models."""
 
     @cached_property
     def facts(self) -> ModelFacts:
