@@ -16,9 +16,9 @@ from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_outp
 from onnx24.cli.nearest import did_you_mean
 from onnx24.diagnostics import Severity
 from onnx24.gate.baseline import read_baseline, write_baseline
-from onnx24.gate.judge import fail_on, raise_problem
 from onnx24.gate.sandbox import Sandbox
 from onnx24.gate.sources import ModelFile, Sources
+from onnx24.gate.verdicts import fail_on, raise_problem
 from onnx24.ir.files import atomic_write
 from onnx24.report.annotations import render_annotations
 from onnx24.report.checked import Checked, worst

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from onnx24 import __version__, targets
-from onnx24.diagnostics import Diagnostic, Severity, diagnostic
-from onnx24.errors import BackendError, InputError, InternalError, Onnx24Error
+from onnx24.diagnostics import Diagnostic, Severity
+from onnx24.errors import InternalError, Onnx24Error
 from onnx24.gate import rules
 from onnx24.gate.scan import Bounds, scan
 from onnx24.gate.subject import Subject
+from onnx24.gate.verdicts import fail_on, failed, memory_mib_of, stopped
 from onnx24.ir.model import Model
-from onnx24.report.checked import NOT_MET, OK, OUR_FAULT, REFUSED, Checked
+from onnx24.report.checked import NOT_MET, OK, OUR_FAULT, Checked
 from onnx24.report.policy import Policy
-
-SECONDS, MEMORY_MIB = 60.0, 1024
-"""What reading one file may take …"""
-RUN_SECONDS, RUN_MEMORY_MIB = 900.0, 8192
-"""… and where the policy runs or builds the model."""
 
 
 def bounds_of(policy: Policy) -> Bounds:
@@ -27,14 +22,6 @@ def bounds_of(policy: Policy) -> Bounds:
         nodes=policy.get("limits.nodes", default.nodes),
         messages=policy.get("limits.messages", default.messages),
     )
-
-
-def seconds_of(policy: Policy) -> float:
-    return policy.get("limits.seconds", RUN_SECONDS if policy.runs_models else SECONDS)
-
-
-def memory_mib_of(policy: Policy) -> int:
-    return policy.get("limits.memory_mib", RUN_MEMORY_MIB if policy.runs_models else MEMORY_MIB)
 
 
 def judge(path: str, policy: Policy, *, target: str, name: str | None = None) -> Checked:
@@ -100,45 +87,11 @@ def _without_runs(policy: Policy) -> Policy:
     return replace(policy, values=kept)
 
 
-def fail_on(policy: Policy) -> Severity:
-    return Severity[policy.fail_on.upper()]
-
-
 def _with_severity(finding: Diagnostic, policy: Policy) -> Diagnostic | None:
     severity = policy.severity.get(finding.code)
     if severity == "off":
         return None
     return finding if severity is None else replace(finding, severity=Severity[severity.upper()])
-
-
-def failed(path: str, policy: Policy, problem: Iterable[Diagnostic], exit_code: int) -> Checked:
-    """The result for a file that could not be judged."""
-    named = tuple(
-        item if item.where.file else replace(item, where=replace(item.where, file=path))
-        for item in problem
-    )
-    return Checked(
-        file=path,
-        policy=policy.name,
-        exit_code=exit_code,
-        problem=named,
-        facts={"policy_sha256": policy.digest(), "version": __version__},
-        rules=policy.rules(),
-    )
-
-
-def stopped(path: str, policy: Policy, why: str) -> Checked:
-    """The result for a file whose reading was stopped."""
-    return failed(path, policy, [diagnostic("O24-019", why, file=path)], REFUSED)
-
-
-def raise_problem(result: Checked) -> None:
-    """The error that kept a file from being judged, as an exception."""
-    if not result.problem:
-        return
-    kinds: tuple[type[Onnx24Error], ...] = (InputError, BackendError)
-    kind = next((k for k in kinds if k.exit_code == result.exit_code), InternalError)
-    raise kind(result.problem)
 
 
 def _origin(err: BaseException) -> str:

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnx24.gate.verdicts import memory_mib_of, seconds_of, stopped
 from onnx24.report.checked import Checked
 from onnx24.report.policy import Policy
 
@@ -104,8 +105,6 @@ class _Nursery:
         self._process: subprocess.Popen[bytes] | None = None
 
     def judge(self, path: str, name: str) -> Checked:
-        from onnx24.gate.judge import stopped
-
         request = json.dumps({"path": path, "name": name}).encode() + b"\n"
         process = self._start()
         assert process.stdin is not None and process.stdout is not None
@@ -184,7 +183,7 @@ def _warm_up(policy: Policy) -> None:
 
 
 def _serve(policy: Policy, target: str, path: str, name: str) -> Checked:
-    from onnx24.gate.judge import judge, memory_mib_of, seconds_of, stopped
+    from onnx24.gate.judge import judge
 
     if not _HAS_FORK:
         return judge(path, policy, target=target, name=name)

@@ -24,9 +24,9 @@ from typing import Any
 from onnx24 import __version__
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError
-from onnx24.gate.judge import failed
 from onnx24.gate.sandbox import Sandbox
 from onnx24.gate.sources import ModelFile, Sources
+from onnx24.gate.verdicts import failed
 from onnx24.registry.store import Store, Version
 from onnx24.report.checked import NOT_MET, OK, REFUSED, Checked, worst
 from onnx24.report.checktext import document
