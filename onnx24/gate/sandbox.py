@@ -7,7 +7,7 @@ line; the nursery watches the clock and says what became of it. Several nurserie
 
 Where there is no fork (Windows), each file gets a Python of its own, and only time is limited.
 
-python -m onnx24.gate.sandbox      a nursery: requests on stdin, results on stdout, a line each
+A nursery reads requests from standard input and writes results to standard output, a line each.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from onnx24.report.policy import Policy
 
 _HAS_FORK = hasattr(os, "fork")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_NURSERY = (
+    "import sys; sys.path[:] = [place for place in sys.path if place]; "
+    "from onnx24.gate.sandbox import main; sys.exit(main())"
+)
+"""Not `python -m`, which would import from the current folder: that may be the hostile one."""
 _GRACE_S = 1.0
 """A child that has used up its CPU time gets so much longer on the clock, on a machine at work."""
 
@@ -126,7 +131,7 @@ class _Nursery:
             paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
             environment["PYTHONPATH"] = os.pathsep.join(paths)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "onnx24.gate.sandbox"],
+                [sys.executable, "-c", _NURSERY],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -263,7 +268,3 @@ def _read_until(reader: int, deadline: float) -> tuple[bytes, bool]:
             return b"".join(parts), False
         parts.append(chunk)
     return b"".join(parts), True
-
-
-if __name__ == "__main__":
-    sys.exit(main())

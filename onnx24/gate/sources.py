@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 from onnx24.errors import InputError
 
 _TITLE = "org.opencontainers.image.title"
+_UNPACK = "io.deis.oras.content.unpack"
+"""A layer that is a packed folder; none of its files is titled."""
 _MAX_JSON_BYTES = 4 << 20
 _MAX_MANIFESTS = 256
 
@@ -115,9 +117,11 @@ class Sources:
         found = []
         for manifest in _manifests(layout):
             target = self._new_folder()
-            for layer in manifest.get("layers", ()):
-                title = str(layer.get("annotations", {}).get(_TITLE, ""))
-                if not title or layer.get("annotations", {}).get("io.deis.oras.content.unpack"):
+            for layer in _objects(manifest.get("layers")):
+                given = layer.get("annotations")
+                said = given if isinstance(given, dict) else {}
+                title = str(said.get(_TITLE, ""))
+                if not title or "\0" in title or said.get(_UNPACK):
                     continue
                 name = PurePosixPath(title)
                 if name.is_absolute() or ".." in name.parts:
@@ -161,11 +165,16 @@ def _manifests(layout: Path) -> Iterator[Mapping[str, Any]]:
         if not isinstance(entries, list):
             yield document
             continue
-        for entry in entries:
+        for entry in _objects(entries):
             seen += 1
             if seen > _MAX_MANIFESTS:
                 raise _bad_layout(layout, f"more than {_MAX_MANIFESTS} manifests")
             pending.append(_json(layout, _blob(layout, entry)))
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a JSON list; nothing for what is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _json(layout: Path, path: Path) -> Mapping[str, Any]:

@@ -152,6 +152,19 @@ def test_scan_counts_and_refuses(tmp_path: Path) -> None:
     assert scan(path, Bounds()) == (0, 0)
 
 
+def test_the_current_folder_is_nothing_to_import_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever checks an unpacked archive stands in it."""
+    for name in ("json", "numpy", "onnx", "onnx24", "typing", "select"):
+        (tmp_path / f"{name}.py").write_text(f"open('ran-{name}', 'w').close()")
+    onnx.save(sparse_mlp(), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    with Sandbox(BUILT_IN, "sm86-trt10") as sandbox:
+        assert sandbox.judge("m.onnx").exit_code == 0
+    assert list(tmp_path.glob("ran-*")) == []
+
+
 def test_data_files_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(64 * 64 * 4))

@@ -123,6 +123,14 @@ def test_layouts_that_lie_are_refused(tmp_path: Path) -> None:
     loop = oci(tmp_path / "f", {"m.onnx": b"x"})
     (loop / "index.json").write_text(json.dumps({"manifests": [{"digest": "sha256:../../x"}]}))
     assert "digest" in says(loop)
+    odd = oci(tmp_path / "g", {"m.onnx": b"x"})
+    for index in (
+        {"manifests": [1, "x", None]},
+        {"layers": "all of them"},
+        {"layers": [7, {"annotations": []}, {"annotations": None}]},
+    ):
+        (odd / "index.json").write_text(json.dumps(index))
+        assert "no layer" in says(odd)
 
 
 # --- Hugging Face -----------------------------------------------------------------------------
