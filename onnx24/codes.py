@@ -646,6 +646,14 @@ _TABLE = (
         "compile it again with onnx24; `onnx24 verify-provenance` says what is recorded",
     ),
     Code(
+        "O24-627",
+        "warning",
+        "shapes contradict",
+        "A node cannot work on the shapes that it is given, or the model declares another shape "
+        "than its nodes make. Runtimes may still take it; TensorRT refuses the former.",
+        "export the model again",
+    ),
+    Code(
         "O24-630",
         "error",
         "zero point is not 0",

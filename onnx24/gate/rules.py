@@ -15,6 +15,7 @@ from onnx24.analysis.invariants import broken_claims
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.gate import qdq
 from onnx24.gate.subject import Subject
+from onnx24.ir.model import Model
 from onnx24.ir.verify import verify
 from onnx24.passmgr.provenance import Provenance, version_at_least
 from onnx24.report.inspection import WeightRow
@@ -182,9 +183,22 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
         names = ", ".join(function.name for function in model.proto.functions[:5])
         message = f"the model has {len(model.proto.functions)} local functions: {names}"
         yield subject.finding("O24-620", message, "model.functions")
+    if policy.get("model.consistent_shapes") and (problem := contradiction(model)):
+        yield subject.finding("O24-627", problem, "model.consistent_shapes")
     if (allowed := policy.get("model.dtypes")) is not None:
         yield from _dtypes(subject, allowed)
     yield from _dims(subject, policy.get("model.dynamic_dims", "any"))
+
+
+def contradiction(model: Model) -> str:
+    """What ONNX's strict shape inference says against a model; "" for nothing."""
+    try:
+        onnx.shape_inference.infer_shapes(
+            model.skeleton(), strict_mode=True, check_type=True, data_prop=True
+        )
+    except (onnx.shape_inference.InferenceError, ValueError, TypeError) as err:
+        return " ".join(str(err).split())[:300]
+    return ""
 
 
 def _dtypes(subject: Subject, allowed: list[str]) -> Iterator[Diagnostic]:
@@ -260,6 +274,7 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
         return
     allow, domains = policy.get("operators.allow"), policy.get("operators.domains")
     deny = set(policy.get("operators.deny", ()))
+    also = set(policy.get("operators.also", ()))
     own = {(function.domain, function.name) for function in subject.model.proto.functions}
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], tuple[str, str]] = {}
@@ -276,10 +291,10 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
         if full in deny:
             message = f"the policy denies {full}{times}"
             yield subject.finding("O24-621", message, "operators.deny", **where)
-        elif allow is not None and full not in allow and (domain, op) not in own:
+        elif not (allow is None or full in also or full in allow or (domain, op) in own):
             message = f"the policy does not list {full}{times}"
             yield subject.finding("O24-621", message, "operators.allow", **where)
-        if domains is not None and (domain or "ai.onnx") not in domains:
+        if not (domains is None or full in also or (domain or "ai.onnx") in domains):
             message = f"{full}{times} is of domain {domain!r}"
             yield subject.finding("O24-622", message, "operators.domains", **where)
 

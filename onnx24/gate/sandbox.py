@@ -33,10 +33,12 @@ from onnx24.report.policy import Policy
 _HAS_FORK = hasattr(os, "fork")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _NURSERY = (
-    "import sys; sys.path[:] = [place for place in sys.path if place]; "
+    "import sys; sys.path[:] = [place for place in sys.path if place]; root = sys.argv[1]; "
+    "root in sys.path or sys.path.insert(0, root); "
     "from onnx24.gate.sandbox import main; sys.exit(main())"
 )
-"""Not `python -m`, which would import from the current folder: that may be the hostile one."""
+"""Not `python -m`, which would import from the current folder: that may be the hostile one. The
+argument is where onnx24 lies, for a checkout that is not installed."""
 _GRACE_S = 1.0
 """A child that has used up its CPU time gets so much longer on the clock, on a machine at work."""
 
@@ -128,10 +130,8 @@ class _Nursery:
         if self._process is None or self._process.poll() is not None:
             environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
             root = str(Path(__file__).resolve().parents[2])
-            paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
-            environment["PYTHONPATH"] = os.pathsep.join(paths)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _NURSERY],
+                [sys.executable, "-c", _NURSERY, root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,

@@ -97,6 +97,9 @@ KEYS: dict[str, dict[str, Key]] = {
         "external_data": Key("flag", "false: all weights are in the model file"),
         "functions": Key("flag", "false: the model has no local functions"),
         "dtypes": Key("names", "types that inputs, outputs and weights may have (`float16`)"),
+        "consistent_shapes": Key(
+            "flag", "ONNX's strict shape inference finds no contradiction (O24-627, a warning)"
+        ),
         "dynamic_dims": Key(
             "dims", "which dimensions of the inputs may be dynamic: any, the first (batch), none"
         ),
@@ -105,6 +108,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "allow": Key("names", "the only operators that may occur (`Conv`, `com.example.Op`)"),
         "deny": Key("names", "operators that must not occur"),
         "domains": Key("names", "the only domains that may occur (`ai.onnx`)"),
+        "also": Key("names", "operators that may occur whatever `allow` and `domains` say"),
     },
     "metadata": {
         "required": Key("names", "entries of metadata_props that must be there and not empty"),

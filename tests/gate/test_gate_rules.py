@@ -52,6 +52,10 @@ ALL_QDQ = "[qdq]\n" + "\n".join(
         ("[operators]\nallow = ['MatMul', 'Add']\n", ["O24-621"]),
         ("[operators]\ndeny = ['MatMul']\n", ["O24-621"]),
         ("[operators]\ndomains = ['com.example']\n", ["O24-622"] * 3),
+        ("[operators]\ndomains = ['x']\nalso = ['MatMul', 'Add', 'Relu']\n", []),
+        ("[operators]\nallow = ['MatMul']\nalso = ['Add', 'Relu']\n", []),
+        ("[operators]\ndeny = ['Add']\nalso = ['Add']\n", ["O24-621"]),
+        ("[model]\nconsistent_shapes = true\n", []),
         ("[metadata]\nrequired = ['owner']\nvalues = {stage = 'prod*'}\n", []),
         ("[metadata]\nrequired = ['licence']\n", ["O24-625"]),
         ("[metadata]\nvalues = {stage = 'test'}\n", ["O24-625"]),
@@ -79,6 +83,16 @@ def test_nothing_eligible_meets_no_coverage(tmp_path: Path) -> None:
     )
     assert codes(judged(tmp_path, proto, "[sparsity]\nmin_coverage = 0.1\n")) == ["O24-611"]
     assert codes(judged(tmp_path, proto, "[sparsity]\nmin_coverage = 0.0\n")) == []
+
+
+def test_shapes_that_contradict_are_a_warning(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[5] y) { y = Relu(x) }'
+    )
+    result = judged(tmp_path, proto, "[model]\nconsistent_shapes = true\n")
+    assert (codes(result), result.exit_code) == (["O24-627"], 0)
+    strict = judged(tmp_path, proto, "fail_on = 'warning'\n[model]\nconsistent_shapes = true\n")
+    assert strict.exit_code == 1
 
 
 def test_severities_decide_what_fails(tmp_path: Path) -> None:
