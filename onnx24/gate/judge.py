@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from onnx24 import __version__, targets
@@ -48,15 +49,15 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
     scan(path, bounds_of(policy))
     model = Model.load(path)
     subject = Subject(model, shown, row, policy)
-    found = list(rules.findings(subject))
+    found = _with_severities(rules.findings(subject), policy)
     if any(policy.has(section) for section in ("numeric", "task", "latency", "backend")):
         from onnx24.gate import running
 
         if all(finding.severity < Severity.ERROR for finding in found):
-            found += running.findings(subject)
+            runs = running.findings(subject)
         else:  # running what is refused already tells nobody anything
-            found += running.findings(replace(subject, policy=_without_runs(policy)))
-    found = [kept for finding in found if (kept := _with_severity(finding, policy)) is not None]
+            runs = running.findings(replace(subject, policy=_without_runs(policy)))
+        found += _with_severities(runs, policy)
     threshold = fail_on(policy)
     inspection = subject.inspection
     eligible = inspection.eligible_elements
@@ -87,11 +88,17 @@ def _without_runs(policy: Policy) -> Policy:
     return replace(policy, values=kept)
 
 
-def _with_severity(finding: Diagnostic, policy: Policy) -> Diagnostic | None:
-    severity = policy.severity.get(finding.code)
-    if severity == "off":
-        return None
-    return finding if severity is None else replace(finding, severity=Severity[severity.upper()])
+def _with_severities(found: Iterable[Diagnostic], policy: Policy) -> list[Diagnostic]:
+    """The findings with the severities that the policy gives their codes, without those it turns
+    off."""
+    kept = []
+    for finding in found:
+        severity = policy.severity.get(finding.code)
+        if severity is None:
+            kept.append(finding)
+        elif severity != "off":
+            kept.append(replace(finding, severity=Severity[severity.upper()]))
+    return kept
 
 
 def _origin(err: BaseException) -> str:

@@ -73,6 +73,14 @@ class Queue:
             )
             return done.rowcount == 1
 
+    def knows(self, version: Version) -> bool:
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT 1 FROM jobs WHERE name = ? AND version = ? AND policy = ?",
+                (*version, self._policy),
+            )
+            return found.fetchone() is not None
+
     def take(self) -> Job | None:
         """The version that has waited longest, which is running from now on; None for none."""
         with self._transaction() as db:

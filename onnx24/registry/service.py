@@ -23,7 +23,7 @@ from onnx24 import __version__
 from onnx24.errors import Onnx24Error
 from onnx24.registry.gatekeeper import Gatekeeper
 from onnx24.registry.queue import MAX_ATTEMPTS, Job, Queue
-from onnx24.registry.store import Store
+from onnx24.registry.store import Store, Version
 from onnx24.registry.webhook import Refused, verify, version_of
 
 log = logging.getLogger("onnx24.registry")
@@ -185,12 +185,17 @@ class Service:
 
     def _rescan(self) -> None:
         gatekeeper = self._gatekeeper()  # asked for tags only; no file is judged
+        settled: set[Version] = set()
         while not self._stopping.is_set():
             try:
                 for version in self._store.versions():
                     if self._stopping.is_set():
                         return
-                    if not gatekeeper.is_settled(version):
+                    if version in settled or self._queue.knows(version):
+                        continue
+                    if gatekeeper.is_settled(version):
+                        settled.add(version)
+                    else:
                         self._queue.put(version)
             except Onnx24Error as err:
                 log.warning("rescan: %s", err)

@@ -106,3 +106,6 @@ def test_what_is_refused_by_reading_is_not_run(tmp_path: Path, data: Path) -> No
         "data = 'inputs.npz'\nsqnr = 300\n"
     )
     assert codes(judged(tmp_path, dense_mlp(), policy)) == ["O24-611"]
+    for severity, expected in (("warning", ["O24-611", "O24-600"]), ("off", ["O24-600"])):
+        told = f"{policy}[severity]\nO24-611 = '{severity}'\n"
+        assert codes(judged(tmp_path, sparse_mlp(broken=True), told)) == expected

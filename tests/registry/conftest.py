@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from registry_support import free_port, wait_for
 
 from onnx24.testing.generate import mlp
 
@@ -47,12 +44,6 @@ class Server:
     def new_model(self, name: str) -> str:
         self.client.create_registered_model(name)
         return name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def sparse(proto: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
@@ -99,20 +90,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"it ended: {log.read_text(errors='replace')[-2000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"{url} does not answer: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _logged(uri: str) -> tuple[Any, dict[str, tuple[str, str, str]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_support import free_port, wait_for
 from typer.testing import CliRunner, Result
 
 from onnx24.cli.app import app
@@ -157,8 +158,6 @@ class Served:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        from conftest import wait_for
-
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(
                 self._command,
@@ -206,8 +205,6 @@ class Served:
 
 @pytest.fixture
 def served(server: Any, loose: str, tmp_path: Path) -> Iterator[Served]:
-    from conftest import free_port
-
     service = Served(server, loose, tmp_path, free_port(), "--rescan", "3600")
     yield service
     if service.process is not None and service.process.poll() is None:
@@ -307,8 +304,6 @@ def test_every_version_ends_with_one_status_whatever_is_killed(
 
 
 def test_versions_that_nobody_announced_are_found(server: Any, loose: str, tmp_path: Path) -> None:
-    from conftest import free_port
-
     name = server.new_model("unannounced")
     server.register(name, "sparse")
     service = Served(server, loose, tmp_path, free_port(), "--rescan", "1")

@@ -43,6 +43,7 @@ def test_a_version_is_queued_once_for_each_policy(tmp_path: Path) -> None:
     assert not queue.put(Version("m", "1")), "running"
     queue.finish(job, "passed")
     assert not queue.put(Version("m", "1")), "done"
+    assert queue.knows(Version("m", "1")) and not queue.knows(Version("m", "2"))
     assert queue.counts() == {"queued": 0, "running": 0, "done": 1, "done:passed": 1}
     queue.close()
     other = Queue(tmp_path / "q", "p2")
