@@ -145,6 +145,14 @@ _TABLE = (
         "check where the file comes from",
     ),
     Code(
+        "O24-019",
+        "error",
+        "check stopped",
+        "Reading the file took more time or memory than the check allows, or ended the process "
+        "that read it. An honest model does neither; a hostile one may.",
+        "check where the file comes from; raise [limits] in the policy for a file you trust",
+    ),
+    Code(
         "O24-018",
         "warning",
         "initializer shadows a graph input",
@@ -271,7 +279,30 @@ _TABLE = (
         "see `onnx24 check --help` for the keys",
     ),
     Code(
+        "O24-045",
+        "error",
+        "nothing to check",
+        "No model is where the command line points: an empty folder, a pattern that matches "
+        "nothing, or an OCI layout without an ONNX blob.",
+        "name a model, a folder that holds some, or a pattern such as 'models/**/*.onnx'",
+    ),
+    Code(
         "O24-046",
+        "error",
+        "baseline cannot be used",
+        "The file of accepted findings cannot be read or is not one that `check` wrote.",
+        "write it anew with --write-baseline",
+    ),
+    Code(
+        "O24-047",
+        "error",
+        "model registry cannot be used",
+        "The registry's package is not installed, the server does not answer, or the model "
+        "version is not there.",
+        "install onnx24[mlflow], and check --tracking-uri and the name",
+    ),
+    Code(
+        "O24-048",
         "error",
         "measurement file cannot be used",
         "A builder's log, layer information, profile or times file is missing or of another form.",
@@ -693,6 +724,163 @@ _TABLE = (
         "error",
         "model outside the policy",
         "A property of the model as a whole (opset, size) is not what the policy allows.",
+    ),
+    Code(
+        "O24-621",
+        "error",
+        "operator not allowed",
+        "The policy does not allow an operator that the model uses.",
+    ),
+    Code(
+        "O24-622",
+        "error",
+        "domain not allowed",
+        "The policy does not allow a domain that the model uses.",
+    ),
+    Code(
+        "O24-623",
+        "error",
+        "type not allowed",
+        "An input, an output or a weight has a type that the policy does not allow.",
+    ),
+    Code(
+        "O24-624",
+        "error",
+        "dynamic dimension not allowed",
+        "An input has a dynamic dimension where the policy wants a size.",
+        "export with a fixed shape, or allow it with model.dynamic_dims",
+    ),
+    Code(
+        "O24-625",
+        "error",
+        "metadata missing",
+        "metadata_props lacks an entry that the policy requires, or its value does not match.",
+    ),
+    Code(
+        "O24-626",
+        "error",
+        "provenance missing or wrong",
+        "The model does not say what made it and of what, or says something else than the policy "
+        "or the files say.",
+        "compile it again with onnx24; `onnx24 verify-provenance` says what is recorded",
+    ),
+    Code(
+        "O24-627",
+        "warning",
+        "shapes contradict",
+        "A node cannot work on the shapes that it is given, or the model declares another shape "
+        "than its nodes make. Runtimes may still take it; TensorRT refuses the former.",
+        "export the model again",
+    ),
+    Code(
+        "O24-630",
+        "error",
+        "zero point is not 0",
+        "TensorRT quantizes symmetrically: the zero points of Q and DQ must be 0.",
+        "quantize symmetrically",
+    ),
+    Code(
+        "O24-631",
+        "error",
+        "quantized type not taken",
+        "TensorRT takes INT8, INT4 weights, FP8 and FP4; UINT8 does not parse or is read as INT8.",
+        "quantize to INT8",
+    ),
+    Code(
+        "O24-632",
+        "warning",
+        "activation scale is no scalar",
+        "The scale of an activation must have rank 0; one of shape [1], or one for each channel, "
+        "can keep TensorRT from INT8 kernels.",
+        "write the scale as a scalar",
+    ),
+    Code(
+        "O24-633",
+        "error",
+        "bias is quantized",
+        "A bias behind DequantizeLinear does not parse; TensorRT wants it as a float.",
+        "leave biases in float",
+    ),
+    Code(
+        "O24-634",
+        "warning",
+        "weight is not quantized by output channel",
+        "One scale for a whole weight, or scales along another axis, cost accuracy or the INT8 "
+        "kernel.",
+        "quantize weights along the output channels",
+    ),
+    Code(
+        "O24-635",
+        "error",
+        "integer operator",
+        "TensorRT has no QLinearConv, QLinearMatMul, ConvInteger or MatMulInteger.",
+        "write Q/DQ pairs around the float operator",
+    ),
+    Code(
+        "O24-636",
+        "error",
+        "unpaired QuantizeLinear",
+        "What QuantizeLinear makes must be read by DequantizeLinear.",
+    ),
+    Code(
+        "O24-637",
+        "warning",
+        "one operand quantized",
+        "Only one operand of the product stands behind DQ, so that it does not run in INT8.",
+        "quantize both operands, or neither",
+    ),
+    Code(
+        "O24-638",
+        "warning",
+        "Q/DQ before a residual Add",
+        "A pair between a convolution and the Add behind it keeps TensorRT from making the sum "
+        "part of the INT8 kernel.",
+        "quantize the other branch instead",
+    ),
+    Code(
+        "O24-639",
+        "warning",
+        "sparse INT8 product with a float result",
+        "TensorRT takes a sparse INT8 kernel only INT8-in and INT8-out, and nothing quantizes "
+        "the result.",
+        "`onnx24 qdq` places the pair",
+    ),
+    Code(
+        "O24-640",
+        "error",
+        "quantized share too low",
+        "Fewer products have both operands quantized than the policy asks for.",
+    ),
+    Code(
+        "O24-650",
+        "error",
+        "task metric not met",
+        "Accuracy, PNR or NDCG on the policy's data is below what the policy asks for.",
+    ),
+    Code(
+        "O24-651",
+        "error",
+        "latency not met",
+        "A measurement in the ledger is not what the policy asks for.",
+    ),
+    Code(
+        "O24-652",
+        "error",
+        "ledger cannot be used",
+        "The ledger cannot be read, lacks the measurement, or is another model's.",
+        "measure this model and write the ledger anew",
+    ),
+    Code(
+        "O24-653",
+        "error",
+        "no engine",
+        "The backend that the policy names builds no engine of the model.",
+    ),
+    Code(
+        "O24-660",
+        "error",
+        "no better than the champion",
+        "The registry's current champion is better in something that the policy limits.",
     ),
     # --- 8xx verifier ----------------------------------------------------------------------
     Code("O24-800", "error", "checker", "onnx.checker refuses the model after the pass."),

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from onnx24.cli import options as o
 from onnx24.cli import pass_commands
 from onnx24.cli.options import DEFAULT_MEMORY, DEFAULT_TARGET
+from onnx24.cli.registering import registry_app
 
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
@@ -327,36 +328,98 @@ def inspect(
 
 @app.command()
 def check(
-    model: o.ModelPath,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Models: paths, patterns ('models/**/*.onnx'), folders, an OCI image layout; '-' "
+            "reads standard input.",
+        ),
+    ],
     policy: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--policy",
             metavar="FILE",
-            help="A TOML policy (see docs/cli.md). Default: a valid model whose recorded and "
-            "eligible weights are all 2:4.",
+            help="A TOML policy (docs/policy.md), or a preset: tensorrt-importable, sparse-int8, "
+            "registry-strict. Default: a valid model whose recorded and eligible weights are all "
+            "2:4.",
             show_default=False,
         ),
     ] = None,
     target: o.TargetName = DEFAULT_TARGET,
     format: Annotated[
-        str, typer.Option("--format", metavar="text|json", help="The form of the result.")
+        str,
+        typer.Option(
+            "--format", metavar="text|json|sarif|junit|github", help="The form of the result."
+        ),
     ] = "text",
     output: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--output", "-o", metavar="FILE", help="Write the result there."),
     ] = None,
+    baseline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--baseline", metavar="FILE", help="Findings that are known and accepted."),
+    ] = None,
+    write_baseline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--write-baseline", metavar="FILE", help="Accept what is found, in FILE."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Explain every code that occurs.")
+    ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", metavar="N", help="Models checked at a time; 0: one a core.", min=0),
+    ] = 0,
     json: o.Json = False,
 ) -> int:
-    """Hold a model to a policy; exit code 1 where it is not met.
+    """Hold models to a policy; exit code 1 where one is not met, 2 where a file is refused.
 
-    A policy is a TOML file. `[sparsity]`: min_coverage (share of the eligible elements that must
-    be in 2:4 weights, 0 to 1) and claims (true: recorded weights must be 2:4). `[model]`:
-    min_opset, max_opset, max_bytes. What is not written is not checked; unknown keys are refused.
+    Each file is read in a process of its own with limits of memory and time, so that hostile ones
+    do no harm. A policy is a TOML file, docs/policy.md is its manual: what is not written is not
+    checked, and unknown keys are refused.
     """
-    from onnx24.cli.looking import check_model
+    from onnx24.cli.checking import CheckRequest, check_models
 
-    return check_model(model, policy, target, form="json" if json else format, output=output)
+    return check_models(
+        CheckRequest(
+            models=tuple(models),
+            policy=policy,
+            target=target,
+            form="json" if json else format,
+            output=output,
+            baseline=baseline,
+            write_baseline=write_baseline,
+            explain=explain,
+            jobs=jobs,
+        )
+    )
+
+
+@app.command("verify-provenance")
+def verify_provenance(
+    model: o.ModelPath,
+    input: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--input",
+            metavar="ORIGINAL",
+            help="The model that it should have been made of.",
+            show_default=False,
+        ),
+    ] = None,
+    json: o.Json = False,
+) -> int:
+    """Say what made a model and of what; exit code 1 where the record does not hold.
+
+    The record lies in the model's metadata. It shows that nobody changed the model by accident;
+    whoever changes it on purpose can change the record too: sign the file for that.
+    """
+    from onnx24.cli.proving import verify_model_provenance
+
+    return verify_model_provenance(model, input, as_json=json)
 
 
 @app.command()
@@ -408,12 +471,16 @@ def diff(
         bool,
         typer.Option("--exit-code", help="Exit code 1 where the models differ."),
     ] = False,
+    html: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--html", metavar="FILE", help="Write the difference as a page, too."),
+    ] = None,
     json: o.Json = False,
 ) -> int:
     """Say how two models differ: nodes, initializers and their values, interface, metadata."""
-    from onnx24.cli.comparing import diff_models
+    from onnx24.cli.diffing import diff_models
 
-    return diff_models(a, b, exit_code=exit_code, as_json=json)
+    return diff_models(a, b, html=html, exit_code=exit_code, as_json=json)
 
 
 @app.command()
@@ -861,3 +928,6 @@ def explain(
     from onnx24.cli.listing import explain_code
 
     return explain_code(code, as_json=json)
+
+
+app.add_typer(registry_app, name="registry")

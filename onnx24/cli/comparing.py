@@ -1,4 +1,4 @@
-"""`compare` and `diff`: two models side by side."""
+"""`compare`: two models side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from onnx24.cli.files import STANDARD_STREAM, Source
 from onnx24.diagnostics import Severity, diagnostic
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
-from onnx24.report.diff import diff, render_diff
 from onnx24.report.limits import LimitResult, check_limits, parse_limits
 from onnx24.report.model import DataFacts
 from onnx24.report.text import render_comparison, render_limits
@@ -95,11 +94,3 @@ def common_values(a: Model, b: Model) -> list[str]:
         for name in node.output
         if name and name in theirs and (known := types.get(name)) and known.dtype in floats
     ]
-
-
-def diff_models(a: str, b: str, *, exit_code: bool, as_json: bool) -> int:
-    """Returns: 0, or 1 where the models differ and `exit_code` asks to say so that way."""
-    _check_streams(a, b)
-    result = diff(Source(a).load(), Source(b).load())
-    Console(as_json=as_json).report(render_diff(result), result)
-    return 1 if exit_code and not result.is_empty else 0

@@ -40,7 +40,7 @@ from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.errors import BackendError, InputError, InternalError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.passmgr import manager
+from onnx24.passmgr import manager, provenance
 from onnx24.passmgr.base import Pass
 from onnx24.passmgr.instrument import Dump, Instrument, Numeric, PrintAfter, Timing
 from onnx24.passmgr.pipeline import Pipeline, parse
@@ -150,6 +150,7 @@ def run_pipeline(request: OptRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
+    _record(model, result, target, facts, calibration)
     model.save(out, external=_external(request.external))
     report = build_report(
         command=request.command,
@@ -226,6 +227,7 @@ def compile_model(request: CompileRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
+    _record(compiled, result, plan.target, facts, calibration)
     comparison, limits, notes = _compare(original, compiled, held_out, plan, console)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     output, backend, failure = None, None, None
@@ -419,6 +421,25 @@ def _build(
 
 
 # --- shared -----------------------------------------------------------------------------------
+
+
+def _record(
+    model: Model,
+    result: manager.RunResult,
+    target: Target,
+    source: ModelFacts,
+    calibration: Calibration | None,
+) -> None:
+    """Say in the model what made it, unless nothing did: then it stays as it was."""
+    if not result.changed:
+        return
+    provenance.record(
+        model,
+        target=target.name,
+        source_sha256=source.sha256,
+        source_data=source.data_files,
+        calibration_sha256=calibration.digest() if calibration else "",
+    )
 
 
 def _written(out: str) -> ModelFacts | None:

@@ -92,4 +92,4 @@ def _text(path: str) -> str:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "it is no text"
-        raise InputError.of("O24-046", reason or str(err), file=path) from err
+        raise InputError.of("O24-048", reason or str(err), file=path) from err

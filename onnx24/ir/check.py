@@ -37,6 +37,7 @@ def check_input(model: Model) -> None:
     proto = model.proto
     if not proto.HasField("graph") or not proto.graph.output:
         raise InputError.of("O24-004", "the graph has no outputs", file=file)
+    _check_text(proto, file)
     for tensor in tensors(proto):
         if tensor.data_type not in _DATA_TYPES:
             raise InputError.of(
@@ -57,6 +58,34 @@ def check_input(model: Model) -> None:
         _check_acyclic(scope, file)
     if problem := run_checker(model):
         raise InputError.of("O24-015", f"onnx.checker: {problem}", file=file)
+
+
+def _check_text(proto: onnx.ModelProto, file: str) -> None:
+    """That names are text: protobuf hands out bytes where they are not UTF-8."""
+    names: list[object] = [proto.producer_name, proto.producer_version, proto.domain]
+    names += [entry.domain for entry in proto.opset_import]
+    names += [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+    names += [text for f in proto.functions for text in (f.name, f.domain, *f.attribute)]
+    names += [entry.domain for f in proto.functions for entry in f.opset_import]
+    for scope in scopes(proto):
+        graph = scope.graph
+        names += [graph.name, *(graph.input if not isinstance(graph, GraphProto) else ())]
+        if isinstance(graph, GraphProto):
+            for value in (*graph.input, *graph.output, *graph.value_info):
+                names.append(value.name)
+                names += [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        else:
+            names += graph.output
+        for node in graph.node:
+            names += (node.op_type, node.domain, node.name, node.overload, *node.input)
+            names += node.output
+            names += [text for a in node.attribute for text in (a.name, a.ref_attr_name)]
+    for tensor in tensors(proto):
+        names.append(tensor.name)
+        names += [text for entry in tensor.external_data for text in (entry.key, entry.value)]
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError.of("O24-002", f"the name {name!r} is no UTF-8 text", file=file)
 
 
 def run_checker(model: Model) -> str | None:

@@ -101,10 +101,13 @@ def reference_of(tensor: TensorProto) -> Reference | None:
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if not isinstance(location, str):  # protobuf hands out bytes where they are not UTF-8
+        raise InputError.of("O24-006", f"{location!r} is no file name", tensor=tensor.name)
     offset, length = entries.get("offset") or "0", entries.get("length")
     try:
         return Reference(
-            entries.get("location", ""),
+            location,
             int(offset),
             payload_bytes(tensor) if length is None else int(length),
         )
@@ -113,6 +116,10 @@ def reference_of(tensor: TensorProto) -> Reference | None:
             "O24-007",
             f"offset {offset!r} and length {length!r} of external data must be numbers",
             tensor=tensor.name,
+        ) from err
+    except KeyError as err:
+        raise InputError.of(
+            "O24-014", f"data type {tensor.data_type} is not known", tensor=tensor.name
         ) from err
 
 
@@ -516,6 +523,8 @@ class Weights:
 
     def external_path(self, location: str, name: str) -> Path:
         """The file of an external tensor, which must lie in the model's folder."""
+        if "\0" in location:
+            raise InputError.of("O24-006", f"{location!r} is no file name", tensor=name)
         if self._base_dir is None:
             raise InputError.of("O24-042", "the model has external data but no folder", tensor=name)
         relative = PurePosixPath(location)
@@ -529,7 +538,7 @@ class Weights:
                 else "external data has no location",
                 tensor=name,
             )
-        if not path.is_file():
+        if not os.path.isfile(path):  # false for names that no file system takes
             raise InputError.of(
                 "O24-005",
                 f"external data file {location!r} is not there",

@@ -18,7 +18,7 @@ MAX_DEPTH = 200
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 TENSOR = "TensorProto"
-_CHILDREN: dict[str, dict[int, str]] = {
+CHILDREN: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
@@ -125,7 +125,7 @@ def _message(
 ) -> Rope | None:
     if depth > MAX_DEPTH:
         raise WireError(f"nested deeper than {MAX_DEPTH} levels", too_deep=True)
-    children = _CHILDREN[kind]
+    children = CHILDREN[kind]
     out: Rope = []
     copied = pos = start
     while pos < end:

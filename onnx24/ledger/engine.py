@@ -47,7 +47,7 @@ class Engine:
         times: str | None = None,
     ) -> Engine:
         """Files: the builder's log; --exportLayerInfo or the inspector's JSON; --exportProfile;
-        --exportTimes. Raises: InputError O24-046 for one that is not what it should be."""
+        --exportTimes. Raises: InputError O24-048 for one that is not what it should be."""
         engine = cls()
         if log is not None:
             with _opened(log) as lines:
@@ -219,4 +219,4 @@ def _opened(path: str) -> Any:
 
 
 def _unreadable(path: str, why: str) -> InputError:
-    return InputError.of("O24-046", why, file=path)
+    return InputError.of("O24-048", why, file=path)

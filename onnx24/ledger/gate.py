@@ -48,7 +48,7 @@ class Measured:
 def rows_of(text: str, file: str) -> list[Measured]:
     """The rows of a ledger that was written as JSON, or the document of `onnx24 ledger --json`.
 
-    Raises: InputError O24-046 for another document, or where no layer has both times.
+    Raises: InputError O24-048 for another document, or where no layer has both times.
     """
     try:
         rows = [
@@ -57,11 +57,11 @@ def rows_of(text: str, file: str) -> list[Measured]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise InputError.of(
-            "O24-046", "this is no ledger", file=file, hint="`onnx24 ledger MODEL … -o F.json`"
+            "O24-048", "this is no ledger", file=file, hint="`onnx24 ledger MODEL … -o F.json`"
         ) from err
     if not any(isinstance(row.gain, int | float) for row in rows):
         raise InputError.of(
-            "O24-046",
+            "O24-048",
             "no layer of this ledger has its time in the sparse and in the dense engine",
             file=file,
             hint="give `onnx24 ledger` both --profile and --dense-profile",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from onnx24 import __version__
 from onnx24.ledger.ledger import Ledger, Row
 from onnx24.ledger.text import summary
-from onnx24.report.html import page
+from onnx24.report.page import page
 from onnx24.report.table import shape_text
 
 _BAR_PX = 12
@@ -25,12 +26,12 @@ def render_html(ledger: Ledger) -> str:
     return page(
         title,
         [
-            f"<h1>{escape(title)}</h1>",
-            f"<p>Target {escape(ledger.target)}</p><ul>{lines}</ul>",
-            _plot(ledger),
-            _table(ledger),
-            f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "",
+            ("", f"<p>Target {escape(ledger.target)}</p><ul>{lines}</ul>"),
+            ("Layers, drawn", _plot(ledger)),
+            ("Layers", _table(ledger)),
+            ("Notes", f"<ul>{notes}</ul>" if notes else ""),
         ],
+        f"onnx24 {__version__}",
     )
 
 
@@ -76,7 +77,7 @@ def _plot(ledger: Ledger) -> str:
     )
     dense = ' <span class="dim">grey: the dense engine</span>' if timed else ""
     return (
-        f"<h2>{escape(caption)}</h2><p>{legend}{dense}</p>"
+        f"<p>{escape(caption)}</p><p>{legend}{dense}</p>"
         f'<div class="scroll"><svg role="img" aria-label="{escape(caption)}" '
         f'width="{_NAME_PX + _PLOT_PX + 80}" height="{height}" '
         'style="font: 12px system-ui, sans-serif" fill="currentColor">'
@@ -117,7 +118,7 @@ def _table(ledger: Ledger) -> str:
     heads = "".join(f'<th scope="col"><button type="button">{h}</button></th>' for h in header)
     body = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in ledger.rows)
     return (
-        '<h2>Layers</h2><div class="scroll"><table class="sort">'
+        '<div class="scroll"><table class="sort">'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

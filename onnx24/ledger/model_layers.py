@@ -84,7 +84,7 @@ def _layer(
         n=use.N,
         flops=flops,
         activation_bytes=moved,
-        is_24=not seen_violations(values, use).violating if groups else None,
+        is_24=not seen_violations(model, uses, verdict.key, use).violating if groups else None,
         eligible=verdict.eligible,
         code=verdict.code,
         reason=verdict.reason or CODES[verdict.code].title,

@@ -1,16 +1,25 @@
-"""How two models differ: structure, values, interface, metadata."""
+"""How two models differ: structure, values, interface, metadata.
+
+Nodes are matched by scope and name. Of those that are left over, a node that computes the same of
+the same inputs and weights (by a fingerprint over everything that leads to it) is *renamed*; of
+those matched, one that only reads other values is *rewired*.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto
 
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.invariants import seen_violations
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import node_label
@@ -25,21 +34,36 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Change:
-    """One property that differs. `before` or `after` is None for what came or went."""
+    """One property that differs. `before` or `after` is None for what came or went. `how`, of a
+    node that is in both: "renamed" (it computes the same), "rewired" (it reads other values), or
+    "" (operator or attributes differ)."""
 
     name: str
     before: str | None
     after: str | None
+    how: str = ""
+
+    @property
+    def kind(self) -> str:
+        if self.before is None:
+            return "added"
+        return "removed" if self.after is None else self.how or "changed"
 
     def __str__(self) -> str:
         if self.before is None:
             return f"+ {self.name}: {self.after}"
         if self.after is None:
             return f"- {self.name}: {self.before}"
-        return f"~ {self.name}: {self.before} → {self.after}"
+        how = f" ({self.how})" if self.how else ""
+        return f"~ {self.name}{how}: {self.before} → {self.after}"
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "before": self.before,
+            "after": self.after,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +71,8 @@ class ValueChange:
     """An initializer whose shape and dtype stayed and whose values did not.
 
     max_abs, rel_l2: None where the values are no numbers. zeros: counts before and after.
+    mask: how many values became zero, and how many ceased to be. is_24: before and after, as the
+    model's own products group the values; None where none does.
     """
 
     name: str
@@ -56,6 +82,8 @@ class ValueChange:
     max_abs: float | None
     rel_l2: float | None
     zeros: tuple[int, int] | None
+    mask: tuple[int, int] | None = None
+    is_24: tuple[bool | None, bool | None] = (None, None)
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -85,13 +113,13 @@ class ModelDiff:
 
 def diff(a: Model, b: Model) -> ModelDiff:
     """Compare two models. Nodes are matched by scope and name (an unnamed node's first output),
-    initializers by scope and name."""
+    then by fingerprint; initializers by scope and name."""
     moved, values = _initializers(a, b)
     return ModelDiff(
         header=_changes(_header(a), _header(b)),
         interface=_changes(_interface(a), _interface(b)),
         metadata=_changes(dict(a.metadata), dict(b.metadata)),
-        nodes=_changes(_nodes(a), _nodes(b)),
+        nodes=_node_changes(_nodes(a), _nodes(b)),
         initializers=moved,
         values=values,
     )
@@ -128,26 +156,92 @@ def _interface(model: Model) -> dict[str, str]:
     return out
 
 
-def _nodes(model: Model) -> dict[str, str]:
-    """A unique label → the node in one line. Nodes that share a label are numbered."""
+@dataclass(frozen=True)
+class _Node:
+    """`text`: the node in one line. `what`: operator and attributes. `fingerprint`: of the
+    computation that leads to it, names of values aside."""
+
+    text: str
+    what: str
+    fingerprint: str
+
+
+def _nodes(model: Model) -> dict[str, _Node]:
+    """A unique label → the node. Nodes that share a label are numbered."""
     seen: dict[str, int] = {}
     out = {}
+    known: dict[str, dict[str, str]] = {}
     for scope in model.scopes():
+        values = known[scope.path] = (
+            dict(known.get(scope.parent or "", {})) if (scope.parent is not None) else {}
+        )
+        for tensor in scope.initializers:
+            values[tensor.name] = _hash("initializer", model.weights.digest_of(tensor))
         for node in scope.graph.node:
             label = str(ValueKey(scope.path, node_label(node)))
             count = seen[label] = seen.get(label, 0) + 1
-            out[label if count == 1 else f"{label}#{count}"] = _node_text(model, node)
+            what = _what(model, node)
+            # A name that nothing before has made is an input, or made later in an unsorted graph.
+            reads = [values.get(name, f"input {name}") for name in node.input]
+            print_ = _hash(what, str(len(node.output)), *reads)
+            for i, name in enumerate(node.output):
+                values[name] = _hash(print_, str(i))
+            text = f"{', '.join(node.output)} = {_call(node, what)}"
+            out[label if count == 1 else f"{label}#{count}"] = _Node(text, what, print_)
     return out
 
 
-def _node_text(model: Model, node: NodeProto) -> str:
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _node_changes(before: Mapping[str, _Node], after: Mapping[str, _Node]) -> list[Change]:
+    gone = {label: node for label, node in before.items() if label not in after}
+    fresh: dict[str, list[str]] = {}
+    for label, node in after.items():
+        if label not in before:
+            fresh.setdefault(node.fingerprint, []).append(label)
+    renamed = {
+        label: found.pop(0)
+        for label, node in gone.items()
+        if (found := fresh.get(node.fingerprint))
+    }
+    taken = set(renamed.values())
+    changes = []
+    for label, old in before.items():
+        new = after.get(renamed.get(label, label))
+        if label in renamed and new is not None:
+            changes.append(Change(f"{label} → {renamed[label]}", old.text, new.text, "renamed"))
+        elif new is None:
+            changes.append(Change(label, old.text, None))
+        elif new.text != old.text:
+            changes.append(Change(label, old.text, new.text, _how(old, new)))
+    changes += [
+        Change(label, None, node.text)
+        for label, node in after.items()
+        if label not in before and label not in taken
+    ]
+    return changes
+
+
+def _how(old: _Node, new: _Node) -> str:
+    if old.what != new.what:
+        return ""
+    return "renamed" if old.fingerprint == new.fingerprint else "rewired"
+
+
+def _what(model: Model, node: NodeProto) -> str:
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     attributes = ", ".join(
         f"{a.name}={_attribute_text(model, a)}"
         for a in sorted(node.attribute, key=lambda a: a.name)
     )
-    text = f"{', '.join(node.output)} = {op}({', '.join(node.input)})"
-    return f"{text} {{{attributes}}}" if attributes else text
+    return f"{op} {{{attributes}}}" if attributes else op
+
+
+def _call(node: NodeProto, what: str) -> str:
+    op, brace, rest = what.partition(" {")
+    return f"{op}({', '.join(node.input)}){brace}{rest}"
 
 
 def _attribute_text(model: Model, attribute: AttributeProto) -> str:
@@ -170,14 +264,34 @@ def _initializers(a: Model, b: Model) -> tuple[list[Change], list[ValueChange]]:
         {str(key): text for key, text in before.items()},
         {str(key): text for key, text in after.items()},
     )
-    values = [
-        _value_change(a, b, key, before[key])
+    differ = [
+        key
         for key in names.values()
         if key in before
         and before[key] == after.get(key)
         and a.weights.digest(key) != b.weights.digest(key)
     ]
-    return moved, values
+    if not differ:
+        return moved, []
+    uses = [AnalysisCache().get(model, WeightUses) for model in (a, b)]
+    return moved, [
+        replace(
+            _value_change(a, b, key, before[key]),
+            is_24=(_is_24(a, uses[0], key), _is_24(b, uses[1], key)),
+        )
+        for key in differ
+    ]
+
+
+def _is_24(model: Model, uses: WeightUses, key: ValueKey) -> bool | None:
+    read = [
+        use
+        for use in (uses.products(key) if key in uses.uses else ())
+        if use.k_axis_consumer is not None and use.K % 4 == 0
+    ]
+    if not read:
+        return None
+    return not any(seen_violations(model, uses, key, use).violating for use in read)
 
 
 def _types(model: Model) -> dict[ValueKey, str]:
@@ -201,7 +315,7 @@ def _value_change(a: Model, b: Model, key: ValueKey, kind: str) -> ValueChange:
             rel_l2=None,
             zeros=None,
         )
-    changed, largest, error, energy, zeros = 0, 0.0, 0.0, 0.0, [0, 0]
+    changed, largest, error, energy, zeros, mask = 0, 0.0, 0.0, 0.0, [0, 0], [0, 0]
     for x, y in _chunks(old, new):
         same = (x == y) | (np.isnan(x) & np.isnan(y))
         with np.errstate(invalid="ignore"):  # inf - inf, where both are the same
@@ -212,6 +326,8 @@ def _value_change(a: Model, b: Model, key: ValueKey, kind: str) -> ValueChange:
         energy += float(np.vdot(x, x).real)
         zeros[0] += int(np.count_nonzero(x == 0))
         zeros[1] += int(np.count_nonzero(y == 0))
+        mask[0] += int(np.count_nonzero((x != 0) & (y == 0)))
+        mask[1] += int(np.count_nonzero((x == 0) & (y != 0)))
     rel_l2 = math.sqrt(error / energy) if energy else math.inf
     return ValueChange(
         name=str(key),
@@ -221,6 +337,7 @@ def _value_change(a: Model, b: Model, key: ValueKey, kind: str) -> ValueChange:
         max_abs=largest,
         rel_l2=rel_l2,
         zeros=(zeros[0], zeros[1]),
+        mask=(mask[0], mask[1]),
     )
 
 
@@ -249,16 +366,26 @@ def render_diff(result: ModelDiff, *, shown: int = _SHOWN) -> str:
                 number_text(change.max_abs),
                 number_text(change.rel_l2),
                 "–" if change.zeros is None else f"{change.zeros[0]:,} → {change.zeros[1]:,}",
+                "–" if change.mask is None else f"+{change.mask[0]:,} −{change.mask[1]:,}",
+                pattern_text(change.is_24),
             )
             for change in result.values[:shown]
         ]
-        header = ("initializer", "type", "changed", "max abs", "rel L2", "zeros")
+        header = ("initializer", "type", "changed", "max abs", "rel L2", "zeros", "mask", "2:4")
         parts.append(
             f"values ({len(result.values)})\n"
-            + table(header, rows, right=(2, 3, 4, 5))
+            + table(header, rows, right=(2, 3, 4, 5, 6))
             + _more(len(result.values), shown)
         )
     return "\n\n".join(parts)
+
+
+def pattern_text(is_24: tuple[bool | None, bool | None]) -> str:
+    """`no → yes`: whether a weight was 2:4 and is."""
+    if is_24 == (None, None):
+        return "–"
+    before, after = ({None: "–", True: "yes", False: "no"}[state] for state in is_24)
+    return before if before == after else f"{before} → {after}"
 
 
 def _section(name: str, lines: Sequence[str], shown: int) -> str:

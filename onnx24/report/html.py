@@ -2,125 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
 from html import escape
 from typing import Any
 
 from onnx24.codes import CODES
 from onnx24.diagnostics import Severity
-from onnx24.report.model import Report, WeightLine
+from onnx24.report.model import ModelFacts, Report, WeightLine
+from onnx24.report.page import bars, cell, definitions, number, page, stacks, table, tiles
 from onnx24.report.table import bytes_text, number_text, shape_text, share_text, statistics_text
-
-_STYLE = """
-:root { color-scheme: light dark; --fg: #1c2024; --bg: #ffffff; --soft: #f3f4f6; --line: #d8dce2;
-  --dim: #5d6672; --bar: #3b7f3f; --rest: #d9dde3; --bad: #b3261e; --warn: #8a5a00; }
-@media (prefers-color-scheme: dark) { :root { --fg: #e4e7eb; --bg: #15181c; --soft: #1e2328;
-  --line: #363d45; --dim: #9aa4b0; --bar: #6fb573; --rest: #343b43; --bad: #ff8a80;
-  --warn: #f0c060; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
-  max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
-  padding: 0; cursor: pointer; }
-th[aria-sort=ascending] button::after { content: " ▲"; }
-th[aria-sort=descending] button::after { content: " ▼"; }
-.n { text-align: right; } code { font-size: .92em; overflow-wrap: anywhere; }
-td:first-child { min-width: 12rem; } td.text { min-width: 16rem; overflow-wrap: anywhere; }
-.bar { display: block; height: .8rem; background: var(--rest); border-radius: 2px; }
-.bar > span { display: block; height: 100%; background: var(--bar); border-radius: 2px; }
-.error, .unmet { color: var(--bad); } .warning { color: var(--warn); } .dim { color: var(--dim); }
-span.dim { white-space: nowrap; }
-"""
-
-_SCRIPT = """
-for (const button of document.querySelectorAll("table.sort th button")) {
-  button.addEventListener("click", () => {
-    const head = button.parentElement, body = head.closest("table").tBodies[0];
-    const up = head.getAttribute("aria-sort") !== "ascending", at = head.cellIndex;
-    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const key = row => row.cells[at].dataset.k ?? row.cells[at].textContent;
-    const rows = [...body.rows].sort((a, b) => {
-      const x = key(a), y = key(b), d = Number(x) - Number(y);
-      return Number.isNaN(d) ? x.localeCompare(y, "en", { numeric: true }) : d;
-    });
-    body.append(...(up ? rows : rows.reverse()));
-  });
-}
-"""
 
 
 def render_html(report: Report) -> str:
     """The page; the same report gives the same text."""
-    title = f"onnx24 {report.command}: {report.source.file}"
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        _summary(report),
-        _coverage(report),
-        _passes(report),
-        _weights(report),
-        _comparison(report),
-        _backend(report),
-        _diagnostics(report),
-        f'<p class="dim">onnx24 {escape(report.version)}</p>',
-    ]
-    return page(title, sections)
-
-
-def page(title: str, sections: Iterable[str]) -> str:
-    """A whole page of the sections that are not empty; tables of class "sort" can be sorted."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    return page(
+        f"onnx24 {report.command}: {report.source.file}",
+        [
+            ("", _summary(report)),
+            ("What changed", _changes(report)),
+            ("2:4 coverage", _coverage(report)),
+            ("Passes", _passes(report)),
+            ("Weights", _weights(report)),
+            ("Accuracy", _comparison(report)),
+            ("Engine", _backend(report)),
+            ("Diagnostics", _diagnostics(report)),
+            ("Provenance", _provenance(report)),
+        ],
+        f"onnx24 {report.version}",
     )
 
 
 def _summary(report: Report) -> str:
-    rows = [("status", report.status), ("input", _identity(report.source))]
+    c = report.coverage
+    numbers = [("status", report.status)]
+    numbers.append(
+        ("of the eligible elements are 2:4", share_text(c.sparse_elements, c.eligible_elements))
+    )
     if report.output:
         before, after = report.source.nbytes, report.output.nbytes
-        rows.append(("output", _identity(report.output)))
-        rows.append(
-            ("size", f"{bytes_text(before)} → {bytes_text(after)} ({share_text(after, before)})")
-        )
+        numbers.append(("of the input's size", share_text(after, before)))
+    if report.comparison:
+        worst = max(report.comparison["outputs"], key=lambda o: _float(o["rel_l2"]) or 0.0)
+        numbers.append(("SQNR of the worst output [dB]", number_text(_float(worst["sqnr_db"]), 4)))
+        agreement = worst.get("top1_agreement")
+        if agreement is not None:
+            numbers.append(("top-1 agreement", f"{100 * agreement:.2f} %"))
+    problems = Counter(d.severity for d in report.diagnostics)
+    numbers.append(("errors", str(problems[Severity.ERROR])))
+    numbers.append(("warnings", str(problems[Severity.WARNING])))
     target = report.target
-    rows.append(("target", f"{target['name']}, compute capability {target['compute_capability']}"))
-    rows.append(("pipeline", report.pipeline))
-    for data in report.data:
-        warning = "random numbers, no real data: " if data.is_random else ""
-        rows.append((data.use, f"{warning}{data.description}, sha256 {data.sha256}"))
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in rows)
-    return f"<dl>{items}</dl>"
+    rows = [
+        ("target", f"{target['name']}, compute capability {target['compute_capability']}"),
+        ("pipeline", report.pipeline),
+    ]
+    return tiles(numbers) + definitions(rows)
 
 
-def _identity(facts: Any) -> str:
-    return (
-        f"{facts.file}, opset {facts.opsets.get('ai.onnx', '–')}, {facts.nodes} nodes, "
-        f"sha256 {facts.sha256}"
+def _changes(report: Report) -> str:
+    """The input beside the output, and their bytes by type."""
+    before, after = report.source, report.output
+    if after is None:
+        return '<p class="dim">No output file was written.</p>'
+    rows = [
+        ("size", bytes_text(before.nbytes), bytes_text(after.nbytes)),
+        ("nodes", f"{before.nodes:,}", f"{after.nodes:,}"),
+        ("initializers", f"{len(before.weights):,}", f"{len(after.weights):,}"),
+        ("opset", _opset(before), _opset(after)),
+        ("IR version", str(before.ir_version), str(after.ir_version)),
+    ]
+    listed = table(
+        ["", "input", "output"],
+        [[cell(name), cell(old), cell(new)] for name, old, new in rows],
+        sortable=False,
     )
+    sizes = [
+        (name, _bytes_by_type(facts), bytes_text(sum(w.nbytes for w in facts.weights)))
+        for name, facts in (("input", before), ("output", after))
+    ]
+    return listed + stacks("Bytes of the initializers, by type", sizes)
+
+
+def _opset(facts: ModelFacts) -> str:
+    return str(facts.opsets.get("ai.onnx", "–"))
+
+
+def _bytes_by_type(facts: ModelFacts) -> dict[str, float]:
+    sizes: Counter[str] = Counter()
+    for weight in facts.weights:
+        sizes[weight.dtype] += weight.nbytes
+    return {name: float(size) for name, size in sizes.most_common() if size}
 
 
 def _coverage(report: Report) -> str:
     c = report.coverage
-    bars = [
+    bars_ = [
         ("eligible weights that are 2:4", c.sparse, c.eligible),
         ("eligible elements that are in 2:4 weights", c.sparse_elements, c.eligible_elements),
         ("all elements that are in 2:4 weights", c.sparse_elements, c.elements),
     ]
     rows = [
-        [_cell(label), _number(part), _number(whole), _bar(part, whole)]
-        for label, part, whole in bars
+        [cell(label), number(part), number(whole), _bar(part, whole)]
+        for label, part, whole in bars_
     ]
-    return "<h2>2:4 coverage</h2>" + _table(["", "2:4", "of", "share"], rows, sortable=False)
+    return table(["", "2:4", "of", "share"], rows, sortable=False)
 
 
 def _bar(part: int, whole: int) -> str:
@@ -139,13 +123,16 @@ def _passes(report: Report) -> str:
         seconds = times[i].get("seconds") if i < len(times) else None
         rows.append(
             [
-                _cell(entry["text"], code=True),
-                _number(seconds, f"{seconds:.3f}" if seconds is not None else "–"),
-                _cell(", ".join(entry["changed"]) or "nothing"),
-                _cell(statistics_text(entry.get("statistics", {}))),
+                cell(entry["text"], code=True),
+                number(seconds, f"{seconds:.3f}" if seconds is not None else "–"),
+                cell(", ".join(entry["changed"]) or "nothing"),
+                cell(statistics_text(entry.get("statistics", {}))),
             ]
         )
-    return "<h2>Passes</h2>" + _table(["pass", "seconds", "changed", "statistics"], rows)
+    return table(["pass", "seconds", "changed", "statistics"], rows)
+
+
+# --- weights ----------------------------------------------------------------------------------
 
 
 def _weights(report: Report) -> str:
@@ -153,29 +140,63 @@ def _weights(report: Report) -> str:
     hidden = len(report.weights) - len(shown)
     rows = [
         [
-            _cell(f"{line.scope}::{line.name}" if line.scope else line.name, code=True),
-            _cell(shape_text(line.shape) if line.in_input else "–"),
-            _cell(line.dtype),
-            _number(line.elements if line.in_input else None),
-            _cell("2:4" if line.is_sparse else "dense"),
-            f"<td>{_verdict(line)}</td>",
-            f'<td class="text">{_steps(line)}</td>',
+            cell(_label(line), code=True),
+            cell(shape_text(line.shape) if line.in_input else "–"),
+            cell(line.dtype),
+            number(line.elements if line.in_input else None),
+            cell("2:4" if line.is_sparse else "dense"),
+            cell({None: "–", True: "yes", False: "no"}[line.eligible]),
+            _error_cell(line),
+            f'<td class="text">{_why_not(line)}{_steps(line)}</td>',
         ]
         for line in shown
     ]
     note = f'<p class="dim">{hidden} other initializers are no matrix product\'s weight.</p>'
-    header = ["weight", "shape", "dtype", "elements", "pattern", "eligible", "what happened"]
-    return "<h2>Weights</h2>" + _table(header, rows) + (note if hidden else "")
+    header = [
+        "weight",
+        "shape",
+        "dtype",
+        "elements",
+        "pattern",
+        "eligible",
+        "error",
+        "what happened",
+    ]
+    errors = [
+        (_label(line), error, f"{100 * error:.1f} %")
+        for line in shown
+        if (error := _error(line)) is not None
+    ]
+    plot = bars(
+        "Error of pruning, by weight",
+        errors,
+        note="‖pruned − dense‖ / ‖dense‖ of the weight itself; the outputs decide, not this.",
+    )
+    return table(header, rows, filters=(2, 4, 5)) + (note if hidden else "") + plot
 
 
-def _verdict(line: WeightLine) -> str:
-    if line.eligible is None:
-        return "–"
-    if line.eligible:
-        return "yes"
-    if any(step.code == line.code for step in line.steps):  # a pass says the reason
-        return f"no {_code(line.code)}"
-    return f"no {_code(line.code)} {escape(line.reason or CODES[line.code].title)}"
+def _label(line: WeightLine) -> str:
+    return f"{line.scope}::{line.name}" if line.scope else line.name
+
+
+def _error(line: WeightLine) -> float | None:
+    """What pruning did to the weight: ‖W' − W‖ / ‖W‖, where a pass recorded it."""
+    for step in line.steps:
+        value = step.facts.get("relative_error")
+        if isinstance(value, int | float):
+            return float(value)
+    return None
+
+
+def _error_cell(line: WeightLine) -> str:
+    error = _error(line)
+    return number(error, None if error is None else f"{error:.4f}")
+
+
+def _why_not(line: WeightLine) -> str:
+    if line.eligible is not False or any(step.code == line.code for step in line.steps):
+        return ""  # eligible, or a pass says the reason
+    return f"{_code(line.code)} {escape(line.reason or CODES[line.code].title)}<br>"
 
 
 def _code(code: str) -> str:
@@ -183,6 +204,19 @@ def _code(code: str) -> str:
 
 
 def _steps(line: WeightLine) -> str:
+    """The passes' actions in a line that opens; open where the weight stayed dense, since the
+    reason is what a reader looks for then."""
+    if not line.steps:
+        return ""
+    is_open = "" if line.is_sparse else " open"
+    actions = ", ".join(step.action for step in line.steps if step.action != "refused")
+    return (
+        f"<details{is_open}><summary>{escape(actions) or 'refused'}</summary>"
+        f"{_step_lines(line)}</details>"
+    )
+
+
+def _step_lines(line: WeightLine) -> str:
     return "<br>".join(
         f"{escape(step.pass_name)}: {escape(step.action)} {_code(step.code)}"
         + (f" {escape(step.reason)}" if step.reason and step.reason != step.action else "")
@@ -190,34 +224,37 @@ def _steps(line: WeightLine) -> str:
     )
 
 
+# --- accuracy and engine ----------------------------------------------------------------------
+
+
 def _comparison(report: Report) -> str:
     if report.comparison is None:
         return ""
     rows = [
         [
-            _cell(out["name"], code=True),
+            cell(out["name"], code=True),
             *(
-                _number(out.get(key), number_text(_float(out.get(key)), 6))
+                number(out.get(key), number_text(_float(out.get(key)), 6))
                 for key in ("max_abs", "rel_l2", "cosine", "sqnr_db", "top1_agreement")
             ),
         ]
         for out in report.comparison["outputs"]
     ]
     header = ["output", "max abs", "relative L2", "cosine", "SQNR dB", "top-1 agreement"]
-    text = f"<h2>Original and result on {report.comparison['samples']} samples</h2>"
-    text += _table(header, rows)
+    text = f"<h3>Original and result on {report.comparison['samples']} samples</h3>"
+    text += table(header, rows)
     if report.limits:
         limits = [
             [
-                _cell(str(r.limit), code=True),
-                _number(r.value, number_text(r.value)),
-                _cell(r.required),
-                _cell(r.output),
-                f'<td class="{"" if r.met else "unmet"}">{"met" if r.met else "not met"}</td>',
+                cell(str(r.limit), code=True),
+                number(r.value, number_text(r.value)),
+                cell(r.required),
+                cell(r.output),
+                cell("met" if r.met else "not met", kind="" if r.met else "unmet"),
             ]
             for r in report.limits
         ]
-        text += "<h2>Limits</h2>" + _table(["limit", "measured", "required", "output", ""], limits)
+        text += "<h3>Limits</h3>" + table(["limit", "measured", "required", "output", ""], limits)
     return text
 
 
@@ -226,7 +263,7 @@ def _backend(report: Report) -> str:
     if backend is None:
         return ""
     if "error" in backend:
-        return f'<h2>Engine</h2><p class="error">{escape(str(backend["error"]))}</p>'
+        return f'<p class="error">{escape(str(backend["error"]))}</p>'
     head = (
         f"<p>{escape(backend['engine'])}, {bytes_text(backend['engine_bytes'])}, by "
         f"{escape(backend['backend'])} {escape(backend['version'])} for "
@@ -238,14 +275,41 @@ def _backend(report: Report) -> str:
     )
     rows = [
         [
-            _cell(layer.get("name", ""), code=True),
-            _cell(layer.get("kind", "")),
-            f'<td class="text">{escape(layer.get("tactic", ""))}</td>',
-            _cell({None: "not said", True: "yes", False: "no"}[layer.get("sparse")]),
+            cell(layer.get("name", ""), code=True),
+            cell(layer.get("kind", "")),
+            cell(layer.get("tactic", ""), kind="text"),
+            cell({None: "not said", True: "yes", False: "no"}[layer.get("sparse")]),
         ]
         for layer in backend["layers"]
     ]
-    return "<h2>Engine</h2>" + head + _table(["layer", "kind", "tactic", "sparse kernel"], rows)
+    header = ["layer", "kind", "tactic", "sparse kernel"]
+    return head + _ledger(report) + table(header, rows, filters=(1, 3))
+
+
+def _ledger(report: Report) -> str:
+    """Eligible, 2:4, found and chosen by the builder: how many weights or layers are left at each
+    step. What the builder did not say has no bar."""
+    c, said = report.coverage, (report.backend or {}).get("sparsity") or {}
+    rows = [
+        ("weights that could be 2:4", float(c.eligible), f"{c.eligible:,}"),
+        ("weights that are 2:4", float(c.sparse), f"{c.sparse:,}"),
+    ]
+    for key, label in (
+        ("eligible", "layers the builder found eligible"),
+        ("chosen", "layers it runs sparse"),
+    ):
+        names = said.get(key)
+        if isinstance(names, list):
+            rows.append((label, float(len(names)), f"{len(names):,}"))
+    if not c.eligible:
+        return ""
+    note = "Eligible never means chosen, and chosen never means faster."
+    if len(rows) == 2:
+        note += " The builder says nothing about sparse kernels."
+    return bars("From eligible to chosen", rows, note=note)
+
+
+# --- diagnostics and provenance ---------------------------------------------------------------
 
 
 def _diagnostics(report: Report) -> str:
@@ -254,48 +318,42 @@ def _diagnostics(report: Report) -> str:
         return ""
     rows = [
         [
-            f'<td class="{d.severity}">{d.severity}</td>',
-            _cell(d.code),
-            *(
-                f'<td class="text">{escape(text)}</td>'
-                for text in (str(d.where), d.message, d.hint)
-            ),
+            cell(str(d.severity), kind=str(d.severity)),
+            cell(d.code),
+            *(cell(text, kind="text") for text in (str(d.where), d.message, d.hint)),
         ]
         for d in items
     ]
     header = ["severity", "code", "where", "message", "next step"]
-    return "<h2>Warnings and errors</h2>" + _table(header, rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, sortable: bool = True) -> str:
-    rows = list(rows)
-    heads = "".join(
-        _head(name, sortable, is_number=bool(rows) and rows[0][i].startswith('<td class="n"'))
-        for i, name in enumerate(header)
+    explained = "".join(
+        f"<details><summary>{escape(code)} {escape(CODES[code].title)}</summary>"
+        f"<p>{escape(CODES[code].explanation)}</p></details>"
+        for code in dict.fromkeys(d.code for d in items)
     )
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    kind = ' class="sort"' if sortable else ""
-    return (
-        f'<div class="scroll"><table{kind}><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return table(header, rows, filters=(0, 1)) + "<h3>What the codes mean</h3>" + explained
 
 
-def _head(name: str, sortable: bool, *, is_number: bool) -> str:
-    kind = ' class="n"' if is_number else ""
-    text = f'<button type="button">{escape(name)}</button>' if sortable and name else escape(name)
-    return f'<th scope="col"{kind}>{text}</th>'
-
-
-def _cell(text: Any, *, code: bool = False) -> str:
-    shown = escape(str(text))
-    return f"<td><code>{shown}</code></td>" if code and shown else f"<td>{shown}</td>"
-
-
-def _number(value: Any, shown: str | None = None) -> str:
-    if value is None:
-        return '<td class="n" data-k="">–</td>'
-    return f'<td class="n" data-k="{escape(str(value))}">{shown or f"{value:,}"}</td>'
+def _provenance(report: Report) -> str:
+    rows: list[tuple[str, Any]] = [("tool", f"onnx24 {report.version}")]
+    for name, facts in (("input", report.source), ("output", report.output)):
+        if facts is None:
+            continue
+        rows.append((name, f"{facts.file}, sha256 {facts.sha256}"))
+        rows += [
+            (f"{name} data", f"{file}, sha256 {digest}")
+            for file, digest in facts.data_files.items()
+        ]
+    rows.append(("producer of the input", report.source.producer or "–"))
+    for data in report.data:
+        warning = "random numbers, no real data: " if data.is_random else ""
+        rows.append((data.use, f"{warning}{data.description}, sha256 {data.sha256}"))
+    rows += [
+        (key, report.run[key]) for key in ("started", "seconds", "system") if key in report.run
+    ]
+    versions = report.run.get("versions", {})
+    if versions:
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    return definitions(rows)
 
 
 def _float(value: Any) -> float | None:

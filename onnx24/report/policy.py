@@ -1,172 +1,395 @@
-"""What a model must be, as a TOML file: a first small set of rules.
+"""What a model must be, as a TOML file.
 
-    [sparsity]
-    min_coverage = 0.9    # share of the eligible elements that lie in 2:4 weights, 0 to 1
-    claims = true         # weights that are recorded as 2:4 are 2:4
-    [model]
-    min_opset = 13
-    max_opset = 20
-    max_bytes = 100000000
-
+A policy is a set of keys in sections; `KEYS` lists them all, with what each expects and means.
 What is not written is not checked, except that the model is valid. Unknown keys are refused: a
-rule that is silently ignored is worse than none.
+rule that is silently ignored is worse than none. docs/policy.md is the manual, and
+docs/policy.schema.json the schema that editors read.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onnx24.diagnostics import Diagnostic, diagnostic
+from onnx24.codes import CODES
 from onnx24.errors import InputError
+from onnx24.report.limits import METRICS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+SEVERITIES = ("error", "warning", "note", "off")
+DIMS = ("any", "batch", "none")
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """The rules; None and False stand for "not checked"."""
+_EXPECTED = {
+    "share": "a share from 0 to 1",
+    "number": "a number",
+    "count": "an integer, and no negative one",
+    "flag": "true or false",
+    "text": "a string",
+    "names": "a list of strings",
+    "texts": "a table of strings",
+    "numbers": "a table of numbers",
+    "severity": f"one of {', '.join(SEVERITIES)}",
+    "dims": f"one of {', '.join(DIMS)}",
+    "path": "a path, as a string",
+}
+"""Kind of a value → what a message says was expected."""
 
-    name: str
-    min_coverage: float | None = None
-    claims: bool = False
-    min_opset: int | None = None
-    max_opset: int | None = None
-    max_bytes: int | None = None
 
-    def rules(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "name" and v not in (None, False)}
+@dataclass(frozen=True)
+class Key:
+    """One key of a policy file: the kind of its value (a key of `_EXPECTED`), and its meaning."""
+
+    kind: str
+    meaning: str
 
 
-BUILT_IN = Policy(name="built-in", min_coverage=1.0, claims=True)
-"""A model that calls itself sparse and is dense must not pass: everything eligible is 2:4."""
+_NUMERIC = {
+    name: Key("share" if name == "top1" else "number", metric.meaning)
+    for name, metric in METRICS.items()
+}
+_QDQ = {
+    "zero-point": "the zero point of a Q or DQ is not 0 (O24-630)",
+    "type": "a Q or DQ uses a type that TensorRT does not take, such as UINT8 (O24-631)",
+    "activation-scale": "the scale of an activation is no scalar (O24-632)",
+    "bias": "a bias stands behind DequantizeLinear (O24-633)",
+    "weight-axis": "a weight has no scale of its own for each output channel (O24-634)",
+    "integer-operator": "QLinearConv and other integer operators (O24-635)",
+    "unpaired": "what QuantizeLinear makes is read by something else than DQ (O24-636)",
+    "one-sided": "only one operand of a product is quantized (O24-637)",
+    "residual": "a pair stands between a convolution and its residual Add (O24-638)",
+    "sparse-output": "the result of a 2:4 INT8 product is not quantized, so that TensorRT takes "
+    "no sparse kernel (O24-639)",
+}
 
-_KEYS: dict[str, dict[str, type]] = {
-    "sparsity": {"min_coverage": float, "claims": bool},
-    "model": {"min_opset": int, "max_opset": int, "max_bytes": int},
+KEYS: dict[str, dict[str, Key]] = {
+    "sparsity": {
+        "min_coverage": Key("share", "of the eligible elements, those in 2:4 weights, at least"),
+        "min_weights": Key("share", "of the eligible weights, those that are 2:4, at least"),
+        "layers": Key("names", "weights that must be 2:4, by name or pattern (`encoder.*`)"),
+        "claims": Key("flag", "weights that are recorded as 2:4 are 2:4"),
+    },
+    "qdq": {
+        "min_coverage": Key(
+            "share", "of the products with a weight, those with both operands quantized, at least"
+        ),
+        **{name: Key("severity", f"severity of: {meaning}") for name, meaning in _QDQ.items()},
+    },
+    "model": {
+        "min_opset": Key("count", "version of ai.onnx, at least"),
+        "max_opset": Key("count", "version of ai.onnx, at most"),
+        "target_opsets": Key("flag", "the opset is one that the target's TensorRT parses"),
+        "min_ir_version": Key("count", "IR version, at least"),
+        "max_ir_version": Key("count", "IR version, at most"),
+        "max_bytes": Key("count", "size of the model with its data files [bytes], at most"),
+        "max_nodes": Key("count", "nodes in all graphs, at most"),
+        "external_data": Key("flag", "false: all weights are in the model file"),
+        "functions": Key("flag", "false: the model has no local functions"),
+        "dtypes": Key("names", "types that inputs, outputs and weights may have (`float16`)"),
+        "consistent_shapes": Key(
+            "flag", "ONNX's strict shape inference finds no contradiction (O24-627, a warning)"
+        ),
+        "dynamic_dims": Key(
+            "dims", "which dimensions of the inputs may be dynamic: any, the first (batch), none"
+        ),
+    },
+    "operators": {
+        "allow": Key("names", "the only operators that may occur (`Conv`, `com.example.Op`)"),
+        "deny": Key("names", "operators that must not occur"),
+        "domains": Key("names", "the only domains that may occur (`ai.onnx`)"),
+        "also": Key("names", "operators that may occur whatever `allow` and `domains` say"),
+    },
+    "metadata": {
+        "required": Key("names", "entries of metadata_props that must be there and not empty"),
+        "values": Key("texts", "entry = pattern that its value must match"),
+    },
+    "provenance": {
+        "required": Key("flag", "the model says what made it, and of what (`onnx24.*` entries)"),
+        "source_sha256": Key("text", "digest of the file that the model was made of"),
+        "pipeline": Key("text", "pattern that the pipeline's text must match"),
+        "min_version": Key("text", "version of onnx24 that made it, at least"),
+    },
+    "numeric": {
+        "reference": Key("path", "the model to compare with"),
+        "data": Key("path", "samples to run both on, as for `compare --data`"),
+        **_NUMERIC,
+    },
+    "task": {
+        "data": Key("path", "an .npz of inputs, labels and, for ranking, queries"),
+        "output": Key("text", "the output that is judged; the first where it is not given"),
+        "labels": Key("text", "name of the labels' array (default `label`)"),
+        "queries": Key("text", "name of the queries' array (default `query`)"),
+        "accuracy": Key("share", "classification accuracy, at least"),
+        "pnr": Key("number", "positive-negative rate, at least"),
+        "ndcg": Key("share", "NDCG@k, at least"),
+        "k": Key("count", "k of NDCG@k (default 10)"),
+        "max_drop": Key("number", "of each metric that has a limit, below the reference, at most"),
+        "reference": Key("path", "the model that max_drop is measured against"),
+    },
+    "latency": {
+        "ledger": Key("path", "a JSON file of measurements"),
+        "max": Key("numbers", "place in the ledger (`engine.median_ms`) = number, at most"),
+        "min": Key("numbers", "place in the ledger (`speedup.end_to_end`) = number, at least"),
+        "same_model": Key("flag", "the ledger's `sha256` is this model's"),
+    },
+    "backend": {
+        "build": Key("text", "a backend that must build an engine of it, such as tensorrt-rtx"),
+        "shapes": Key("names", "shapes of dynamic inputs, as for `build --shapes`"),
+        "timeout": Key("number", "of the build [s]"),
+    },
+    "limits": {
+        "nodes": Key("count", "nodes that a file may hold before it is refused unread"),
+        "messages": Key("count", "parts of the file that are visited before it is refused"),
+        "seconds": Key("number", "time that checking one model may take [s]"),
+        "memory_mib": Key("count", "memory that checking one model may take [MiB]"),
+    },
+}
+_TOP = {
+    "target": Key("text", "the target that eligibility is judged for (default: --target)"),
+    "extends": Key("text", "a preset's name, or another policy file, that this one adds to"),
+    "fail_on": Key("severity", "the least severity that fails: error (default) or warning"),
+    "severity": Key("texts", "code = severity, for findings of any rule (`O24-611 = warning`)"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a policy is held against. eligible_elements, sparse_elements: of the weights that the
-    target could run sparse, and of those that are 2:4."""
+class Policy:
+    """The rules. `values`: "section.key" → value, only what was given. `paths`: for those that
+    are paths, the file: relative ones start at the folder of the policy that gave them."""
 
-    file: str
-    opset: int
-    nbytes: int
-    eligible_elements: int
-    sparse_elements: int
-    broken_claims: tuple[Diagnostic, ...]
-    problems: tuple[Diagnostic, ...]
+    name: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+    fail_on: str = "error"
+    severity: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def path(self, key: str) -> Path | None:
+        """The file that a key names."""
+        return Path(self.paths[key]) if key in self.paths else None
+
+    def has(self, section: str) -> bool:
+        return any(key.startswith(f"{section}.") for key in self.values)
 
     @property
-    def coverage(self) -> float | None:
-        return self.sparse_elements / self.eligible_elements if self.eligible_elements else None
+    def runs_models(self) -> bool:
+        """Whether the check runs or builds the model, rather than only reads it."""
+        return any(self.has(section) for section in ("numeric", "task", "backend"))
+
+    def rules(self) -> dict[str, Any]:
+        """What is checked, for reports."""
+        found: dict[str, Any] = dict(sorted(self.values.items()))
+        if self.severity:
+            found["severity"] = dict(sorted(self.severity.items()))
+        if self.fail_on != "error":
+            found["fail_on"] = self.fail_on
+        return found
+
+    def digest(self) -> str:
+        """sha256 of the rules, in hex: the same rules, the same digest, whatever the file's
+        comments, order and name."""
+        document = {"target": self.target, "rules": self.rules()}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+BUILT_IN = Policy(name="built-in", values={"sparsity.min_coverage": 1.0, "sparsity.claims": True})
+"""A model that calls itself sparse and is dense must not pass: everything eligible is 2:4."""
+
+
+@cache
+def presets() -> dict[str, str]:
+    """Name → TOML text of the policies that come with onnx24."""
+    folder = files(__package__).joinpath("policies")
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
 
 
 def read_policy(path: str) -> Policy:
-    """Raises: InputError O24-044, with the nearest key."""
+    """A preset by its name, or a file. Raises: InputError O24-044, with the nearest key."""
+    return _read(path, ())
+
+
+def _read(path: str, above: tuple[str, ...]) -> Policy:
+    if path in above:
+        raise _bad(path, f"extends itself, by {' → '.join([*above, path])}")
+    if path in presets():
+        text, folder = presets()[path], "."
+    else:
+        try:
+            text, folder = Path(path).read_text(encoding="utf-8"), str(Path(path).parent)
+        except OSError as err:
+            hint = _near(path, presets(), "presets are") if "/" not in path else None
+            raise _bad(path, f"cannot be read: {err.strerror or err}", hint) from err
+        except UnicodeDecodeError as err:
+            raise _bad(path, f"is no TOML: {err}") from err
+    return parse_policy(text, path, folder, above)
+
+
+def parse_policy(text: str, name: str, folder: str = ".", above: tuple[str, ...] = ()) -> Policy:
+    """A policy of its TOML text. Raises: InputError O24-044."""
     try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as err:
-        raise _bad(path, f"cannot be read: {err.strerror or err}") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise _bad(path, f"is no TOML: {err}") from err
-    values: dict[str, Any] = {}
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise _bad(name, f"is no TOML: {err}") from err
+    base = Policy(name=name)
+    if "extends" in document:
+        parent = _value(name, "extends", _TOP["extends"], document.pop("extends"))
+        path = parent if parent in presets() else str(Path(folder) / parent)
+        base = replace(_read(path, (*above, name)), name=name)
+    return _fill(base, document, folder)
+
+
+def _fill(base: Policy, document: Mapping[str, Any], folder: str) -> Policy:
+    name, values, paths = base.name, dict(base.values), dict(base.paths)
+    severity, target, fail_on = dict(base.severity), base.target, base.fail_on
     for section, content in document.items():
-        if section not in _KEYS:
-            raise _bad(path, f"unknown section [{section}]", _near(section, _KEYS))
+        if section in _TOP:
+            given = _value(name, section, _TOP[section], content)
+            if section == "target":
+                target = given
+            elif section == "fail_on":
+                fail_on = given
+            else:
+                severity |= _severities(name, given)
+            continue
+        if section not in KEYS:
+            known = {**KEYS, **_TOP}
+            raise _bad(name, f"unknown section [{section}]", _near(section, known))
         if not isinstance(content, dict):
-            raise _bad(path, f"{section!r}: expected a table, got {content!r}")
+            raise _bad(name, f"{section!r}: expected a table, got {content!r}")
         for key, value in content.items():
-            if key not in _KEYS[section]:
-                known = _KEYS[section]
-                raise _bad(path, f"unknown key {key!r} in [{section}]", _near(key, known))
-            values[key] = _value(path, section, key, value)
-    return Policy(name=path, **values)
+            if key not in KEYS[section]:
+                hint = _near(key, KEYS[section])
+                raise _bad(name, f"unknown key {key!r} in [{section}]", hint)
+            full = f"{section}.{key}"
+            values[full] = _value(name, full, KEYS[section][key], value)
+            if KEYS[section][key].kind == "path":
+                paths[full] = str(Path(folder) / value)
+    if fail_on not in ("error", "warning"):
+        raise _bad(name, f"fail_on: expected error or warning, got {fail_on!r}")
+    policy = replace(
+        base, values=values, paths=paths, severity=severity, target=target, fail_on=fail_on
+    )
+    _check_complete(policy)
+    return policy
 
 
-def _value(path: str, section: str, key: str, value: Any) -> Any:
-    kind = _KEYS[section][key]
+def _check_complete(policy: Policy) -> None:
+    """Raises: InputError O24-044 for keys that mean nothing without others."""
+    needs = [
+        (any(policy.get(f"numeric.{m}") is not None for m in METRICS), "numeric.data"),
+        (any(policy.get(f"numeric.{m}") is not None for m in METRICS), "numeric.reference"),
+        (policy.has("task"), "task.data"),
+        (policy.get("task.max_drop") is not None, "task.reference"),
+        (policy.has("latency"), "latency.ledger"),
+        (policy.has("backend"), "backend.build"),
+    ]
+    for wanted, key in needs:
+        if wanted and policy.get(key) is None:
+            raise _bad(policy.name, f"{key} is missing, without which its section says nothing")
+    if policy.has("numeric") and not any(policy.get(f"numeric.{m}") is not None for m in METRICS):
+        raise _bad(policy.name, "[numeric] has no limit", f"limits are {', '.join(METRICS)}")
+    metrics = ("accuracy", "pnr", "ndcg")
+    if policy.has("task") and not any(policy.get(f"task.{m}") is not None for m in metrics):
+        raise _bad(policy.name, "[task] has no limit", f"limits are {', '.join(metrics)}")
+
+
+def _severities(name: str, given: Mapping[str, str]) -> dict[str, str]:
+    for code, severity in given.items():
+        if code not in CODES:
+            raise _bad(name, f"severity: there is no code {code!r}", _near(code, CODES, ""))
+        if severity not in SEVERITIES:
+            raise _bad(name, f"severity.{code}: expected {_EXPECTED['severity']}, got {severity!r}")
+    return dict(given)
+
+
+def _value(path: str, key: str, kind: Key, value: Any) -> Any:
+    if not _fits(kind.kind, value):
+        raise _bad(path, f"{key}: expected {_EXPECTED[kind.kind]}, got {value!r}", kind.meaning)
+    return float(value) if kind.kind in ("share", "number") else value
+
+
+def _fits(kind: str, value: Any) -> bool:
     # A TOML integer is a number, and true is none.
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not fits or (kind is not bool and isinstance(value, bool)):
-        names = {float: "a number", int: "an integer", bool: "true or false"}
-        raise _bad(path, f"{section}.{key}: expected {names[kind]}, got {value!r}")
-    if key == "min_coverage" and not 0 <= value <= 1:
-        raise _bad(path, f"{section}.{key}: expected a share from 0 to 1, got {value!r}")
-    if kind is int and value < 0:
-        raise _bad(path, f"{section}.{key}: expected no negative number, got {value!r}")
-    return kind(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "share":
+        return number and 0 <= value <= 1
+    if kind == "number":
+        return number and value == value
+    if kind == "count":
+        return number and isinstance(value, int) and value >= 0
+    if kind == "flag":
+        return isinstance(value, bool)
+    if kind in ("text", "path"):
+        return isinstance(value, str) and bool(value)
+    if kind == "names":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == "texts":
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    if kind == "numbers":
+        return isinstance(value, dict) and all(_fits("number", item) for item in value.values())
+    return value in (SEVERITIES if kind == "severity" else DIMS)
 
 
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _near(name: str, known: Iterable[str], say: str = "known are") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"{meant}known are {', '.join(known)}"
+    return f"{meant}{say} {', '.join(known)}" if say else meant
 
 
 def _bad(path: str, message: str, hint: str | None = None) -> InputError:
     return InputError.of("O24-044", message, file=path, hint=hint)
 
 
-def findings(policy: Policy, facts: Facts) -> list[Diagnostic]:
-    """Every rule that is not met; empty where the model may pass."""
-    found = list(facts.problems)
-    if policy.claims:
-        found += facts.broken_claims
-    if policy.min_coverage is not None:
-        found += _coverage(policy.min_coverage, facts)
-    for rule, actual, ok in (
-        ("min_opset", facts.opset, policy.min_opset is None or facts.opset >= policy.min_opset),
-        ("max_opset", facts.opset, policy.max_opset is None or facts.opset <= policy.max_opset),
-        ("max_bytes", facts.nbytes, policy.max_bytes is None or facts.nbytes <= policy.max_bytes),
-    ):
-        if not ok:
-            limit = getattr(policy, rule)
-            found.append(
-                diagnostic(
-                    "O24-620",
-                    f"{rule} is {limit:,}, the model has {actual:,}",
-                    file=facts.file,
-                    facts={"rule": rule, "limit": limit, "actual": actual},
-                )
-            )
-    return found
+# --- the published schema ---------------------------------------------------------------------
+
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "share": {"type": "number", "minimum": 0, "maximum": 1},
+    "number": {"type": "number"},
+    "count": {"type": "integer", "minimum": 0},
+    "flag": {"type": "boolean"},
+    "text": {"type": "string", "minLength": 1},
+    "path": {"type": "string", "minLength": 1},
+    "names": {"type": "array", "items": {"type": "string"}},
+    "texts": {"type": "object", "additionalProperties": {"type": "string"}},
+    "numbers": {"type": "object", "additionalProperties": {"type": "number"}},
+    "severity": {"enum": list(SEVERITIES)},
+    "dims": {"enum": list(DIMS)},
+}
 
 
-def _coverage(least: float, facts: Facts) -> list[Diagnostic]:
-    share = facts.coverage
-    if share is not None and share >= least:
-        return []
-    if share is None:
-        # Nothing to prune is no defect unless coverage is asked for: then there is none.
-        message = "no weight of the model is eligible for 2:4"
-    else:
-        message = (
-            f"{facts.sparse_elements:,} of {facts.eligible_elements:,} eligible elements are in "
-            f"2:4 weights ({share:.2%}), expected at least {least:.2%}"
-        )
-    if least == 0:
-        return []
-    return [
-        diagnostic(
-            "O24-611",
-            message,
-            file=facts.file,
-            facts={
-                "coverage": share,
-                "min_coverage": least,
-                "eligible_elements": facts.eligible_elements,
-                "sparse_elements": facts.sparse_elements,
-            },
-        )
-    ]
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a policy file, as docs/policy.schema.json publishes it."""
+
+    def table(keys: Mapping[str, Key]) -> dict[str, Any]:
+        return {name: {**_SCHEMAS[k.kind], "description": k.meaning} for name, k in keys.items()}
+
+    sections = {
+        name: {"type": "object", "additionalProperties": False, "properties": table(keys)}
+        for name, keys in KEYS.items()
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "onnx24 policy",
+        "description": "What a model must be; `onnx24 check --policy FILE`.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {**table(_TOP), **sections},
+    }

@@ -7,7 +7,7 @@ python -m onnx24.testing.docs --check    say which are stale; exit code 1 if any
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,13 @@ which every report calls random.
 def cli_page() -> str:
     """docs/cli.md: every command with its options, as typer parses them."""
     group = app.group()
-    commands = group.commands
+    commands = dict(_flat(group.commands))
     lines = [_CLI_HEAD, "## Overview", "", "```"]
-    lines += [f"onnx24 {name:9}{_first_sentence(c.help)}" for name, c in commands.items()]
-    lines += [f"onnx24 {'PASS':9}One pass by itself: docs/passes.md", "```", ""]
+    width = max(map(len, group.commands)) + 2
+    lines += [
+        f"onnx24 {name:{width}}{_first_sentence(c.help)}" for name, c in group.commands.items()
+    ]
+    lines += [f"onnx24 {'PASS':{width}}One pass by itself: docs/passes.md", "```", ""]
     for name, command in commands.items():
         lines += _command(name, command)
     lines += ["## `--max-drop`", "", "`METRIC=NUMBER`, several joined by commas. The worst output"]
@@ -86,7 +89,16 @@ def cli_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _flat(commands: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Commands with their full names; a group is followed by its own."""
+    for name, command in commands.items():
+        yield f"{prefix}{name}", command
+        yield from _flat(getattr(command, "commands", {}), f"{prefix}{name} ")
+
+
 def _command(name: str, command: Any) -> list[str]:
+    if getattr(command, "commands", None):
+        return [f"## `onnx24 {name}`", "", _prose(command.help), ""]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join(_argument(p) for p in arguments)
     lines = [f"## `onnx24 {name}`", "", "```", f"onnx24 {name} [OPTIONS] {usage}".rstrip(), "```"]

@@ -63,7 +63,7 @@ def test_text_goes_to_stderr_and_the_input_stays(files: Path) -> None:
     [
         (["gate", "sparse.onnx", "--dense", "dense.onnx"], "O24-043"),
         (["gate", "sparse.onnx", "--dense", "-", "--ledger", "ledger.json"], "O24-043"),
-        (["gate", "sparse.onnx", "--dense", "dense.onnx", "--ledger", "nix.json"], "O24-046"),
+        (["gate", "sparse.onnx", "--dense", "dense.onnx", "--ledger", "nix.json"], "O24-048"),
         (["gate", "sparse.onnx", "--dense", "nix.onnx", "--ledger", "ledger.json"], "O24-001"),
         ([*ARGUMENTS, "-o", "dense.onnx"], "O24-041"),
         ([*ARGUMENTS, "-o", "ledger.json"], "O24-041"),

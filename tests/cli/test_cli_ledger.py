@@ -43,8 +43,8 @@ def test_output_file(work: Path, ending: str) -> None:
     [
         (["ledger"], "O24-043"),
         (["ledger", str(VIT)], "O24-043"),
-        (["ledger", "--log", "absent.log"], "O24-046"),
-        (["ledger", "--layers", str(RTX)], "O24-046"),
+        (["ledger", "--log", "absent.log"], "O24-048"),
+        (["ledger", "--layers", str(RTX)], "O24-048"),
         (["ledger", "--log", str(RTX), "-o", "l.pdf"], "O24-043"),
         (["ledger", "--log", str(RTX), "-o", "nowhere/l.html"], "O24-040"),
         (["ledger", "absent.onnx", "--log", str(RTX)], "O24-001"),

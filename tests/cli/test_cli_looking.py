@@ -146,12 +146,6 @@ def test_a_policy_file_decides(work: Path, model_path: Path) -> None:
     assert result.exit_code == 2 and "did you mean 'max_opset'" in result.stderr
 
 
-@pytest.mark.parametrize("form", ["sarif", "junit", "jsn"])
-def test_forms_that_do_not_exist_yet_are_wrong_usage(model_path: Path, form: str) -> None:
-    result = invoke("check", model_path, "--format", form)
-    assert result.exit_code == 2 and "expected one of text, json" in result.stderr
-
-
 def test_the_output_of_check_is_not_the_model(model_path: Path) -> None:
     before = model_path.read_bytes()
     assert invoke("check", model_path, "-o", model_path).exit_code == 2

@@ -123,7 +123,7 @@ def test_a_weight_that_the_dense_model_lacks_is_said() -> None:
 def test_other_documents(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         rows_of(text, "f.json")
-    assert caught.value.code == "O24-046"
+    assert caught.value.code == "O24-048"
 
 
 def test_rows_of_a_ledger() -> None:

@@ -258,13 +258,13 @@ def test_a_file_of_another_form(tmp_path: Path, option: str, text: str, says: st
     (tmp_path / "f").write_text(text)
     with pytest.raises(InputError, match=says) as caught:
         Engine.read(**{option: str(tmp_path / "f")})
-    assert caught.value.code == "O24-046" and caught.value.exit_code == 2
+    assert caught.value.code == "O24-048" and caught.value.exit_code == 2
 
 
 def test_a_missing_file() -> None:
     with pytest.raises(InputError, match="No such file") as caught:
         Engine.read(log="nowhere.log")
-    assert caught.value.code == "O24-046"
+    assert caught.value.code == "O24-048"
 
 
 def test_json_is_json() -> None:

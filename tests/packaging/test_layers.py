@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "effects": set(),
     "sparsity": {"errors"},
     "quant": {"errors"},
+    "metrics": set(),
     "ir": {*BASE, "sparsity", "quant"},
     "analysis": {*BASE, "ir", "sparsity", "quant"},
     "targets": BASE,
@@ -34,11 +35,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {*BELOW_PASSMGR, "passmgr"},
     "backends": {*BELOW_PASSMGR, "passmgr"},
     "ledger": {*BELOW_PASSMGR, "passmgr", "report", "backends"},
-    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger"},
+    "gate": {*BELOW_PASSMGR, "passmgr", "report", "backends", "metrics"},
+    "registry": {*BELOW_PASSMGR, "report", "gate"},
+    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger", "gate", "registry"},
     "testing": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger", "cli", "rewrite"},
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
-PURE = {"sparsity", "quant"}
+PURE = {"sparsity", "quant", "metrics"}
 PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba", "scipy"}
 
 

@@ -118,6 +118,7 @@ def expected_files() -> set[str]:
     """What a wheel must hold of the package: every module and every data file."""
     code = {str(p.relative_to(ROOT)) for p in (ROOT / "onnx24").rglob("*.py")}
     data = {str(p.relative_to(ROOT)) for p in (ROOT / "onnx24" / "targets").glob("*.toml")}
+    data |= {str(p.relative_to(ROOT)) for p in (ROOT / "onnx24/report/policies").glob("*.toml")}
     passes = {f"onnx24/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
     return {name.replace(os.sep, "/") for name in code | data | passes} | {"onnx24/py.typed"}
 

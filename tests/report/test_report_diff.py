@@ -145,3 +145,52 @@ def test_strings_are_compared_by_count() -> None:
 
     (change,) = diff(model("b"), model("c")).values
     assert change.changed == 1 and change.max_abs is None
+
+
+def test_a_renamed_node_is_not_one_that_came_and_one_that_went() -> None:
+    other = Model.from_text(TEXT.replace("h = ", "hidden = ").replace("Relu(h)", "Relu(hidden)"))
+    found = diff(Model.from_text(TEXT), other)
+    assert [(c.name, c.kind) for c in found.nodes] == [
+        ("h → hidden", "renamed"),
+        ("y", "renamed"),
+    ]
+    assert str(found.nodes[1]) == "~ y (renamed): y = Relu(h) → y = Relu(hidden)"
+
+
+def test_a_node_that_reads_something_else_is_rewired() -> None:
+    text = TEXT.replace("float[4,2] w", "float[2,2] w2 = {1,0,0,1}, float[4,2] w")
+    other = text.replace("y = Relu(h)", "k = MatMul(h, w2)\n  y = Relu(k)")
+    found = diff(Model.from_text(text), Model.from_text(other))
+    assert [(c.name, c.kind) for c in found.nodes] == [("y", "rewired"), ("k", "added")]
+    assert found.to_json()["nodes"][0] == {
+        "name": "y",
+        "kind": "rewired",
+        "before": "y = Relu(h)",
+        "after": "y = Relu(k)",
+    }
+
+
+def test_the_mask_and_the_pattern() -> None:
+    values = np.array([[0, 0], [0, 0], [5, 6], [7, 8]], np.float32)
+    (change,) = diff(Model.from_text(TEXT), edited(w=values)).values
+    assert (change.mask, change.is_24) == ((4, 0), (False, True))
+    (back,) = diff(edited(w=values), Model.from_text(TEXT)).values
+    assert (back.mask, back.is_24) == ((0, 4), (True, False))
+    text = render_diff(diff(Model.from_text(TEXT), edited(w=values)))
+    assert "+4 −0" in text and "no → yes" in text
+
+
+def test_a_body_that_reads_an_outer_value_knows_it() -> None:
+    """The fingerprint of a node in a body goes on into the graph around it."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (bool c, float[2] x) => (float[2] y)
+    {
+      a = Abs(x)
+      y = If (c) <then_branch = t () => (float[2] u) { u = Neg(a) },
+                  else_branch = e () => (float[2] v) { v = Exp(a) }>
+    }
+    """
+    other = text.replace("a = Abs(x)", "b = Abs(x)").replace("(a)", "(b)")
+    found = diff(Model.from_text(text), Model.from_text(other))
+    assert {c.kind for c in found.nodes} == {"renamed"} and len(found.nodes) == 3

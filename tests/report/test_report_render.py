@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import SiteRecord
 from onnx24.passmgr.manager import PassRun, RunResult
+from onnx24.report.diff import diff
+from onnx24.report.diffhtml import render_diff_html
 from onnx24.report.html import render_html
 from onnx24.report.jsontext import json_text
 from onnx24.report.limits import check_limits, parse_limits
@@ -214,7 +219,11 @@ class Page(HTMLParser):
         self.tables = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "srcset")]
+        self.fetched += [
+            f"{tag} {name}"
+            for name, value in attrs
+            if name in ("src", "href", "srcset") and not (value or "").startswith("#")
+        ]
         self.tables += tag == "table"
         if tag not in self.VOID:
             self.open.append(tag)
@@ -229,7 +238,8 @@ def test_the_page_is_well_formed_and_fetches_nothing() -> None:
     page.feed(text)
     assert page.open == [] and page.fetched == []
     assert page.tables >= 6
-    assert "url(" not in text and "@import" not in text and "http" not in text
+    assert "url(" not in text and "@import" not in text and "://" not in text
+    assert "default-src 'none'" in text, "a browser would refuse to fetch anything"
     assert "prefers-color-scheme: dark" in text
 
 
@@ -298,3 +308,70 @@ def test_a_run_with_nothing_in_it() -> None:
     assert empty.to_json()["coverage"]["share"] is None
     assert "no weight is eligible" in render_text(empty)
     Page().feed(render_html(empty))
+
+
+def test_a_difference_as_a_page() -> None:
+    a = Model.from_text("""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[4] x) => (float[4] y) <float[4] w = {1,2,3,4}> { h = Mul(x, w)  y = Neg(h) }
+    """)
+    b = Model.from_text("""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[4] x) => (float[4] y) <float[4] w = {1,2,0,4}> { h = Mul(x, w)  y = Abs(h) }
+    """)
+    text = render_diff_html(diff(a, b), "<a>.onnx", "b.onnx")
+    page = Page()
+    page.feed(text)
+    assert page.open == [] and page.fetched == [] and page.tables == 2
+    assert "&lt;a&gt;.onnx" in text and "y = Abs(h)" in text
+    same = render_diff_html(diff(a, a), "a.onnx", "a.onnx")
+    Page().feed(same)
+    assert "equal" in same
+
+
+# --- in a browser -----------------------------------------------------------------------------
+
+_DRIVE = """
+<script>
+const said = [];
+const rows = () => [...document.querySelectorAll("#weights tbody tr")].filter(r => !r.hidden);
+const names = () => rows().map(r => r.cells[0].textContent).join("|");
+const box = document.querySelector("#weights input");
+const key = k => document.dispatchEvent(new KeyboardEvent("keydown", { key: k, cancelable: true }));
+key("/");
+said.push("focus " + (document.activeElement === document.querySelector(".tools input")));
+document.activeElement.blur();
+const head = document.querySelectorAll("#weights th button")[3];
+head.click(); said.push("up " + names());
+head.click(); said.push("down " + names() + " " + head.parentElement.getAttribute("aria-sort"));
+box.value = "HEAD"; box.dispatchEvent(new Event("input"));
+said.push("filtered " + names() + " " + document.querySelector("#weights output").textContent);
+box.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
+const choice = document.querySelectorAll("#weights select")[1];
+choice.value = "2:4"; choice.dispatchEvent(new Event("change"));
+said.push("chosen " + rows().length);
+document.body.replaceChildren(document.createTextNode(said.join("; ")));
+</script>
+"""
+
+
+def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
+    """Sorting, filtering, choices and keys, in headless Chromium where it is installed."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium is installed")
+    path = tmp_path / "r.html"
+    path.write_text(render_html(report()).replace("</body>", f"{_DRIVE}</body>"), encoding="utf-8")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    body = re.sub(r"<[^>]*>", "", done.stdout[done.stdout.index("<body") :]).strip()
+    said = dict(part.split(" ", 1) for part in body.split("; "))
+    assert said["focus"] == "true"
+    up, down = said["up"].split("|"), said["down"].split(" ")[0].split("|")
+    assert said["down"].endswith(" descending") and up == down[::-1] and len(up) == 3
+    assert said["filtered"] == "head 1 of 3"
+    assert said["chosen"] == "2"

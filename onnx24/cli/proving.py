@@ -1,0 +1,48 @@
+"""`verify-provenance`: whether a model is what its metadata say of its making."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnx24.cli.console import Console
+from onnx24.cli.files import Source
+from onnx24.passmgr.provenance import Provenance, data_digest
+from onnx24.report.model import ModelFacts
+from onnx24.report.table import table
+
+
+def verify_model_provenance(path: str, original: str | None, *, as_json: bool) -> int:
+    """Returns: 0, or 1 where something is missing or does not fit. Raises: InputError."""
+    model = Source(path).load()
+    recorded = Provenance.of(model)
+    problems = recorded.problems(model)
+    if original is not None:
+        problems += _against(recorded, original)
+    document: dict[str, Any] = {
+        "file": path,
+        "input": original,
+        "verified": not problems,
+        "recorded": recorded.to_json(),
+        "problems": problems,
+    }
+    rows = [(name.replace("_", " "), value) for name, value in recorded.to_json().items()]
+    verdict = "holds" if not problems else "does NOT hold"
+    lines = [f"{path}: the record {verdict}"]
+    lines += [f"  {problem} (O24-626)" for problem in problems]
+    lines += [table(("recorded", "value"), rows, whole=(1,))] if rows else []
+    Console(as_json=as_json).report("\n".join(lines), document)
+    return 1 if problems else 0
+
+
+def _against(recorded: Provenance, original: str) -> list[str]:
+    """What contradicts that the model was made of the original."""
+    facts = ModelFacts.of(Source(original).load(), original)
+    problems = []
+    if facts.sha256 not in (recorded.source_sha256, recorded.origin_sha256):
+        made_of = recorded.source_sha256 or "nothing that is recorded"
+        problems.append(f"it was made of {made_of}, and {original} is {facts.sha256}")
+    elif facts.sha256 == recorded.source_sha256:
+        data = data_digest(facts.data_files)
+        if data != recorded.source_data_sha256:
+            problems.append(f"the data files of {original} are others")
+    return problems

@@ -1,0 +1,152 @@
+"""What a compiled model says of its own making, in metadata_props.
+
+| entry | holds |
+|---|---|
+| `onnx24.version` | the version that wrote it |
+| `onnx24.pipeline` | the pipelines that made it, expanded (the manager writes it) |
+| `onnx24.target` | the target's name |
+| `onnx24.source.sha256` | of the input file |
+| `onnx24.source.data.sha256` | of its data files, where it has any |
+| `onnx24.origin.sha256` | of the first input, where the input was itself made by onnx24 |
+| `onnx24.calibration.sha256` | of the calibration samples, where some were used |
+| `onnx24.content.sha256` | of the model as it was written: graph, weights, all other entries |
+
+The content's digest is that of the values, wherever they lie, so that moving weights into or out
+of a data file keeps it; it says that nobody edited the model since, and not who wrote it: whoever
+edits it can write a new digest. No entry depends on time or place, so that the same input, options
+and versions still give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from onnx24 import __version__
+from onnx24.ir.model import Model
+from onnx24.ir.scopes import tensors
+from onnx24.passmgr.manager import PIPELINE_KEY
+
+VERSION_KEY = "onnx24.version"
+TARGET_KEY = "onnx24.target"
+SOURCE_KEY = "onnx24.source.sha256"
+SOURCE_DATA_KEY = "onnx24.source.data.sha256"
+ORIGIN_KEY = "onnx24.origin.sha256"
+CALIBRATION_KEY = "onnx24.calibration.sha256"
+CONTENT_KEY = "onnx24.content.sha256"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The entries of one model; "" for those that are not there."""
+
+    version: str = ""
+    pipeline: str = ""
+    target: str = ""
+    source_sha256: str = ""
+    source_data_sha256: str = ""
+    origin_sha256: str = ""
+    calibration_sha256: str = ""
+    content_sha256: str = ""
+
+    @classmethod
+    def of(cls, model: Model) -> Provenance:
+        return cls(**{name: model.metadata.get(key, "") for name, key in _KEYS.items()})
+
+    def problems(self, model: Model) -> list[str]:
+        """What is missing, malformed, or contradicted by the model itself."""
+        found = [
+            f"no entry {_KEYS[name]!r}"
+            for name in ("version", "pipeline", "target", "source_sha256", "content_sha256")
+            if not getattr(self, name)
+        ]
+        found += [
+            f"{key!r} is no sha256: {getattr(self, name)!r}"
+            for name, key in _KEYS.items()
+            if name.endswith("sha256")
+            and getattr(self, name)
+            and not _SHA256.fullmatch(getattr(self, name))
+        ]
+        if not found and content_digest(model) != self.content_sha256:
+            found.append("the model was changed after onnx24 wrote it")
+        return found
+
+    def to_json(self) -> dict[str, str]:
+        return {name: value for name, value in vars(self).items() if value}
+
+
+_KEYS = {
+    "version": VERSION_KEY,
+    "pipeline": PIPELINE_KEY,
+    "target": TARGET_KEY,
+    "source_sha256": SOURCE_KEY,
+    "source_data_sha256": SOURCE_DATA_KEY,
+    "origin_sha256": ORIGIN_KEY,
+    "calibration_sha256": CALIBRATION_KEY,
+    "content_sha256": CONTENT_KEY,
+}
+
+
+def record(
+    model: Model,
+    *,
+    target: str,
+    source_sha256: str,
+    source_data: Mapping[str, str],
+    calibration_sha256: str = "",
+) -> None:
+    """Write the entries into a model that a pipeline changed. `source_data`: the input's data
+    files and their sha256."""
+    metadata = model.metadata
+    earlier = metadata.get(ORIGIN_KEY) or metadata.get(SOURCE_KEY)
+    entries = {
+        VERSION_KEY: __version__,
+        TARGET_KEY: target,
+        SOURCE_KEY: source_sha256,
+        SOURCE_DATA_KEY: data_digest(source_data),
+        ORIGIN_KEY: earlier or "",
+        CALIBRATION_KEY: calibration_sha256,
+    }
+    for key, value in entries.items():
+        if value:
+            metadata[key] = value
+        else:
+            metadata.pop(key, None)
+    metadata[CONTENT_KEY] = content_digest(model)
+
+
+def data_digest(files: Mapping[str, str]) -> str:
+    """One digest for a model's data files, given each one's; "" for none."""
+    if not files:
+        return ""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def content_digest(model: Model) -> str:
+    """sha256 of the document with each tensor's values replaced by their digest, and without the
+    entry that holds this digest."""
+    bare = ModelProto()
+    bare.CopyFrom(model.proto)
+    for lean, stub in zip(tensors(model.proto), tensors(bare), strict=True):
+        digest = model.weights.digest_of(lean)
+        name, dims, data_type = lean.name, list(lean.dims), lean.data_type
+        stub.Clear()
+        stub.name, stub.data_type, stub.raw_data = name, data_type, bytes.fromhex(digest)
+        stub.dims.extend(dims)
+    kept = [entry for entry in model.proto.metadata_props if entry.key != CONTENT_KEY]
+    del bare.metadata_props[:]
+    bare.metadata_props.extend(sorted(kept, key=lambda entry: entry.key))
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def version_at_least(version: str, least: str) -> bool:
+    """Whether one dotted version is the other or a later one; False where it is none."""
+    parts = [re.findall(r"\d+", text.split("+")[0]) for text in (version, least)]
+    return bool(parts[0]) and list(map(int, parts[0])) >= list(map(int, parts[1]))

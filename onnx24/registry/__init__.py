@@ -1,0 +1,1 @@
+"""Model registries: checking registered versions by a policy, and gating their promotion."""
