@@ -452,6 +452,26 @@ _TABLE = (
         "see the report's refusals; where the batch is fixed at 1, export with a dynamic one",
     ),
     Code(
+        "O24-223",
+        "error",
+        "cache of ranges does not fit",
+        "The file of activation ranges cannot be read, or was made with another model, other "
+        "samples or other options.",
+        "delete the file to have it made anew",
+    ),
+    Code(
+        "O24-224",
+        "warning",
+        "too sensitive",
+        "The layer's output would be noisier than min-sqnr allows; the layer stays in float.",
+    ),
+    Code(
+        "O24-225",
+        "note",
+        "product of activations quantized",
+        "Both operands of a MatMul of two activations are INT8.",
+    ),
+    Code(
         "O24-230",
         "note",
         "weight folded to INT8",

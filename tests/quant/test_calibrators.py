@@ -11,10 +11,8 @@ from onnx24.quant.calibrators import BINS, Max, Method, Percentile
 
 
 def sweep(calibrator, arrays):
-    for _ in range(calibrator.sweeps):
-        for array in arrays:
-            calibrator.observe(array)
-        calibrator.end_sweep()
+    for array in arrays:
+        calibrator.observe(array)
     return calibrator
 
 

@@ -1,0 +1,103 @@
+"""Weights to INT8: scales by channel, and which way each value is rounded.
+
+Matrices are `[R, K]`, rows are output channels; `second` is the second moment of the inputs. A zero
+stays a zero under all of it, so that a 2:4 pattern survives.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+from onnx24.quant.scales import INT8_MAX, symmetric_scale
+
+DAMPING = 0.01
+"""Added to the correlations' diagonal. Relative to each input's own power, not to the mean: with
+outlier channels the mean says nothing of the others."""
+
+
+class WeightRange(str, enum.Enum):
+    MAX = "max"
+    MSE = "mse"
+
+
+class Rounding(str, enum.Enum):
+    NEAREST = "nearest"
+    ADAPTIVE = "adaptive"
+
+
+def mse_amax(
+    matrix: np.ndarray, power: np.ndarray | None = None, *, lowest: float = 0.5, steps: int = 26
+) -> np.ndarray:
+    """For each row the range, from its largest magnitude down to `lowest` of it, that rounds to
+    the least error Σ_k power_k · (w - ŵ)²; the larger of equals.
+
+    matrix: [R, K]; power: [K], the inputs' second moments, 1 where None. Returns: [R] float32.
+    """
+    w = matrix.astype(np.float32)
+    largest = np.abs(w).max(axis=1, initial=0.0).astype(np.float32)
+    weight = np.ones(w.shape[1], np.float32) if power is None else power.astype(np.float32)
+    best, least = largest.copy(), np.full(len(w), np.inf)
+    for share in np.linspace(1.0, lowest, steps):
+        amax = (largest * np.float32(share)).astype(np.float32)
+        scale = symmetric_scale(amax)[:, None]
+        error = w - np.clip(np.rint(w / scale), -INT8_MAX, INT8_MAX) * scale
+        total = (error * error) @ weight
+        better = total < least
+        best[better], least[better] = amax[better], total[better]
+    return best
+
+
+def adaptive(
+    matrix: np.ndarray, scale: np.ndarray, second: np.ndarray, *, block: int = 128
+) -> np.ndarray:
+    """INT8 steps `[R, K]` int8 of `matrix`, rounded so that the errors cancel in the output.
+
+    Inputs are taken one after another; the error of each is fed back into the weights of the later
+    ones by how they go together (second: [K, K]). Only the support is used: what is zero stays
+    zero and takes no error. A result that is not better than rounding to the nearest, row by row,
+    is not used.
+
+    scale: [R]. *Source:* Frantar and others, GPTQ (2210.17323), with the feedback restricted to
+    the support and the damping relative to the diagonal.
+    """
+    w = matrix.astype(np.float64)
+    step = scale.astype(np.float64)[:, None]
+    nearest = np.clip(np.rint(w / step), -INT8_MAX, INT8_MAX)
+    h = second.astype(np.float64)
+    size = np.sqrt(np.diag(h))
+    size[size == 0] = 1.0
+    h = h / np.outer(size, size)
+    h[np.diag_indices_from(h)] += DAMPING
+    upper = _inverse_factor(h)
+    support = w != 0
+    left = w * size  # in units of the normalized inputs
+    unit = step * size
+    steps = np.zeros_like(w)
+    for start in range(0, w.shape[1], block):
+        stop = min(start + block, w.shape[1])
+        errors = np.zeros((len(w), stop - start))
+        for k in range(start, stop):
+            q = np.clip(np.rint(left[:, k] / unit[:, k]), -INT8_MAX, INT8_MAX)
+            q[~support[:, k]] = 0
+            steps[:, k] = q
+            error = (left[:, k] - q * unit[:, k]) / upper[k, k]
+            error[~support[:, k]] = 0
+            rest = slice(k + 1, stop)
+            left[:, rest] -= np.outer(error, upper[k, rest]) * support[:, rest]
+            errors[:, k - start] = error
+        left[:, stop:] -= (errors @ upper[start:stop, stop:]) * support[:, stop:]
+    ours, theirs = (_row_error(q * step - w, second) for q in (steps, nearest))
+    return np.where((ours < theirs)[:, None], steps, nearest).astype(np.int8)
+
+
+def _inverse_factor(h: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor of h⁻¹: h⁻¹ = UᵀU."""
+    inverse = np.linalg.inv(h)
+    return np.linalg.cholesky((inverse + inverse.T) / 2).T
+
+
+def _row_error(difference: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The expected squared error of each output: [R]"""
+    return np.einsum("rk,rk->r", difference @ second.astype(np.float64), difference)
