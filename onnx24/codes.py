@@ -534,6 +534,20 @@ _TABLE = (
         "A later pass needs a newer opset, and onnx.version_converter refuses the model.",
         "export the model with a newer opset",
     ),
+    Code(
+        "O24-340", "note", "smoothed", "Outlier channels of the activation went into the weights."
+    ),
+    Code("O24-341", "note", "no outlier channels", "No channel reaches far beyond the others."),
+    Code(
+        "O24-342",
+        "note",
+        "scale cannot be absorbed",
+        "The activation's channels cannot be scaled without another operator or without changing "
+        "what something else reads.",
+    ),
+    Code("O24-343", "note", "equalized", "Both weights reach equally far in every channel."),
+    Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
+    Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
     # --- 4xx target ------------------------------------------------------------------------
     Code(
         "O24-400",

@@ -10,7 +10,6 @@ import numpy as np
 from onnx24.analysis.forms import form_of
 from onnx24.analysis.placement import Flow, Layer
 from onnx24.analysis.weight_uses import WeightUses, consumer_view, stored_values
-from onnx24.effects import Effects
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.quant.rounding import adaptive, mse_amax
@@ -98,7 +97,7 @@ class PairedWeight:
         real = self.form.restored(steps * scale[:, :, None], values.shape)
         stored = self.found.read(self.model, layer.weight)
         self._before = np.array(values)
-        _replace(self.model, self.found, layer.weight, stored_values(real, layer.use, stored))
+        self.found.replace(self.model, layer.weight, stored_values(real, layer.use, stored))
         return ""
 
 
@@ -124,7 +123,7 @@ class Bias:
         type can say it."""
         stored = found.read(model, self.key)
         values = stored.astype(np.float32) + (self.factor * by).reshape(stored.shape)
-        _replace(model, found, self.key, values.astype(stored.dtype))
+        found.replace(model, self.key, values.astype(stored.dtype))
 
 
 def bias_of(flow: Flow, layer: Layer) -> Bias | None:
@@ -152,16 +151,3 @@ def bias_of(flow: Flow, layer: Layer) -> Bias | None:
     if not flow.read_only_by(name, {reader}):
         return None
     return Bias(key, factor)
-
-
-def _replace(model: Model, found: WeightUses, key: ValueKey, array: np.ndarray) -> None:
-    tensor = found.tensors[key]
-    if key not in found.constants:
-        model.weights.replace(key, array)
-        return
-    # The tensor of a Constant node is an attribute, which is structure.
-
-    name = tensor.name
-    model.weights.set_values(tensor, array)
-    tensor.name = name
-    model.touch(Effects.STRUCTURE)
