@@ -64,19 +64,20 @@ class Part:
         return values.max(axis=others).reshape(-1)
 
     def scaled(self, found: WeightUses, model: Model, factors: np.ndarray) -> np.ndarray:
-        """What to store so that channel j is multiplied by factors[j]. Raises: ValueError where a
-        value overflows."""
+        """What to store so that channel j is multiplied by factors[j], a power of two. Raises:
+        ValueError where a value would overflow or lose bits."""
         stored = found.read(model, self.key)
         values = self.read(found, model)
         grouped = self._grouped(values.astype(np.float32))
         shape = [1] * grouped.ndim
         shape[0] = self.groups
         shape[self.axis % (grouped.ndim - 1) + 1] = -1
-        with np.errstate(over="ignore"):
-            new = (grouped * factors.astype(np.float32).reshape(shape)).reshape(values.shape)
-            new = new.astype(values.dtype)
-        if not np.isfinite(new.astype(np.float32)).all():
-            raise ValueError(f"{self.key} overflows in {values.dtype}")
+        by = factors.astype(np.float32).reshape(shape)
+        with np.errstate(over="ignore", under="ignore"):
+            new = (grouped * by).reshape(values.shape).astype(values.dtype)
+            back = self._grouped(new.astype(np.float32)) / by
+        if not np.array_equal(back, grouped):
+            raise ValueError(f"{self.key} would leave the range of {values.dtype}")
         return new if self.use is None else stored_values(new, self.use, stored)
 
     def _grouped(self, values: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 OUTLIER = 8.0
 """How often a channel's largest magnitude exceeds the median of all channels' before smoothing
 pays. Below, the calibrators alone lose next to nothing."""
-MAX_EXPONENT = 12
-"""Factors lie between 2 ** -12 and 2 ** 12, so that no weight leaves its type's range by them."""
+MAX_EXPONENT = 24
+"""Factors lie between 2 ** -24 and 2 ** 24: beyond float32's digits nothing is gained."""
 
 
 def outlier_ratio(peaks: np.ndarray) -> float:
@@ -41,20 +41,21 @@ def equalizing_scales(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _powers(a: float, above: np.ndarray, b: float, below: np.ndarray) -> np.ndarray:
-    """above ** a / below ** b over its median, rounded to a power of two.
+    """above ** a / below ** b rounded to a power of two, over the median of these.
 
-    A median of 1 keeps the channels that are like most as they are; a power of two keeps every bit
-    of what the model computes, for at most a factor of sqrt(2) of evenness.
+    A median of 1 keeps the channels that are like most as they are; powers of two keep every bit of
+    what the model computes, for at most a factor of sqrt(2) of evenness. Rounding comes before the
+    median, so that what was scaled once is scaled no more.
     """
     alive = (above > 0) & (below > 0)
     exponents = np.zeros(len(above))
     if alive.any():
-        exponents[alive] = a * np.log2(above[alive].astype(np.float64)) - b * np.log2(
-            below[alive].astype(np.float64)
+        exact = a * np.log2(above[alive], dtype=np.float64) - b * np.log2(
+            below[alive], dtype=np.float64
         )
-        exponents[alive] -= np.median(exponents[alive])
-    exponents = np.clip(np.rint(exponents), -MAX_EXPONENT, MAX_EXPONENT)
-    return np.exp2(exponents).astype(np.float32)
+        rounded = np.rint(exact)
+        exponents[alive] = rounded - np.sort(rounded)[len(rounded) // 2]
+    return np.exp2(np.clip(exponents, -MAX_EXPONENT, MAX_EXPONENT)).astype(np.float32)
 
 
 class ChannelPeaks:

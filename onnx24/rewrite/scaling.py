@@ -15,9 +15,9 @@ def apply_scales(model: Model, found: WeightUses, link: Link, scales: np.ndarray
     """Divide channel j of the activation by scales[j] where it is made, and multiply input channel
     j of every reader's weight by it.
 
-    scales: [channels], above 0. Powers of two change no bit of what the model computes, as long as
-    nothing leaves the range of normal numbers. Raises: ValueError, before anything changed, where a
-    value would overflow.
+    scales: [channels], powers of two, which change no bit of what the model computes as long as
+    activations stay in the range of normal numbers. Raises: ValueError, before anything changed,
+    where a weight would not.
     """
     above = [(part, part.scaled(found, model, 1.0 / scales)) for part in link.above]
     below = [(part, part.scaled(found, model, scales)) for part in link.below]
