@@ -232,9 +232,18 @@ class Flow:
 
     def residual_add(self, layer: Layer) -> Use | None:
         """The Add of two activations that a convolution's epilogue ends in."""
-        if not layer.is_conv:
-            return None
+        return self._add_of(self.epilogue(layer)) if layer.is_conv else None
+
+    def activated_add(self, layer: Layer) -> Use | None:
+        """The Add of two activations behind a convolution's own activation, as in YOLO's blocks."""
         value = self.epilogue(layer)
+        use = self.only_reader(value)
+        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+            return self._add_of(use.site.proto.output[0]) if layer.is_conv else None
+        swish = self._swish(value)
+        return self._add_of(swish) if layer.is_conv and swish is not None else None
+
+    def _add_of(self, value: str) -> Use | None:
         use = self.only_reader(value)
         if use is None or use.site.proto.op_type != "Add":
             return None
@@ -623,7 +632,7 @@ def _skip_branches(site: Site) -> None:
     flow, placement = site.flow, site.placement
     fused: dict[int, list[Use]] = {}
     for layer in site.request.layers:
-        if (add := flow.residual_add(layer)) is not None:
+        if (add := flow.residual_add(layer) or flow.activated_add(layer)) is not None:
             fused.setdefault(add.site.position, []).append(add)
     for uses in fused.values():
         inputs = uses[0].site.proto.input
@@ -751,7 +760,8 @@ PLACEMENT = (
         "O24-200",
         "Where a convolution's result is added to another tensor, that other tensor is quantized "
         "for the Add, and the edge from the convolution is not: the sum is then part of the INT8 "
-        "kernel. Of two convolutions the one that lies deeper keeps the fused edge.",
+        "kernel. So too where the convolution's activation stands between. Of two convolutions the "
+        "one that lies deeper keeps the fused edge.",
         "NVIDIA/TensorRT issues 1992, 3270",
         once=_skip_branches,
     ),

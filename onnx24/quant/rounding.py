@@ -13,8 +13,8 @@ import numpy as np
 from onnx24.quant.scales import INT8_MAX, symmetric_scale
 
 DAMPING = 0.01
-"""Added to the diagonal of second moments, as a share of it. Relative to each input's own power, not to the mean: with
-outlier channels the mean says nothing of the others."""
+"""Added to the diagonal of second moments, as a share of it. Relative to each input's own power,
+not to the mean: with outlier channels the mean says nothing of the others."""
 
 
 class WeightRange(str, enum.Enum):
