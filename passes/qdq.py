@@ -32,10 +32,10 @@ from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.calibrators import Calibrator, Method, Range, make
 from onnx24.quant.rounding import Rounding, WeightRange
-from onnx24.quant.scales import channel_amax
+from onnx24.quant.scales import channel_amax, symmetric_scale
 from onnx24.rewrite.qdq import insert_pairs
 from onnx24.runtime.data import Calibration
-from onnx24.runtime.quantization import Measured, measure, moments
+from onnx24.runtime.quantization import Measured, best_candidate, measure, moments
 from onnx24.runtime.range_cache import RangeCache, model_digest
 
 MIN_OPSET = 13
@@ -55,7 +55,8 @@ class Qdq(Pass):
     depend on their number: `max`, the largest magnitude; `percentile` of the non-zero magnitudes;
     `mse`, the least squared error; `entropy`, the least divergence of 2,048 bins; `auto`, for each
     activation that of the four which leaves the least error in the outputs of the layers that read
-    it, measured on a sample of 64 to 512 rows with the quantized weight. With `cache=FILE` they are
+    it, measured on a sample of 64 to 512 rows with the quantized weight, or one of the four for
+    all where that brings the model's outputs nearer on 16 samples. With `cache=FILE` they are
     written to a file, and taken from it the next time: `FILE.json` is refused for another model,
     other samples or other options (O24-223), any other name is TensorRT's calibration cache, which
     holds no digest.
@@ -184,12 +185,11 @@ class Qdq(Pass):
         products = [site for site in products if self._fits(site, ranges, ctx)]
         request = Request(chosen, self._sparse(chosen, model, ctx), products)
 
-        def range_of(value: str) -> float | None:
-            return None if range_objection(ranges[value]) else ranges[value].amax
-
-        placement = place(flow, request, range_of)
-        amax = _group_ranges(placement, request, ranges)
         weights = {key: weight for key, weight in weights.items() if weight.keep(chosen)}
+        if measured is not None and not measured.cached:
+            ranges = self._settle(model, ctx, flow, request, weights, measured)
+        placement = _placed(flow, request, ranges)
+        amax = _group_ranges(placement, request, ranges)
         if placement.edges:
             self._refine(model, ctx, flow, placement, amax, weights, measured)
             with model.surgeon() as graph:
@@ -236,15 +236,46 @@ class Qdq(Pass):
                 weight.narrow(power)
         measured = measure(model, names, weights, data, self._calibrator, ctx.progress)
         if cache is not None:
-            measured.ranges = cache.ranges
-            return cache.ranges, measured
-        measured.find_ranges(self.calibrator, weights)
-        if self.cache:
-            made = RangeCache(
-                measured.ranges, model_digest(model), data.digest(), self._range_options()
-            )
-            made.save(self.cache)
+            measured.ranges, measured.cached = cache.ranges, True
+        else:
+            measured.find_ranges(self.calibrator, weights)
         return measured.ranges, measured
+
+    def _settle(
+        self,
+        model: Model,
+        ctx: Context,
+        flow: Flow,
+        request: Request,
+        weights: Mapping[tuple[str, int], PairedWeight],
+        measured: Measured,
+    ) -> dict[str, Range]:
+        """The ranges to take in the end, kept in the cache: those of each activation, or, for auto,
+        those of one method for all where that brings the model's own outputs nearer. A layer's mean
+        error cannot know that a pooling behind it looks at nothing but its largest values."""
+        data = _data(ctx)
+        policies = measured.policies() if self.calibrator is Method.AUTO else {}
+        placement = _placed(flow, request, measured.ranges)
+        if len(policies) > 1 and placement.edges:
+            trial = model.variant(model.skeleton())
+            amax = _group_ranges(placement, request, measured.ranges)
+            with trial.surgeon() as graph:
+                scales = insert_pairs(graph, flow, placement, amax, weights)
+            candidates = {}
+            for method, ranges in policies.items():
+                by_value = _group_ranges(placement, request, ranges)
+                candidates[method] = {
+                    name: symmetric_scale(by_value[value], dtype)
+                    for name, (value, dtype) in scales.items()
+                }
+            best = best_candidate(model, trial, data, candidates)
+            ctx.statistics["ranges_by"] = best.value
+            measured.ranges = policies[best]
+        if self.cache:
+            RangeCache(
+                measured.ranges, model_digest(model), data.digest(), self._range_options()
+            ).save(self.cache)
+        return measured.ranges
 
     def _range_options(self) -> dict[str, Any]:
         """The options that decide the ranges."""
@@ -381,6 +412,13 @@ class Qdq(Pass):
                     facts["output"] = placement.results[layer]
                 found[layer] = facts
         return found
+
+
+def _placed(flow: Flow, request: Request, ranges: Mapping[str, Range]) -> Placement:
+    def range_of(value: str) -> float | None:
+        return None if range_objection(ranges[value]) else ranges[value].amax
+
+    return place(flow, request, range_of)
 
 
 def _group_ranges(

@@ -22,17 +22,19 @@ def insert_pairs(
     placement: Placement,
     amax: Mapping[str, float],
     weights: Mapping[tuple[str, int], PairedWeight],
-) -> None:
+) -> dict[str, tuple[str, np.dtype]]:
     """Quantize activations and weights in the view of the main graph.
 
     amax: by activation, the magnitude that becomes 127; equal within a group of the placement.
-    weights: as `int8_weights.paired_weights`.
+    weights: as `int8_weights.paired_weights`. Returns: initializers that hold the activations'
+    scales → (one of the activations that share it, dtype).
     """
     rewriter = _Rewriter(graph)
-    rewriter.activations(placement, amax, _dtypes(flow, placement, weights))
+    scales = rewriter.activations(placement, amax, _dtypes(flow, placement, weights))
     for (_, axis), weight in weights.items():
         rewriter.weight(weight, axis)
     rewriter.finish()
+    return scales
 
 
 def _dtypes(
@@ -64,8 +66,9 @@ class _Rewriter:
 
     def activations(
         self, placement: Placement, amax: Mapping[str, float], dtypes: Mapping[str, np.dtype]
-    ) -> None:
-        """One pair for each value, one scale for each group of them. amax, dtypes: by value."""
+    ) -> dict[str, tuple[str, np.dtype]]:
+        """One pair for each value, one scale for each group of them. amax, dtypes: by value.
+        Returns: as `insert_pairs`."""
         scales: dict[tuple[str, np.dtype], gs.Constant] = {}
         groups = placement.groups()
         for value, edges in placement.edges.items():
@@ -80,6 +83,7 @@ class _Rewriter:
             else:
                 self._before.setdefault(min(edges)[0], []).extend(pair)
             self._rewire(edges, pair[1].outputs[0])
+        return {scale.name: shared for shared, scale in scales.items()}
 
     def weight(self, weight: PairedWeight, axis: int) -> None:
         """One pair for all readers. axis: of the channels in the value that is quantized."""

@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import onnx
+from onnx import ModelProto
 
 from onnx24.analysis.int8_weights import PairedWeight
 from onnx24.analysis.placement import Layer
+from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Auto, Calibrator, Method, Range
 from onnx24.quant.choice import Reader, choose, decibel, fake_quantized, output_noise
 from onnx24.quant.rows import Form, Moments, RowSample
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.ranges import Observation, Observer
+from onnx24.runtime.session import Session
 
-__all__ = ["Measured", "measure", "moments"]
+__all__ = ["Measured", "best_candidate", "measure", "moments"]
 
 MOMENT_BYTES = 256 << 20
 """Of second moments that are held at once; more of them take more rounds over the data."""
 
+CHECK_RUNS = 16
+"""Samples that sets of scales are compared on."""
+
 Progress = Callable[..., Iterator[Any]]
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass
 class Measured:
     """What the samples said. ranges: by activation, empty until `find_ranges`; samples: of the
-    rows that layers read."""
+    rows that layers read; cached: the ranges come from a file."""
 
     calibrators: dict[str, Calibrator]
     samples: dict[tuple[str, Form], RowSample]
     ranges: dict[str, Range] = field(default_factory=dict)
+    cached: bool = False
+
+    def policies(self) -> dict[Method, dict[str, Range]]:
+        """`ranges`, and those of each single method for all activations, where all were kept."""
+        found = {Method.AUTO: self.ranges}
+        if not all(isinstance(each, Auto) for each in self.calibrators.values()):
+            return found
+        candidates = {n: each.candidates() for n, each in self.calibrators.items()}  # type: ignore[attr-defined]
+        for method in next(iter(candidates.values()), {}):
+            found[method] = {
+                name: self.calibrators[name].range(by_method[method], method.value)
+                for name, by_method in candidates.items()
+            }
+        return found
 
     def find_ranges(self, method: Method, weights: Sequence[PairedWeight]) -> None:
         """`auto` takes, for each activation that layers read, the range of the least error in
@@ -149,6 +172,62 @@ def _keys(weight: PairedWeight) -> list[tuple[str, Form]]:
     """(activation, how it makes rows) of each reader that is followed."""
     pairs = ((layer.data, weight.form_for(layer)) for layer in weight.readers)
     return list(dict.fromkeys((name, form) for name, form in pairs if form is not None))
+
+
+def best_candidate(
+    model: Model,
+    quantized: Model,
+    data: Calibration,
+    candidates: Mapping[K, Mapping[str, np.ndarray]],
+) -> K:
+    """Of several sets of values for initializers of `quantized` the one that brings its outputs
+    nearest to those of `model`: the least relative error, summed over outputs and at most
+    CHECK_RUNS samples; the first of equals, and where ONNX Runtime cannot run one of the models.
+
+    candidates: all name the same initializers.
+    """
+    first = next(iter(candidates))
+    single = data.with_units_per_run(1)
+    if single.runs > CHECK_RUNS:
+        single, _ = single.split(CHECK_RUNS / single.runs)
+    errors = dict.fromkeys(candidates, 0.0)
+    try:
+        exact, trial = Session(model), Session(_with_inputs(quantized, list(candidates[first])))
+        for feeds in single.batches(model):
+            wanted = {name: y for name, y in exact.run(feeds).items() if _is_real(y)}
+            for key, values in candidates.items():
+                found = trial.run({**feeds, **values})
+                errors[key] += sum(_relative_error(y, found[name]) for name, y in wanted.items())
+    except InputError:  # a type that ONNX Runtime has no kernels for
+        return first
+    return min(errors, key=lambda key: errors[key])
+
+
+def _is_real(y: object) -> bool:
+    return isinstance(y, np.ndarray) and y.dtype.kind == "f" and bool(np.isfinite(y).all())
+
+
+def _relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return math.inf
+    difference = found.astype(np.float64) - wanted
+    signal = float(np.vdot(wanted, wanted))
+    return float(np.vdot(difference, difference)) / signal if signal else 0.0
+
+
+def _with_inputs(model: Model, names: Sequence[str]) -> Model:
+    """The model with these initializers as inputs, so that one session takes any values of them."""
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    wanted = set(names)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in wanted]
+    for tensor in proto.graph.initializer:
+        if tensor.name in wanted:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(value)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return model.variant(proto)
 
 
 def _portions(weights: Sequence[PairedWeight], whole: bool) -> Iterator[list[PairedWeight]]:
