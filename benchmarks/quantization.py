@@ -372,8 +372,8 @@ def memory(args: argparse.Namespace) -> None:
             seconds = time.perf_counter() - began
             count = sum(array.size for array in arrays.values())
             print(
-                f"{i + 1} samples: peak {peak_mib():.0f} MiB ({start:.0f} before, {loaded:.0f} with "
-                f"the model and one image's {count:,} activations), {seconds:.0f} s",
+                f"{i + 1} samples: peak {peak_mib():.0f} MiB ({start:.0f} before, {loaded:.0f} "
+                f"with the model and one image's {count:,} activations), {seconds:.0f} s",
                 flush=True,
             )
     for name in names:
@@ -469,7 +469,7 @@ def peers(args: argparse.Namespace) -> None:
             python = args.modelopt_python if name.startswith("ModelOpt") else sys.executable
             if python is None:
                 continue
-            command = [python, __file__, "tool", "--tool", name, str(source), str(out), str(calib)]
+            command = [python, str(Path(__file__).resolve()), "tool", "--tool", name, str(source), str(out), str(calib)]
             done = subprocess.run(command, capture_output=True, text=True, check=False,
                                   timeout=args.timeout)  # fmt: skip
             if done.returncode or not out.exists():

@@ -191,6 +191,9 @@ class Auto(Percentile):
     magnitude, or that of MSE where it halves the squared error: a Softmax or a normalization
     behind it may live by the very values that a clip would cut."""
 
+    _found: tuple[int, dict[Method, float]] | None = None
+    """The candidates after that many values."""
+
     def amax_of(self, found: Distribution) -> float:
         clipped = mse_amax(found)
         return (
@@ -201,6 +204,11 @@ class Auto(Percentile):
 
     def candidates(self) -> dict[Method, float]:
         """Method → amax, the most cautious first; all 0 where no value differed from 0."""
+        if self._found is None or self._found[0] != self.values:
+            self._found = self.values, self._candidates()
+        return self._found[1]
+
+    def _candidates(self) -> dict[Method, float]:
         found = self.distribution()
         if found is None:
             return dict.fromkeys((m for m in Method if m is not Method.AUTO), 0.0)
