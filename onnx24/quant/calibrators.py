@@ -19,10 +19,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx24.quant import _numba
+
 BINS = 2048
 """At least as many bins lie between 0 and the largest magnitude; at most twice as many."""
 _CAPACITY = 2 * BINS
 _CHUNK_ELEMENTS = 1 << 16
+_NUMBA_FROM = 1 << 16
+"""Elements from which the compiled engine pays for its loading."""
 LEVELS = 128
 """Magnitudes that INT8 tells apart."""
 
@@ -67,6 +71,13 @@ class Calibrator(abc.ABC):
         return Range(self.amax if amax is None else amax, method, self.values, self.overflowed)
 
     def observe(self, array: np.ndarray) -> None:
+        if not array.size:
+            return
+        whole = _largest(array) if array.dtype == np.float32 else math.inf
+        if math.isfinite(whole) and self._count_whole(array, whole):
+            self.values += array.size
+            self.peak = max(self.peak, whole)
+            return
         self.values += array.size
         for part in _magnitudes(array):
             largest = float(part.max(initial=0.0))
@@ -80,6 +91,10 @@ class Calibrator(abc.ABC):
 
     def _count(self, part: np.ndarray, largest: float) -> None:  # noqa: B027 - Max needs none
         """Finite magnitudes, and the largest of them."""
+
+    def _count_whole(self, array: np.ndarray, largest: float) -> bool:
+        """The same for a finite float32 array at once; False where that has to go by parts."""
+        return True
 
 
 class Max(Calibrator):
@@ -128,6 +143,20 @@ class Histogram(Calibrator):
         np.minimum(bins, _CAPACITY - 1, out=bins)  # reached by denormal float64 only
         self._counts += np.bincount(bins, minlength=_CAPACITY)
         self._counts[0] -= zeros
+
+    def _count_whole(self, array: np.ndarray, largest: float) -> bool:
+        if not largest:
+            return True
+        exponent = math.frexp(largest)[1]
+        if array.size < _NUMBA_FROM or not _numba.available():
+            return False
+        self._widen(exponent)
+        assert self._exponent is not None
+        shift = _CAPACITY.bit_length() - 1 - self._exponent
+        if abs(shift) > 100:
+            return False
+        _numba.count(array.reshape(-1), np.float32(math.ldexp(1.0, shift)), self._counts)
+        return True
 
     def _widen(self, exponent: int) -> None:
         if self._exponent is None:
@@ -292,6 +321,11 @@ def clip_error(found: Distribution, amax: float) -> float:
     scale = amax / (LEVELS - 1)
     error = values - np.minimum(np.rint(values / scale), LEVELS - 1) * scale
     return float(np.dot(found.counts[used], error * error))
+
+
+def _largest(array: np.ndarray) -> float:
+    """The largest magnitude; NaN or infinity where one is."""
+    return max(float(array.max()), -float(array.min()))
 
 
 def _magnitudes(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -200,9 +200,9 @@ class RowSample:
         if share > 0:
             picks = self._rng.choice(count, min(share, count), replace=False)
             self._even.append(self._form.take(x, np.sort(picks)))
-        magnitudes = np.abs(x).reshape(-1)
-        at = int(magnitudes.argmax())
-        peak = float(magnitudes[at])
+        flat = x.reshape(-1)
+        at = max((int(flat.argmax()), int(flat.argmin())), key=lambda i: abs(float(flat[i])))
+        peak = abs(float(flat[at]))
         if len(self._peaks) == PEAK_ROWS and not peak > self._peaks[-1][0]:
             return
         row = self._form.take(x, np.array([self._form.row_at(x.shape, at)]))

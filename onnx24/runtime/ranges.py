@@ -82,7 +82,7 @@ class Observation:
 
     def _open(self, names: Sequence[str]) -> Session | None:
         computed = [name for name in names if name not in self._fed]
-        return Session(self._model, computed) if computed else None
+        return Session(self._model, computed, fast=True) if computed else None
 
     def _values(
         self, names: Sequence[str], feeds: Mapping[str, np.ndarray]
