@@ -28,7 +28,8 @@ MOMENT_BYTES = 256 << 20
 """Of second moments that are held at once; more of them take more rounds over the data."""
 
 CHECK_RUNS = 16
-"""Samples that sets of scales are compared on."""
+CHECK_BYTES = 64 << 20
+"""Samples, and about how many bytes of their outputs, that sets of scales are compared on."""
 
 Progress = Callable[..., Iterator[Any]]
 K = TypeVar("K", bound=Hashable)
@@ -192,15 +193,26 @@ def best_candidate(
         single, _ = single.split(CHECK_RUNS / single.runs)
     errors = dict.fromkeys(candidates, 0.0)
     try:
-        exact, trial = Session(model), Session(_with_inputs(quantized, list(candidates[first])))
-        for feeds in single.batches(model):
-            wanted = {name: y for name, y in exact.run(feeds).items() if _is_real(y)}
+        wanted = _outputs(model, single)  # one session after the other: each holds the weights
+        trial = Session(_with_inputs(quantized, list(candidates[first])))
+        for exact, feeds in zip(wanted, single.batches(model), strict=False):
             for key, values in candidates.items():
                 found = trial.run({**feeds, **values})
-                errors[key] += sum(_relative_error(y, found[name]) for name, y in wanted.items())
+                errors[key] += sum(_relative_error(y, found[name]) for name, y in exact.items())
     except InputError:  # a type that ONNX Runtime has no kernels for
         return first
     return min(errors, key=lambda key: errors[key])
+
+
+def _outputs(model: Model, data: Calibration) -> list[dict[str, np.ndarray]]:
+    """What the model gives for the samples, as many as CHECK_BYTES hold."""
+    session, found, left = Session(model), [], CHECK_BYTES
+    for feeds in data.batches(model):
+        found.append({name: y for name, y in session.run(feeds).items() if _is_real(y)})
+        left -= sum(y.nbytes for y in found[-1].values())
+        if left < 0:
+            break
+    return found
 
 
 def _is_real(y: object) -> bool:
