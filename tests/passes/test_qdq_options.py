@@ -338,3 +338,23 @@ def test_batches_do_not_matter(tmp_path, monkeypatch):
     quantized(single, tmp_path, "calibrator=percentile", data=data, min_sqnr=25)
     assert single.to_bytes() == whole.to_bytes()
     assert ops(whole).count("QuantizeLinear") == 6
+
+
+def test_auto_is_held_against_the_models_own_outputs(tmp_path):
+    """Behind the layer a maximum over 64 rows: only the few largest values come through, and the
+    layer's mean error says that these may be clipped."""
+    rng = np.random.default_rng(0)
+    text = "g (float[N, 64, 32] x) => (float[N, 24] y) { [fc] h = MatMul(x, w) y = MAX(h) }"
+    text = text.replace("MAX", "ReduceMax<axes = [1], keepdims = 0>")
+    model = build(text, w=np.abs(array((32, 24))))
+    x = rng.standard_normal((400, 64, 32)).astype(np.float32)
+    x[:, 0] = 12 + np.abs(x[:, 0])
+    data = samples(model, tmp_path, x=x)
+    worst = {}
+    for calibrator in ("auto", "max", "percentile", "mse", "entropy"):
+        found = Model.from_bytes(model.to_bytes())
+        result = quantized(found, tmp_path, f"calibrator={calibrator}", data=data, min_sqnr=None)
+        worst[calibrator] = compare(model, found, data, optimize=False).worst.sqnr_db
+        assert ("ranges_by" in result.passes[0].statistics) == (calibrator == "auto")
+    best = max(value for name, value in worst.items() if name != "auto")
+    assert worst["auto"] >= best - 0.5

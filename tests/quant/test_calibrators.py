@@ -167,3 +167,16 @@ def test_memory_does_not_grow_with_the_samples():
     for _ in range(50):
         auto.observe(np.random.default_rng(0).standard_normal(10_000).astype(np.float32))
     assert len(pickle.dumps(auto)) < before + 200
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_the_compiled_engine_counts_the_same(scale, monkeypatch):
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(8)
+    arrays = [(rng.standard_normal(200_000) * scale * k).astype(np.float32) for k in (1, 7, 0.1)]
+    arrays[1][::2] = 0
+    compiled = sweep(Auto(), arrays)
+    monkeypatch.setattr(calibrators._numba, "available", lambda: False)
+    plain = sweep(Auto(), arrays)
+    np.testing.assert_array_equal(compiled.distribution().counts, plain.distribution().counts)
+    assert compiled.candidates() == plain.candidates() and compiled.values == plain.values
