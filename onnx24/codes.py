@@ -587,6 +587,26 @@ _TABLE = (
         "see the report's refusals; where the batch is fixed at 1, export with a dynamic one",
     ),
     Code(
+        "O24-223",
+        "error",
+        "cache of ranges does not fit",
+        "The file of activation ranges cannot be read, or was made with another model, other "
+        "samples or other options.",
+        "delete the file to have it made anew",
+    ),
+    Code(
+        "O24-224",
+        "warning",
+        "too sensitive",
+        "The layer's output would be noisier than min-sqnr allows; the layer stays in float.",
+    ),
+    Code(
+        "O24-225",
+        "note",
+        "product of activations quantized",
+        "Both operands of a MatMul of two activations are INT8.",
+    ),
+    Code(
         "O24-230",
         "note",
         "weight folded to INT8",
@@ -651,6 +671,20 @@ _TABLE = (
         "A later pass needs a newer opset, and onnx.version_converter refuses the model.",
         "export the model with a newer opset",
     ),
+    Code(
+        "O24-340", "note", "smoothed", "Outlier channels of the activation went into the weights."
+    ),
+    Code("O24-341", "note", "no outlier channels", "No channel reaches far beyond the others."),
+    Code(
+        "O24-342",
+        "note",
+        "scale cannot be absorbed",
+        "The activation's channels cannot be scaled without another operator or without changing "
+        "what something else reads.",
+    ),
+    Code("O24-343", "note", "equalized", "Both weights reach equally far in every channel."),
+    Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
+    Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
     # --- 4xx target ------------------------------------------------------------------------
     Code(
         "O24-400",

@@ -12,6 +12,8 @@ if __name__ != "onnx24.passes":
 MANIFEST = {
     "canonicalize": "onnx24.passes.canonicalize:Canonicalize",
     "upgrade-opset": "onnx24.passes.upgrade_opset:UpgradeOpset",
+    "equalize": "onnx24.passes.equalize:Equalize",
+    "smooth-quant": "onnx24.passes.smoothquant:SmoothQuant",
     "permute24": "onnx24.passes.permute24:Permute24",
     "prune24": "onnx24.passes.prune24:Prune24",
     "qdq": "onnx24.passes.qdq:Qdq",

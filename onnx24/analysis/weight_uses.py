@@ -228,6 +228,18 @@ class WeightUses(Analysis):
         """The stored values, as a read-only array."""
         return model.weights.read(self.tensors[key])
 
+    def replace(self, model: Model, key: ValueKey, array: np.ndarray) -> None:
+        """Store new values of the same shape and dtype, whatever holds them."""
+        if key not in self.constants:
+            model.weights.replace(key, array)
+            return
+        # The tensor of a Constant node is an attribute, which is structure.
+        tensor = self.tensors[key]
+        name = tensor.name
+        model.weights.set_values(tensor, array)
+        tensor.name = name
+        model.touch(Effects.STRUCTURE)
+
     def products(self, key: ValueKey) -> list[WeightUse]:
         return [use for use in self.uses[key] if use.kind == "product"]
 

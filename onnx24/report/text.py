@@ -62,9 +62,10 @@ def _head(report: Report) -> str:
     lines = [title]
     for label, text in rows:
         indent = " " * (width + 4)
-        wrapped = textwrap.wrap(
-            text, WIDTH - len(indent), break_long_words=False, break_on_hyphens=False
-        )
+        room = WIDTH - len(indent)
+        if len(text) > room and " " not in text:  # a pipeline: between its passes
+            text = text.replace(",", ", ")
+        wrapped = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
         lines.append(f"  {label.ljust(width)}  {wrapped[0] if wrapped else ''}")
         lines += [indent + line for line in wrapped[1:]]
     return "\n".join(lines)

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx24.analysis.placement import Flow, Layer, Placement
-from onnx24.analysis.weight_uses import WeightUses, consumer_view
-from onnx24.ir.model import Model
+from onnx24.analysis.int8_weights import PairedWeight
+from onnx24.analysis.placement import Flow, Placement
 from onnx24.ir.surgeon import fresh
 from onnx24.ir.weights import numpy_dtype
-from onnx24.quant.scales import channel_amax, symmetric_scale
+from onnx24.quant.scales import symmetric_scale
 
 __all__ = ["insert_pairs"]
 
 
 def insert_pairs(
     graph: gs.Graph,
-    model: Model,
     flow: Flow,
     placement: Placement,
     amax: Mapping[str, float],
-    layers: Sequence[Layer],
-) -> None:
-    """Quantize the inputs and weights of `layers` in the view of the main graph.
+    weights: Mapping[tuple[str, int], PairedWeight],
+) -> dict[str, tuple[str, np.dtype]]:
+    """Quantize activations and weights in the view of the main graph.
 
-    amax: by value, the magnitude that becomes 127; equal within a group of the placement.
+    amax: by activation, the magnitude that becomes 127; equal within a group of the placement.
+    weights: as `int8_weights.paired_weights`. Returns: initializers that hold the activations'
+    scales → (one of the activations that share it, dtype).
     """
     rewriter = _Rewriter(graph)
-    rewriter.activations(placement, amax, _dtypes(flow, placement, layers))
-    rewriter.weights(model, flow.found, layers)
+    scales = rewriter.activations(placement, amax, _dtypes(flow, placement, weights))
+    for (_, axis), weight in weights.items():
+        rewriter.weight(weight, axis)
     rewriter.finish()
+    return scales
 
 
-def _dtypes(flow: Flow, placement: Placement, layers: Sequence[Layer]) -> dict[str, np.dtype]:
+def _dtypes(
+    flow: Flow, placement: Placement, weights: Mapping[tuple[str, int], PairedWeight]
+) -> dict[str, np.dtype]:
     """The type of each activation: that of the layers which it feeds, or which feed it."""
+    layers = [layer for weight in weights.values() for layer in weight.readers]
     by_position = {layer.site.position: layer.dtype for layer in layers}
     default = layers[0].dtype if layers else np.dtype(np.float32)
     found = {}
@@ -48,7 +53,7 @@ def _dtypes(flow: Flow, placement: Placement, layers: Sequence[Layer]) -> dict[s
 
 
 class _Rewriter:
-    """Inserts the pairs into the view of the main graph: `activations` and `weights` rewire,
+    """Inserts the pairs into the view of the main graph: `activations` and `weight` rewire,
     `finish` puts the nodes in order."""
 
     def __init__(self, graph: gs.Graph) -> None:
@@ -61,8 +66,9 @@ class _Rewriter:
 
     def activations(
         self, placement: Placement, amax: Mapping[str, float], dtypes: Mapping[str, np.dtype]
-    ) -> None:
-        """One pair for each value, one scale for each group of them. amax, dtypes: by value."""
+    ) -> dict[str, tuple[str, np.dtype]]:
+        """One pair for each value, one scale for each group of them. amax, dtypes: by value.
+        Returns: as `insert_pairs`."""
         scales: dict[tuple[str, np.dtype], gs.Constant] = {}
         groups = placement.groups()
         for value, edges in placement.edges.items():
@@ -77,23 +83,16 @@ class _Rewriter:
             else:
                 self._before.setdefault(min(edges)[0], []).extend(pair)
             self._rewire(edges, pair[1].outputs[0])
+        return {scale.name: shared for shared, scale in scales.items()}
 
-    def weights(self, model: Model, found: WeightUses, layers: Sequence[Layer]) -> None:
-        """One pair for each weight and axis, however many layers share it."""
-        shared: dict[tuple[int, int], list[Layer]] = {}
-        for layer in layers:
-            edge, axis = layer.weight_edge()
-            shared.setdefault((id(self._read(edge)), axis), []).append(layer)
-        for (_, axis), readers in shared.items():
-            first = readers[0]
-            edges = {layer.weight_edge()[0] for layer in readers}
-            tensor = self._read(min(edges))
-            values = consumer_view(found.read(model, first.weight), first.use)
-            scale = symmetric_scale(channel_amax(values, first.axis), first.dtype)
-            constant = self._constant(f"{tensor.name}_scale", scale)
-            pair = self._pair(tensor, tensor.name, constant, axis)
-            self._before.setdefault(min(edges)[0], []).extend(pair)
-            self._rewire(edges, pair[1].outputs[0])
+    def weight(self, weight: PairedWeight, axis: int) -> None:
+        """One pair for all readers. axis: of the channels in the value that is quantized."""
+        edges = {layer.weight_edge()[0] for layer in weight.readers}
+        tensor = self._read(min(edges))
+        constant = self._constant(f"{tensor.name}_scale", weight.scale)
+        pair = self._pair(tensor, tensor.name, constant, axis)
+        self._before.setdefault(min(edges)[0], []).extend(pair)
+        self._rewire(edges, pair[1].outputs[0])
 
     def finish(self) -> None:
         order: list[gs.Node] = []

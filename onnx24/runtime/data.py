@@ -66,9 +66,12 @@ class Calibration:
     of them. `is_random`: they say nothing about accuracy.
     """
 
-    def __init__(self, source: _Source, units: np.ndarray | None = None) -> None:
+    def __init__(
+        self, source: _Source, units: np.ndarray | None = None, units_per_run: int | None = None
+    ) -> None:
         self._source = source
         self._units = np.arange(source.units) if units is None else units
+        self._units_per_run = min(units_per_run or source.units_per_run, source.units_per_run)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,7 +83,16 @@ class Calibration:
 
     @property
     def runs(self) -> int:
-        return math.ceil(len(self._units) / self._source.units_per_run)
+        return math.ceil(len(self._units) / self._units_per_run)
+
+    @property
+    def units_per_run(self) -> int:
+        """Rows of a dynamic batch that are fed at once; 1 where a run is not divisible."""
+        return self._units_per_run
+
+    def with_units_per_run(self, count: int) -> Calibration:
+        """The same samples in runs of at most `count` units."""
+        return Calibration(self._source, self._units, max(1, count))
 
     def __len__(self) -> int:
         return len(self._units) * self._source.samples_per_unit
@@ -92,7 +104,7 @@ class Calibration:
         Raises: InputError O24-030 to O24-033.
         """
         source = self._source.fitted(input_specs(model))
-        return source.feeds(self._units)
+        return source.feeds(self._units, self._units_per_run)
 
     def describe(self) -> str:
         """In words, for reports."""
@@ -122,8 +134,8 @@ class Calibration:
         marks = np.arange(count + 1) * first // count
         chosen = np.diff(marks) > 0
         return (
-            Calibration(self._source, self._units[chosen]),
-            Calibration(self._source, self._units[~chosen]),
+            Calibration(self._source, self._units[chosen], self._units_per_run),
+            Calibration(self._source, self._units[~chosen], self._units_per_run),
         )
 
 
@@ -279,10 +291,11 @@ class _Source(abc.ABC):
         """This source for a model of these inputs. Raises: InputError O24-031 to O24-033."""
 
     @abc.abstractmethod
-    def feeds(self, units: np.ndarray) -> Iterator[Feeds]: ...
+    def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
+        """What to feed, at most `per_run` units at once."""
 
     def hash(self, digest: Any, units: np.ndarray) -> None:
-        for feeds in self.feeds(units):
+        for feeds in self.feeds(units, self.units_per_run):
             for name in sorted(feeds):
                 _hash_array(digest, name, feeds[name])
 
@@ -433,7 +446,7 @@ class _Stacked(_Source):
         row_bytes = sum(h.dtype.itemsize * math.prod(h.shape[1:]) for h in self._headers.values())
         return min(ROWS_PER_RUN, max(1, BYTES_PER_RUN // max(1, row_bytes)))
 
-    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+    def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
         with ExitStack() as stack:
             try:
                 archive = stack.enter_context(zipfile.ZipFile(self._path))
@@ -444,9 +457,8 @@ class _Stacked(_Source):
                 }
             except _UNREADABLE as err:
                 raise _unreadable(self.description, str(err)) from err
-            step = self._plan.units_per_run
-            for start in range(0, len(units), step):
-                yield self._run(readers, units[start : start + step])
+            for start in range(0, len(units), per_run):
+                yield self._run(readers, units[start : start + per_run])
 
     def _run(self, readers: dict[str, _Rows], units: np.ndarray) -> Feeds:
         feeds = {}
@@ -530,7 +542,7 @@ class _Archives(_Source):
     def fitted(self, specs: list[InputSpec]) -> _Source:
         return self if specs == self.specs else _Archives(self._paths, self.description, specs)
 
-    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+    def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
         by_name = {s.name: s for s in self.specs}
         for unit in units:
             path = self._paths[unit]
@@ -570,7 +582,7 @@ class _TestData(_Source):
     def fitted(self, specs: list[InputSpec]) -> _Source:
         return self if specs == self.specs else _TestData(self._sets, self.description, specs)
 
-    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+    def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
         by_name = {s.name: s for s in self.specs}
         for unit in units:
             arrays = self._read(self._sets[unit])
@@ -641,7 +653,7 @@ class _Random(_Source):
         _check_run(self.description, given, specs)
         return self
 
-    def feeds(self, units: np.ndarray) -> Iterator[Feeds]:
+    def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
         for unit in units:
             yield {
                 spec.name: self._values(spec, np.random.default_rng([self._seed, int(unit), i]))

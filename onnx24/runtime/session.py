@@ -57,7 +57,8 @@ class Session:
     outputs: names of values of the main graph; the model's outputs where None.
     optimize: apply ONNX Runtime's basic graph optimizations; the fusion of Q/DQ into integer
     kernels stays off, whose rounding is another. False runs every node as written.
-    threads: all that this process may use, where None.
+    fast: all of its optimizations but those of Q/DQ; what they round differently depends on the
+    CPU. threads: all that this process may use, where None.
     Raises: InputError O24-016 where ONNX Runtime refuses the model.
     """
 
@@ -67,6 +68,7 @@ class Session:
         outputs: Sequence[str] | None = None,
         *,
         optimize: bool = True,
+        fast: bool = False,
         threads: int | None = None,
     ) -> None:
         self._file = str(model.path or "")
@@ -78,7 +80,9 @@ class Session:
             model = _with_outputs(model, outputs)
         try:
             self._session = ort.InferenceSession(
-                self._source(model), _options(optimize, threads), providers=["CPUExecutionProvider"]
+                self._source(model),
+                _options(optimize, fast, threads),
+                providers=["CPUExecutionProvider"],
             )
         except _ERRORS as err:
             raise self._refused(err) from err
@@ -167,10 +171,12 @@ def _with_outputs(model: Model, names: Sequence[str]) -> Model:
     return model.variant(proto)
 
 
-def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
+def _options(optimize: bool, fast: bool, threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_BASIC if optimize else level.ORT_DISABLE_ALL
+    if fast:
+        options.graph_optimization_level = level.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or _cpus()
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

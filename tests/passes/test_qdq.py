@@ -216,7 +216,7 @@ def test_percentile_clips_what_max_keeps(tmp_path):
     data = samples(model, tmp_path, x=x)
     largest = Model.from_bytes(model.to_bytes())
     quantized(largest, tmp_path, "calibrator=max", data=data, min_sqnr=None)
-    quantized(model, tmp_path, "percentile=99.9", data=data, min_sqnr=None)
+    quantized(model, tmp_path, "calibrator=percentile percentile=99.9", data=data, min_sqnr=None)
     assert scale_of(largest, "x") == np.float32(100 / 127)
     assert 3 / 127 < scale_of(model, "x") < 4 / 127
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from onnx24.quant import calibrators
-from onnx24.quant.calibrators import BINS, Max, Method, Percentile
+from onnx24.quant.calibrators import BINS, Auto, Entropy, Max, Method, Mse, Percentile
 
 
 def sweep(calibrator, arrays):
-    for _ in range(calibrator.sweeps):
-        for array in arrays:
-            calibrator.observe(array)
-        calibrator.end_sweep()
+    for array in arrays:
+        calibrator.observe(array)
     return calibrator
 
 
@@ -91,3 +91,92 @@ def test_denormal_ranges_do_not_divide_by_zero():
 def test_a_percentile_out_of_range(percentile):
     with pytest.raises(ValueError, match="percentile"):
         Percentile(percentile)
+
+
+# --- histograms ----------------------------------------------------------------------------
+def direct_counts(x: np.ndarray, width: float) -> np.ndarray:
+    """Range first, counts in a second pass, in float64."""
+    magnitudes = np.abs(x[x != 0]).astype(np.float64)
+    return np.bincount((magnitudes / width).astype(np.int64))
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_one_sweep_counts_what_two_would(order, scale):
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal(100_000) * scale).astype(np.float32)
+    x[::3] = 0
+    x.sort() if order != "shuffled" else None
+    parts = np.array_split(x if order != "falling" else x[::-1], 23)
+    found = sweep(Mse(), parts).distribution()
+    assert BINS <= len(found.counts) <= 2 * BINS
+    assert np.log2(found.width).is_integer()
+    np.testing.assert_array_equal(found.counts, direct_counts(x, found.width))
+    assert found.peak == np.abs(x).max()
+
+
+def test_entropy_clips_a_far_tail_and_keeps_a_uniform_one():
+    rng = np.random.default_rng(4)
+    x = rng.uniform(-1, 1, 400_000).astype(np.float32)
+    assert sweep(Entropy(), [x]).amax > 0.97
+    tail = np.concatenate([rng.standard_normal(400_000), [200.0, -180.0]]).astype(np.float32)
+    assert sweep(Entropy(), [tail]).amax < 20
+
+
+def test_the_zero_bin_fix():
+    """A peak of values that round to 0 anyway does not draw the range down."""
+    rng = np.random.default_rng(5)
+    x = np.abs(rng.standard_normal(200_000)).astype(np.float32)
+    near_zero = np.full(2_000_000, 1e-4, np.float32)
+    plain, peaked = sweep(Entropy(), [x]).amax, sweep(Entropy(), [x, near_zero]).amax
+    assert peaked == plain
+
+
+def error(x: np.ndarray, amax: float) -> float:
+    scale = amax / 127
+    return float(np.mean((np.clip(np.rint(x / scale), -127, 127) * scale - x) ** 2))
+
+
+@pytest.mark.parametrize("shape", ["normal", "laplace", "outliers"])
+def test_mse_is_the_best_of_all(shape):
+    rng = np.random.default_rng(6)
+    x = getattr(rng, "laplace" if shape == "laplace" else "normal")(size=300_000)
+    if shape == "outliers":
+        x[:300] *= 40
+    x = x.astype(np.float32)
+    found = sweep(Mse(), [x]).amax
+    best = min(error(x, amax) for amax in np.linspace(0.1, 1, 200) * np.abs(x).max())
+    assert error(x, found) < best * 1.01
+
+
+def test_auto_has_every_candidate_and_clips_only_for_half_the_error():
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal(300_000).astype(np.float32)
+    auto = sweep(Auto(), [x])
+    assert auto.amax == auto.peak
+    for method, amax in auto.candidates().items():
+        assert amax == sweep(calibrators.make(method), [x]).amax
+    x[:3] = 100, -80, 60
+    auto = sweep(Auto(), [x])
+    assert auto.amax == sweep(Mse(), [x]).amax < auto.peak
+
+
+def test_memory_does_not_grow_with_the_samples():
+    auto = Auto()
+    before = len(pickle.dumps(auto))
+    for _ in range(50):
+        auto.observe(np.random.default_rng(0).standard_normal(10_000).astype(np.float32))
+    assert len(pickle.dumps(auto)) < before + 200
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_the_compiled_engine_counts_the_same(scale, monkeypatch):
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(8)
+    arrays = [(rng.standard_normal(200_000) * scale * k).astype(np.float32) for k in (1, 7, 0.1)]
+    arrays[1][::2] = 0
+    compiled = sweep(Auto(), arrays)
+    monkeypatch.setattr(calibrators._numba, "available", lambda: False)
+    plain = sweep(Auto(), arrays)
+    np.testing.assert_array_equal(compiled.distribution().counts, plain.distribution().counts)
+    assert compiled.candidates() == plain.candidates() and compiled.values == plain.values

@@ -1,0 +1,258 @@
+"""Ranges of the activations around layers, judged by what the layers make of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from onnx24.analysis.int8_weights import PairedWeight
+from onnx24.analysis.placement import Layer
+from onnx24.errors import InputError
+from onnx24.ir.model import Model
+from onnx24.quant.calibrators import Auto, Calibrator, Method, Range
+from onnx24.quant.choice import Reader, choose, decibel, fake_quantized, output_noise
+from onnx24.quant.rows import Form, Moments, RowSample
+from onnx24.runtime.data import Calibration
+from onnx24.runtime.ranges import Observation, Observer
+from onnx24.runtime.session import Session
+
+__all__ = ["Measured", "best_candidate", "measure", "moments"]
+
+MOMENT_BYTES = 256 << 20
+"""Of second moments that are held at once; more of them take more rounds over the data."""
+
+CHECK_RUNS = 16
+CHECK_BYTES = 64 << 20
+"""Samples, and about how many bytes of their outputs, that sets of scales are compared on."""
+
+Progress = Callable[..., Iterator[Any]]
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass
+class Measured:
+    """What the samples said. ranges: by activation, empty until `find_ranges`; samples: of the
+    rows that layers read; cached: the ranges come from a file."""
+
+    calibrators: dict[str, Calibrator]
+    samples: dict[tuple[str, Form], RowSample]
+    ranges: dict[str, Range] = field(default_factory=dict)
+    cached: bool = False
+
+    def policies(self) -> dict[Method, dict[str, Range]]:
+        """`ranges`, and those of each single method for all activations, where all were kept."""
+        found = {Method.AUTO: self.ranges}
+        if not all(isinstance(each, Auto) for each in self.calibrators.values()):
+            return found
+        candidates = {n: each.candidates() for n, each in self.calibrators.items()}  # type: ignore[attr-defined]
+        for method in next(iter(candidates.values()), {}):
+            found[method] = {
+                name: self.calibrators[name].range(by_method[method], method.value)
+                for name, by_method in candidates.items()
+            }
+        return found
+
+    def find_ranges(self, method: Method, weights: Sequence[PairedWeight]) -> None:
+        """`auto` takes, for each activation that layers read, the range of the least error in
+        their outputs: the sum of ‖ŷ - y‖² / ‖y‖² over them, y of the floats and ŷ of the INT8
+        activation and weight, on the sample of rows (`quant.rows.RowSample`). An activation that
+        no layer reads row by row gets that of `quant.calibrators.Auto`."""
+        readers: dict[str, list[tuple[PairedWeight, Layer]]] = {}
+        for weight in weights:
+            for layer in weight.readers:
+                readers.setdefault(layer.data, []).append((weight, layer))
+        for name, calibrator in self.calibrators.items():
+            if method is not Method.AUTO or not isinstance(calibrator, Auto):
+                self.ranges[name] = calibrator.range(method=method.value)
+                continue
+            own = [pair for pair in readers.get(name, []) if self._sample(*pair) is not None]
+            candidates = calibrator.candidates()
+            if not own or not calibrator.peak:
+                self.ranges[name] = calibrator.range(method=Method.AUTO.value)
+                continue
+            # One reader at a time: its matrices are not small.
+            best, _ = choose(candidates, filter(None, (self._reader(w, layer) for w, layer in own)))
+            self.ranges[name] = calibrator.range(candidates[best], best.value)
+
+    def sqnr_db(self, weight: PairedWeight, layer: Layer, amax: float) -> float | None:
+        """Signal to noise of the layer's output on the sample; None where it is not followed."""
+        reader = self._reader(weight, layer)
+        if reader is None or not amax > 0:
+            return None
+        signal, (noise,) = output_noise(reader, [amax])
+        return decibel(signal, noise)
+
+    def mean_error(self, weight: PairedWeight, layer: Layer, amax: float) -> np.ndarray | None:
+        """How much the layer's product grows by quantization on average, by output channel [N];
+        None where it is not followed."""
+        reader = self._reader(weight, layer)
+        if reader is None or weight.form is None or weight.form.kind == "deconv":
+            return None
+        rows = reader.rows.transpose(1, 0, 2)
+        share = reader.weights / reader.weights.sum()
+        exact = np.einsum("n,gnk->gk", share, rows, dtype=np.float64)
+        rounded = np.einsum("n,gnk->gk", share, fake_quantized(rows, amax), dtype=np.float64)
+        change = np.einsum("gk,grk->gr", rounded, reader.rounded)
+        return (change - np.einsum("gk,grk->gr", exact, reader.exact)).reshape(-1)
+
+    def _sample(self, weight: PairedWeight, layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows and weights; None where there are none to judge by."""
+        form = weight.form_for(layer)
+        sample = None if form is None else self.samples.get((layer.data, form))
+        if sample is None:
+            return None
+        rows, share = sample.rows()
+        return (rows, share) if len(rows) and np.isfinite(rows).all() else None
+
+    def _reader(self, weight: PairedWeight, layer: Layer) -> Reader | None:
+        sample = self._sample(weight, layer)
+        form = weight.form
+        if sample is None or form is None:
+            return None
+        return Reader(*sample, form.matrix(weight.exact()), form.matrix(weight.rounded()))
+
+
+def measure(
+    model: Model,
+    names: Sequence[str],
+    weights: Sequence[PairedWeight],
+    data: Calibration,
+    make: Callable[[], Calibrator],
+    progress: Progress,
+) -> Measured:
+    """Run the model over the samples once. names: the activations whose ranges are wanted.
+
+    Raises: InputError O24-016, O24-030 to O24-033.
+    """
+    observation = Observation(model, names, data)
+    calibrators = {name: make() for name in names}
+    samples = {
+        key: RowSample(key[1], observation.runs)
+        for weight in weights
+        for key in _keys(weight)
+        if key[0] in calibrators
+    }
+    observers: dict[str, list[Observer]] = {name: [each] for name, each in calibrators.items()}
+    for (name, _), sample in samples.items():
+        observers[name].append(sample)
+    observation.show(observers, progress)
+    return Measured(calibrators, samples)
+
+
+def moments(
+    model: Model,
+    weights: Sequence[PairedWeight],
+    data: Calibration,
+    progress: Progress,
+    *,
+    whole: bool,
+) -> Iterator[tuple[PairedWeight, np.ndarray]]:
+    """The second moments of each weight's inputs, over all its readers: `[G, K, K]` where
+    `whole`, else `[G, K]`. Weights whose products are not followed are left out.
+
+    Raises: InputError O24-016, O24-030 to O24-033.
+    """
+    for part in _portions([w for w in weights if w.form is not None], whole):
+        keys = dict.fromkeys(key for weight in part for key in _keys(weight))
+        found = {key: Moments(key[1], whole=whole) for key in keys}
+        observers: dict[str, list[Observer]] = {}
+        for (name, _), each in found.items():
+            observers.setdefault(name, []).append(each)
+        Observation(model, list(observers), data).show(observers, progress, "second moments")
+        for weight in part:
+            yield weight, np.sum([found[key].second for key in _keys(weight)], axis=0)
+
+
+def _keys(weight: PairedWeight) -> list[tuple[str, Form]]:
+    """(activation, how it makes rows) of each reader that is followed."""
+    pairs = ((layer.data, weight.form_for(layer)) for layer in weight.readers)
+    return list(dict.fromkeys((name, form) for name, form in pairs if form is not None))
+
+
+def best_candidate(
+    model: Model,
+    quantized: Model,
+    data: Calibration,
+    candidates: Mapping[K, Mapping[str, np.ndarray]],
+) -> K:
+    """Of several sets of values for initializers of `quantized` the one that brings its outputs
+    nearest to those of `model`: the least relative error, summed over outputs and at most
+    CHECK_RUNS samples; the first of equals, and where ONNX Runtime cannot run one of the models.
+
+    candidates: all name the same initializers.
+    """
+    first = next(iter(candidates))
+    single = data.with_units_per_run(1)
+    if single.runs > CHECK_RUNS:
+        single, _ = single.split(CHECK_RUNS / single.runs)
+    errors = dict.fromkeys(candidates, 0.0)
+    try:
+        wanted = _outputs(model, single)  # one session after the other: each holds the weights
+        trial = Session(_with_inputs(quantized, list(candidates[first])))
+        for exact, feeds in zip(wanted, single.batches(model), strict=False):
+            for key, values in candidates.items():
+                found = trial.run({**feeds, **values})
+                errors[key] += sum(_relative_error(y, found[name]) for name, y in exact.items())
+    except InputError:  # a type that ONNX Runtime has no kernels for
+        return first
+    return min(errors, key=lambda key: errors[key])
+
+
+def _outputs(model: Model, data: Calibration) -> list[dict[str, np.ndarray]]:
+    """What the model gives for the samples, as many as CHECK_BYTES hold."""
+    session, found, left = Session(model), [], CHECK_BYTES
+    for feeds in data.batches(model):
+        found.append({name: y for name, y in session.run(feeds).items() if _is_real(y)})
+        left -= sum(y.nbytes for y in found[-1].values())
+        if left < 0:
+            break
+    return found
+
+
+def _is_real(y: object) -> bool:
+    return isinstance(y, np.ndarray) and y.dtype.kind == "f" and bool(np.isfinite(y).all())
+
+
+def _relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return math.inf
+    difference = found.astype(np.float64) - wanted
+    signal = float(np.vdot(wanted, wanted))
+    return float(np.vdot(difference, difference)) / signal if signal else 0.0
+
+
+def _with_inputs(model: Model, names: Sequence[str]) -> Model:
+    """The model with these initializers as inputs, so that one session takes any values of them."""
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    wanted = set(names)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in wanted]
+    for tensor in proto.graph.initializer:
+        if tensor.name in wanted:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(value)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return model.variant(proto)
+
+
+def _portions(weights: Sequence[PairedWeight], whole: bool) -> Iterator[list[PairedWeight]]:
+    """In order, so many at once that their moments stay below MOMENT_BYTES."""
+    part: list[PairedWeight] = []
+    used = 0
+    for weight in weights:
+        assert weight.form is not None
+        size = 4 * weight.form.groups * weight.form.K * (weight.form.K if whole else 1)
+        if part and used + size > MOMENT_BYTES:
+            yield part
+            part, used = [], 0
+        part.append(weight)
+        used += size
+    if part:
+        yield part
