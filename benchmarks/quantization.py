@@ -469,16 +469,8 @@ def peers(args: argparse.Namespace) -> None:
             python = args.modelopt_python if name.startswith("ModelOpt") else sys.executable
             if python is None:
                 continue
-            command = [
-                python,
-                str(Path(__file__).resolve()),
-                "tool",
-                "--tool",
-                name,
-                str(source),
-                str(out),
-                str(calib),
-            ]
+            script = str(Path(__file__).resolve())
+            command = [python, script, "tool", "--tool", name, str(source), str(out), str(calib)]
             done = subprocess.run(command, capture_output=True, text=True, check=False,
                                   timeout=args.timeout)  # fmt: skip
             if done.returncode or not out.exists():
