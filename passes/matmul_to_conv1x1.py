@@ -10,6 +10,7 @@ from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.products import Product, Products, Refusal, has_products
 from onnx24.ir.index import Index
 from onnx24.ir.model import Model
+from onnx24.ir.repair import repair
 from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite.conv1x1 import Layout, rewrite_as_conv1x1
@@ -69,6 +70,8 @@ class MatmulToConv1x1(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         if self.when is When.NEVER or not has_products(model):
             return
+        if "unsorted" in model.defects and (self.when is When.ALWAYS or ctx.target.conv1x1):
+            repair(model)  # shapes are inferred, and nodes written anew, in order
         shapes = ctx.analysis(model, Shapes)
         with model.surgeon() as view:
             products = Products(model, shapes, view)

@@ -254,7 +254,7 @@ def test_pruned_weights(name: str, originals) -> None:
     """2:4 in what each product multiplies with; the survivors are the largest; nothing else is
     touched; every weight of a product has its reason."""
     original = originals(name)
-    model, result = compile_odd(original, "prune24")
+    model, result = compile_odd(original, "prune24{quality=magnitude}")
     source, pruned = original.model.proto, onnx.ModelProto.FromString(model.to_bytes())
     claims = model.claims.keys()
     claimed = {tuple(key) for key in claims}
