@@ -36,6 +36,9 @@ from onnx24.sparsity.solve import Method, Problem, make_problem, solve
 
 __all__ = ["Settings", "solve_layers"]
 
+LEAST_ROWS = 1 << 15
+"""Rows that a layer is solved on where the samples give as many, however few columns it has: what
+matters to a detector is in few places."""
 HELD_ROWS = 2048
 """Rows of the held-back samples that a layer is judged by."""
 TASK_ROWS = 1024
@@ -216,7 +219,7 @@ class _Walk:
         for number in range(self.runs):
             fitting = number < self.fit_runs
             runs, total = (
-                (self.fit_runs, self.settings.rows_per_k * K)
+                (self.fit_runs, max(self.settings.rows_per_k * K, LEAST_ROWS))
                 if fitting
                 else (self.runs - self.fit_runs, HELD_ROWS)
             )
@@ -286,7 +289,7 @@ class _Walk:
             outcome = self._solve_group(group, sums, held)
             seconds = time.perf_counter() - start
             for layer, result in zip(group.layers, outcome, strict=True):
-                result.facts["seconds"] = round(seconds / len(group.layers), 3)
+                result.seconds = seconds / len(group.layers)
                 self.saved.store(layer.key, result)
                 self._take(layer, result)
 

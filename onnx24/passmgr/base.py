@@ -86,6 +86,8 @@ class Context:
     records: list[SiteRecord] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
     """Numbers of the pass that is running, for the report; the manager empties it before each."""
+    layer_seconds: dict[str, float] = field(default_factory=dict)
+    """How long each layer took, by weight; apart from the records, which are always the same."""
     progress: Callable[..., Iterator[Any]] = _no_progress
     work_dir: Path | None = None
     """Where a killed run leaves what the next one can go on with."""

@@ -48,7 +48,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class PassRun:
     """One pass of a finished run.
 
-    changed: from the fingerprints. seconds: of `Pass.run` alone. peak_bytes: the process's peak
+    changed: from the fingerprints. seconds: of `Pass.run` alone. layer_seconds: of those layers
+    that took any, by weight. peak_bytes: the process's peak
     resident size during the pass [bytes], where `Timing` measured it.
     """
 
@@ -58,6 +59,7 @@ class PassRun:
     seconds: float
     peak_bytes: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
+    layer_seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -68,6 +70,8 @@ class PassRun:
         }
         if self.peak_bytes is not None:
             out["peak_bytes"] = self.peak_bytes
+        if self.layer_seconds:
+            out["layer_seconds"] = dict(self.layer_seconds)
         if self.statistics:
             out["statistics"] = dict(self.statistics)
         return out
@@ -176,7 +180,7 @@ def run(
 def _run_pass(step: Step, hooks: Sequence[Instrument], before: Fingerprint) -> Fingerprint:
     """Run one pass inside its hooks. Returns: the fingerprint afterwards."""
     model, context = step.model, step.context
-    context.statistics = {}
+    context.statistics, context.layer_seconds = {}, {}
     context.diagnostics.pass_name = step.name
     generations = model.generation_key(_ALL)
     with ExitStack() as stack:
@@ -201,6 +205,7 @@ def _finished(step: Step) -> PassRun:
         seconds=step.seconds,
         peak_bytes=step.peak_bytes,
         statistics=step.context.statistics,
+        layer_seconds=step.context.layer_seconds,
     )
 
 

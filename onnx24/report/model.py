@@ -332,7 +332,9 @@ def build_report(
     for item in result.passes:
         entry = dict(item.to_json())
         timing: dict[str, Any] = {
-            key: entry.pop(key) for key in ("seconds", "peak_bytes") if key in entry
+            key: entry.pop(key)
+            for key in ("seconds", "layer_seconds", "peak_bytes")
+            if key in entry
         }
         passes.append(entry)
         seconds.append({"pass": item.name, **timing})

@@ -91,10 +91,28 @@ def test_the_two_largest_of_four_along_k_survive():
 def test_the_warning_comes_once():
     text = """g (float[N, 8] x) => (float[N, 8] y) { a = MatMul(x, w) y = MatMul(a, v) }"""
     model = build(text, w=array((8, 8)), v=array((8, 8), seed=1))
-    result = prune(model)
+    result = prune(model, "permute=off")
     (warning,) = [d for d in result.diagnostics if d.code == "O24-125"]
     assert warning.severity is Severity.WARNING and warning.facts == {"weights": 2}
     assert result.passes[0].statistics == {"pruned": 2, "already": 0, "refused": 0}
+
+
+def test_channels_are_reordered_where_nothing_else_is_known():
+    """A hidden layer's channels are free; the dense function stays, and less is lost."""
+    rng = np.random.default_rng(0)
+    text = "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
+    v = array((64, 8), seed=1) * np.exp(rng.standard_normal((64, 1))).astype(np.float32)
+    lost = {}
+    for options in ("permute=off", "", "permute=on quality=magnitude", "quality=magnitude"):
+        model = build(text, w=array((8, 64)), v=v)
+        result = prune(model, options)
+        (record,) = [r for r in result.records if r.weight == "v" and r.action == "pruned"]
+        lost[options] = record.facts["relative_error"]
+        wanted = 1 if options in ("", "permute=on quality=magnitude") else 0
+        assert result.passes[0].statistics.get("permuted", 0) == wanted
+    assert lost[""] < 0.95 * lost["permute=off"]
+    assert lost["permute=on quality=magnitude"] == lost[""]
+    assert lost["quality=magnitude"] == lost["permute=off"]
 
 
 PRODUCTS = [
@@ -430,7 +448,7 @@ def test_a_tied_embedding_is_pruned_on_request_only():
     model = build(text, w=weight)
     assert codes(prune(model)) == {"w": ("refused", "O24-116")}
     np.testing.assert_array_equal(model.weights["w"], weight)
-    assert codes(prune(model, "tied=prune")) == {"w": ("pruned", "O24-100")}
+    assert codes(prune(model, "tied=prune permute=off")) == {"w": ("pruned", "O24-100")}
     np.testing.assert_array_equal(model.weights["w"], np.where(mask_24(weight, 1), weight, 0))
     # tied=prune does not help where axes differ: no order of pruning gives both.
     text = THREE.replace("w1", "t").replace("[enc_1]", "t = Transpose(w0)\n  [enc_1]")
