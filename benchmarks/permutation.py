@@ -192,9 +192,9 @@ def accuracy_row(path: Path, folder: str) -> list[str]:
     row = [path.stem]
     for text in (
         "check24",
-        "prune24",
-        "permute24{norms=off},prune24",
-        "permute24{norms=on},prune24",
+        "prune24{permute=off}",
+        "permute24{norms=off},prune24{permute=off}",
+        "permute24{norms=on},prune24{permute=off}",
     ):
         model = Model.load(path)
         run(

@@ -218,6 +218,7 @@ class Prune24(Pass):
         names = [name for verdict in verdicts.values() for name in _names(verdict)]
         selection.check("prune24", names, "weight and no node that reads one")
         verdicts, permuted = self._permuted(model, ctx, verdicts, selection)
+        found = ctx.analysis(model, WeightUses)
         magnitude = Magnitude(model, found)
         copied = self._to_copy(ctx, verdicts.values(), selection)
         selected = {key: self._select(verdict, selection) for key, verdict in verdicts.items()}
@@ -287,6 +288,10 @@ class Prune24(Pass):
         if not self._permutes(ctx, chosen):
             return verdicts, 0
         found, coupling = ctx.analysis(model, WeightUses), ctx.analysis(model, Coupling)
+        magnitude = Magnitude(model, found)
+        for verdict in chosen:
+            magnitude.search_nonfinite(verdict)
+        magnitude.check_finite()
         norms = None
         if ctx.calibration is not None and not ctx.calibration.is_random:
             uses = [use for verdict in chosen for use in verdict.products]
