@@ -54,6 +54,11 @@ class MomentSums:
         if self._waiting >= CHUNK_ROWS:
             self.flush()
 
+    @property
+    def seen(self) -> int:
+        """Rows so far, those that wait included."""
+        return self.rows + self._waiting
+
     def flush(self) -> None:
         """Add what waits to the sums."""
         if not self._chunk:

@@ -93,7 +93,7 @@ def solve_model(
     )
     solved = Solved(
         results=results,
-        layers={layer.key: layer for layer in plan.layers},
+        layers={layer.key: layer for layer in plan.layers if layer.key in results},
         unsolved=dict(plan.unsolved),
         fitted=len(fitting),
         held=0 if alone else len(held),

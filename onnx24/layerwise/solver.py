@@ -279,6 +279,10 @@ class _Walk:
         for group in left:
             start = time.perf_counter()
             sums, held = self._gather(group)
+            if not sums[0].seen:
+                for layer in group.layers:
+                    self.plan.unsolved[layer.key] = "no calibration sample gives its layer a row"
+                continue
             outcome = self._solve_group(group, sums, held)
             seconds = time.perf_counter() - start
             for layer, result in zip(group.layers, outcome, strict=True):
