@@ -489,6 +489,15 @@ _TABLE = (
         "give at least two runs of samples; 500 and more are better",
     ),
     Code(
+        "O24-136",
+        "warning",
+        "activations are not finite",
+        "Rows of a layer's input hold NaN or infinity for the calibration samples, in the dense or "
+        "in the compressed model. They were left out; a layer all of whose rows do is pruned by "
+        "magnitude.",
+        "look for the sample or the operator (Log, Div, Sqrt, an FP16 overflow) that makes them",
+    ),
+    Code(
         "O24-140",
         "note",
         "channels permuted",

@@ -168,6 +168,7 @@ class _Graph:
             key: max((_node(site) for site in of_key), key=lambda n: position[id(n)])
             for key, of_key in sites.items()
         }
+        self.named: set[str] = set()
         self.depth: dict[str, int] = {}
         self.runs_in: dict[int, int] = {}
         seen: dict[ValueKey, int] = {}
@@ -238,9 +239,10 @@ class _Graph:
 
     def _fresh(self, name: str) -> str:
         taken, n = name, 1
-        while self.index.resolve(taken) is not None:
+        while self.index.resolve(taken) is not None or taken in self.named:
             n += 1
             taken = f"{name}.{n}"
+        self.named.add(taken)
         return taken
 
     def _only_reader(self, value: str) -> NodeProto | None:
