@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.layerwise.judge import Agreement, Judge, fewest
@@ -25,6 +27,7 @@ from onnx24.layerwise.results import LayerResult
 from onnx24.layerwise.segments import whole
 from onnx24.layerwise.solver import Settings, solve_layers
 from onnx24.layerwise.stages import Layer, make_plan
+from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmentation, Augmented
 from onnx24.runtime.data import Calibration
 from onnx24.sparsity.masks import prune_24_by_stride
@@ -71,11 +74,15 @@ def solve_model(
 
     budget: the largest relative error of the outputs, 0 for no limit; layers go back to dense
     until it is met.
-    Raises: InputError O24-016, O24-030 to O24-033; segments.Unsupported; BackendError O24-500.
+    Raises: InputError O24-016, O24-030 to O24-033, O24-035 for a budget that no sample is left to
+    judge; segments.Unsupported; BackendError O24-500.
     """
     plan = make_plan(model, found, strides)
     fit, held = data.split(1 - HELD_BACK)
     alone = fit is held or fit.runs + held.runs < 2
+    if alone and budget > 0:
+        message = "prune24: budget needs at least two runs of samples, one of them to judge by"
+        raise InputError.of("O24-035", message)
     fitting: Any = Augmented(fit, augmentation, model) if augmentation else fit
     dense = {layer.key.name: found.read(model, layer.key) for layer in plan.layers}
     dense.update({layer.bias.name: layer.bias.values for layer in plan.layers if layer.bias})
@@ -99,7 +106,9 @@ def solve_model(
         held=0 if alone else len(held),
         resumed=saved.found,
     )
-    if not alone and plan.layers:
+    if budget > 0:  # what can't be measured can't be promised
+        solved.dense_again.update((key, 0.0) for key in plan.unsolved)
+    if not alone and solved.layers:
         with threadpool_limits(1):
             _judge(model, solved, dense, strides, held, resources, budget, progress)
     return solved
@@ -116,8 +125,26 @@ def _judge(
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     layers = list(solved.layers.values())
-    samples = [feeds for feeds, _ in zip(held.batches(model), range(MAX_HELD_RUNS), strict=False)]
-    judge = Judge(whole(model, layers, dense, held.names), samples, dense, resources.threads)
+
+    def samples() -> Iterator[Mapping[str, np.ndarray]]:
+        return islice(held.batches(model), MAX_HELD_RUNS)
+
+    with Store(resources.memory_bytes // 2, resources.folder) as store:
+        piece = whole(model, layers, dense, held.names)
+        judge = Judge(piece, samples, dense, store, resources.threads)
+        _choose(judge, solved, dense, strides, budget, progress)
+
+
+def _choose(
+    judge: Judge,
+    solved: Solved,
+    dense: dict[str, np.ndarray],
+    strides: Mapping[ValueKey, int],
+    budget: float,
+    progress: Callable[..., Iterator[Any]],
+) -> None:
+    """Which layers go back to magnitude, and which to dense."""
+    layers = list(solved.layers.values())
     by_magnitude = {
         layer.key.name: prune_24_by_stride(dense[layer.key.name], strides[layer.key])
         for layer in layers

@@ -49,11 +49,14 @@ def parse_augmentation(text: str) -> Augmentation | None:
             "such as shift2, shift3+flip, shift2x16@28x28"
         )
     pixels, flip, factor, image = match.groups()
+    sizes = image.split("x") if image else []
+    if any(int(n) == 0 for n in (*sizes, factor or "1")):
+        raise ValueError(f"{text!r}: the factor and the sizes of an image are 1 or more")
     return Augmentation(
         shift=int(pixels) if pixels else _SHIFT,
         flip=flip is not None,
         factor=int(factor) if factor else _FACTOR,
-        image=tuple(int(n) for n in image.split("x")) if image else None,
+        image=tuple(int(n) for n in sizes) or None,
     )
 
 
