@@ -86,10 +86,18 @@ def solve_model(
     fitting: Any = Augmented(fit, augmentation, model) if augmentation else fit
     dense = {layer.key.name: found.read(model, layer.key) for layer in plan.layers}
     dense.update({layer.bias.name: layer.bias.values for layer in plan.layers if layer.bias})
+    # Whoever reads a weight that stands in no body sees it pruned, solved or not.
+    dense.update({k.name: found.read(model, k) for k in plan.unsolved if not k.scope})
+
+    def unsolved() -> dict[str, np.ndarray]:
+        keys = [] if budget > 0 else [key for key in plan.unsolved if not key.scope]
+        return {k.name: prune_24_by_stride(dense[k.name], strides[k]) for k in keys}
+
     results = solve_layers(
         model,
         plan,
         dense,
+        unsolved(),
         strides,
         fitting,
         None if alone else held,
@@ -110,7 +118,7 @@ def solve_model(
         solved.dense_again.update((key, 0.0) for key in plan.unsolved)
     if not alone and solved.layers:
         with threadpool_limits(1):
-            _judge(model, solved, dense, strides, held, resources, budget, progress)
+            _judge(model, solved, dense, unsolved(), strides, held, resources, budget, progress)
     return solved
 
 
@@ -118,6 +126,7 @@ def _judge(
     model: Model,
     solved: Solved,
     dense: dict[str, np.ndarray],
+    unsolved: dict[str, np.ndarray],
     strides: Mapping[ValueKey, int],
     held: Calibration,
     resources: Resources,
@@ -132,7 +141,7 @@ def _judge(
     with Store(resources.memory_bytes // 2, resources.folder) as store:
         piece = whole(model, layers, dense, held.names)
         judge = Judge(piece, samples, dense, store, resources.threads)
-        _choose(judge, solved, dense, strides, budget, progress)
+        _choose(judge, solved, {**dense, **unsolved}, strides, budget, progress)
 
 
 def _choose(
@@ -143,7 +152,7 @@ def _choose(
     budget: float,
     progress: Callable[..., Iterator[Any]],
 ) -> None:
-    """Which layers go back to magnitude, and which to dense."""
+    """Which layers go back to magnitude, and which to dense. dense: but for the unsolved."""
     layers = list(solved.layers.values())
     by_magnitude = {
         layer.key.name: prune_24_by_stride(dense[layer.key.name], strides[layer.key])

@@ -61,6 +61,7 @@ def solve_layers(
     model: Model,
     plan: Plan,
     dense: dict[str, np.ndarray],
+    pruned: Mapping[str, np.ndarray],
     strides: Mapping[ValueKey, int],
     fit: Calibration | Augmented,
     held: Calibration | None,
@@ -71,12 +72,14 @@ def solve_layers(
 ) -> dict[ValueKey, LayerResult]:
     """Solve every layer of the plan.
 
-    dense: stored weights and biases by name. strides: of the groups of four in the stored tensors.
+    dense: stored weights and biases by name. pruned: those that are pruned without being solved.
+    strides: of the groups of four in the stored tensors.
     fit, held: samples to solve on and to judge by, None where there are none.
     Raises: InputError O24-016 where the model can't be run; Unsupported where not in pieces;
     BackendError O24-500 for an executor that is not installed.
     """
     walk = _Walk(model, plan, dense, strides, settings, resources, progress, saved)
+    walk.current.update(pruned)
     with (
         threadpool_limits(1),
         ThreadPoolExecutor(resources.threads) as walk.pool,

@@ -195,6 +195,39 @@ def test_a_budget_leaves_dense_what_it_cannot_judge(tmp_path):
         assert is_24(model.weights["v"], 0) is (code == "O24-100")
 
 
+def test_weights_in_bodies_count_in_what_is_judged(tmp_path):
+    """By magnitude and unsolved, but part of the model whose error is said."""
+    inner = helper.make_graph(
+        [NODE("MatMul", ["h", "u"], ["t"], "inner")],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, ["n", 32])],
+    )
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["h"]),
+        NODE("ReduceMax", ["h"], ["m"], keepdims=0),
+        NODE("Equal", ["m", "m"], ["c"]),
+        NODE("If", ["c"], ["y"], "choose", then_branch=inner, else_branch=inner),
+    ]
+    weights = {"w": weight(32, 32), "u": weight(32, 32, seed=1)}
+    x = correlated(300, 32)
+
+    def run(text):
+        model = model_of(nodes, weights, {"x": ["n", 32]}, ["y"])
+        feeds = {"x": x[-30:]}
+        dense = outputs(model, feeds)
+        model, result = compiled(model, text, data_for(tmp_path, model, x=x))
+        return result, relative(outputs(model, feeds), dense)
+
+    result, error = run("prune24")
+    assert result.passes[-1].statistics["output_error"] == pytest.approx(error, rel=0.3)
+    assert error > 0.2
+    result, error = run("prune24{budget=0.15}")
+    assert result.passes[-1].statistics["output_error"] == pytest.approx(error, rel=0.3)
+    left = {r.weight: r.code for r in result.records if r.weight}
+    assert left["u"] == "O24-134" and left["w"] == "O24-100"
+
+
 # --- resuming ------------------------------------------------------------------------------------
 def test_what_another_selection_solved_is_not_taken(tmp_path):
     """A layer is fitted to those before it: with another limit of sites it is another."""
