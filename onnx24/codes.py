@@ -470,8 +470,9 @@ _TABLE = (
         "O24-133",
         "warning",
         "model cannot be run in pieces",
-        "Layers are solved on the values between them. A value that is no tensor stands between "
-        "two layers, so that magnitude decided alone.",
+        "Layers are solved on the values between them, in the dense and in the compressed model. A "
+        "value that is no tensor stands between two layers, or a node draws random numbers, so "
+        "that magnitude decided alone; with a budget, the weights stay dense.",
     ),
     Code(
         "O24-134",

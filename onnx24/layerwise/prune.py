@@ -24,9 +24,9 @@ from onnx24.layerwise.judge import Agreement, Judge, fewest
 from onnx24.layerwise.progress import Saved
 from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.results import LayerResult
-from onnx24.layerwise.segments import whole
+from onnx24.layerwise.segments import Unsupported, whole
 from onnx24.layerwise.solver import Settings, solve_layers
-from onnx24.layerwise.stages import Layer, make_plan
+from onnx24.layerwise.stages import Layer, draws, make_plan
 from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmentation, Augmented
 from onnx24.runtime.data import Calibration
@@ -77,6 +77,8 @@ def solve_model(
     Raises: InputError O24-016, O24-030 to O24-033, O24-035 for a budget that no sample is left to
     judge; segments.Unsupported; BackendError O24-500.
     """
+    if random := draws(model):
+        raise Unsupported(f"{random} draws other numbers each time: two runs can't be compared")
     plan = make_plan(model, found, strides)
     fit, held = data.split(1 - HELD_BACK)
     alone = fit is held or fit.runs + held.runs < 2

@@ -23,7 +23,7 @@ from onnx24.ir.scopes import bodies, node_label
 from onnx24.ir.weights import numpy_dtype
 from onnx24.layerwise.sites import Site, site_of
 
-__all__ = ["Bias", "Layer", "Plan", "Residual", "Segment", "make_plan"]
+__all__ = ["Bias", "Layer", "Plan", "Residual", "Segment", "draws", "make_plan"]
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
@@ -95,6 +95,22 @@ class Plan:
     last_use: dict[str, int]
     unsolved: dict[ValueKey, str]
     layers: tuple[Layer, ...] = field(default=())
+
+
+def draws(model: Model) -> str | None:
+    """A node, bodies included, that gives other values each time it is run; None where none
+    does."""
+
+    def first(nodes: Iterable[NodeProto]) -> str | None:
+        for node in nodes:
+            if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
+                return f"{node_label(node)} ({node.op_type})"
+            for _, graph in bodies(node):
+                if inner := first(graph.node):
+                    return inner
+        return None
+
+    return first(model.proto.graph.node)
 
 
 def make_plan(model: Model, found: WeightUses, keys: Iterable[ValueKey]) -> Plan:

@@ -228,6 +228,20 @@ def test_weights_in_bodies_count_in_what_is_judged(tmp_path):
     assert left["u"] == "O24-134" and left["w"] == "O24-100"
 
 
+def test_models_that_draw_random_numbers(tmp_path):
+    """Their outputs differ from themselves; the result must not differ from run to run."""
+    found = set()
+    for _ in range(2):
+        nodes = [NODE("RandomNormalLike", ["x"], ["e"], "noise"), NODE("Add", ["x", "e"], ["z"])]
+        nodes += [NODE("MatMul", ["z", "w"], ["y"])]
+        model = model_of(nodes, {"w": weight(32, 32)}, {"x": ["n", 32]}, ["y"])
+        model, result = compiled(model, "prune24", data_for(tmp_path, model, x=correlated(99, 32)))
+        (said,) = [d for d in result.diagnostics if d.code == "O24-133"]
+        assert said.message.startswith("noise (RandomNormalLike)")
+        found.add(model.to_bytes())
+    assert len(found) == 1
+
+
 # --- resuming ------------------------------------------------------------------------------------
 def test_what_another_selection_solved_is_not_taken(tmp_path):
     """A layer is fitted to those before it: with another limit of sites it is another."""
