@@ -308,7 +308,8 @@ class Prune24(Pass):
         """Whether activations decide. Raises: InputError O24-035 where they are asked for and no
         data are given."""
         asked = self.method not in (Method.AUTO, Method.MAGNITUDE) or self.budget > 0
-        if self.quality is Quality.MAGNITUDE and self.method in (Method.AUTO, Method.MAGNITUDE):
+        alone = self.quality is Quality.MAGNITUDE and self.method in (Method.AUTO, Method.MAGNITUDE)
+        if alone and not self.budget:
             return False
         if ctx.calibration is None:
             if asked:
@@ -356,7 +357,7 @@ class Prune24(Pass):
 
 
 _TIERS = {
-    Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False),
+    Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False, refit_steps=0),
     Quality.FAST: Settings(method=SolverMethod.WANDA),
     Quality.DEFAULT: Settings(),
     Quality.MAX: Settings(steps=90, refit_steps=20, rows_per_k=32),

@@ -165,7 +165,8 @@ def _choose(
     solved.agreement = judge(ours)
     limit = solved.agreement_magnitude.rel_l2
     if not solved.agreement.rel_l2 <= limit:
-        order = sorted(layers, key=lambda layer: _advantage(solved.results[layer.key]))
+        others = [layer for layer in layers if not solved.results[layer.key].magnitude]
+        order = sorted(others, key=lambda layer: _advantage(solved.results[layer.key]))
 
         def fallen(n: int) -> dict[str, np.ndarray]:
             back = {layer.key: layer for layer in order[:n]}

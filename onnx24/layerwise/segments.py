@@ -95,10 +95,15 @@ def segment_piece(
 
 
 def whole(model: Model, layers: Sequence[Layer], dense: Weights, fed: Sequence[str]) -> Piece:
-    """The whole main graph, with the inputs `fed`."""
+    """The whole main graph, with the inputs `fed` and the outputs that are tensors.
+
+    Raises: Unsupported where none is.
+    """
     graph = model.proto.graph
     inputs = [value for value in graph.input if value.name in fed]
-    names = [value.name for value in graph.output]
+    names = [v.name for v in graph.output if v.type.WhichOneof("value") in ("tensor_type", None)]
+    if not names:
+        raise Unsupported("no output is a tensor, by which the result could be judged")
     return Piece(model, list(graph.node), inputs, names, layers, dense)
 
 

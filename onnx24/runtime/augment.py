@@ -72,7 +72,8 @@ class Augmented:
         self._axes: dict[str, tuple[tuple[int, ...] | None, int, int]] = {}
         for spec in input_specs(model):
             sizes = spec.dims or ()
-            if spec.name in data.names and spec.dtype.kind in "fV":
+            pixels = spec.dtype.kind in "fV" or spec.dtype == np.uint8
+            if spec.name in data.names and pixels:
                 axes = _image_axes(sizes, augmentation.image)
                 if axes is not None:
                     self._axes[spec.name] = axes

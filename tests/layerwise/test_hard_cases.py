@@ -242,6 +242,33 @@ def test_models_that_draw_random_numbers(tmp_path):
     assert len(found) == 1
 
 
+def test_a_budget_is_kept_by_magnitude_too(tmp_path):
+    model = mlp()
+    data = data_for(tmp_path, model, x=correlated(200, 32))
+    model, result = compiled(model, "prune24{quality=magnitude budget=0.2}", data)
+    assert result.passes[-1].statistics["output_error"] <= 0.2
+    assert "O24-134" in {r.code for r in result.records}
+    for name, code in {(r.weight, r.code) for r in result.records if r.weight in ("w0", "w1")}:
+        if code == "O24-100":  # as they were, or zero
+            now, was = model.weights[name], mlp().weights[name]
+            np.testing.assert_allclose(now, np.where(now != 0, was, 0), rtol=1e-6)
+
+
+def test_outputs_that_are_no_tensors_are_not_judged(tmp_path):
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["y"]),
+        NODE("SequenceConstruct", ["y", "y"], ["s"]),
+    ]
+    model = model_of(nodes, {"w": weight(32, 32)}, {"x": ["n", 32]}, ["y", "s"])
+    model.proto.graph.output[1].CopyFrom(
+        helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["n", 32])
+    )
+    model, result = compiled(model, "prune24", data_for(tmp_path, model, x=correlated(200, 32)))
+    facts = pruned(result, "w")
+    assert facts["output_error"] < 0.6 * facts["output_error_magnitude"]
+    assert result.passes[-1].statistics["output_error"] < 0.3
+
+
 # --- resuming ------------------------------------------------------------------------------------
 def test_what_another_selection_solved_is_not_taken(tmp_path):
     """A layer is fitted to those before it: with another limit of sites it is another."""
@@ -287,3 +314,15 @@ def test_the_pruned_model_keeps_its_promise_under_a_low_memory(tmp_path):
     error = relative(outputs(model, {"x": held}), outputs(mlp(), {"x": held}))
     assert error == pytest.approx(result.passes[-1].statistics["output_error"], rel=0.3)
     assert not list(tmp_path.glob("onnx24-*"))
+
+
+def test_pixels_of_eight_bits_are_shifted(tmp_path):
+    nodes = [
+        NODE("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        NODE("Conv", ["f", "w"], ["y"], "c"),
+    ]
+    model = model_of(nodes, {"w": weight(8, 4, 3, 3, fan=36)}, {"x": ["n", 4, 8, 8]}, ["y"])
+    model.proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    x = RNG(0).integers(0, 256, (20, 4, 8, 8)).astype(np.uint8)
+    _, result = compiled(model, "prune24{augment=shift2x4}", data_for(tmp_path, model, x=x))
+    assert result.passes[-1].statistics["samples"] == 4 * 18
