@@ -214,7 +214,10 @@ class _Walk:
             for site in group.sites:
                 dense, compressed = self.store.get(number, site.data)
                 U = site.rows(compressed, limit, number)
-                V = U if compressed is dense else site.rows(dense, limit, number)
+                # Behind NonZero and the like the two models may see other rows: only the
+                # compressed model's are known to belong to its outputs.
+                paired = compressed is not dense and compressed.shape == dense.shape
+                V = site.rows(dense, limit, number) if paired else U
                 S = {
                     key: self._branch(layer, number, compressed.shape, limit, U.shape[1])
                     for key, layer in branches.items()

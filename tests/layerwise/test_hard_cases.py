@@ -153,6 +153,28 @@ def test_empty_batches(tmp_path):
     assert "no calibration sample" in pruned(result, "w")["unsolved"]
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_rows_that_the_compressed_model_selects_otherwise(tmp_path, always):
+    """What stands behind NonZero has another shape where the compressed model picks others."""
+    nodes = [
+        NODE("MatMul", ["x", "w0"], ["h"]),
+        NODE("ReduceSum", ["h", "one"], ["m"], keepdims=0),
+        NODE("Greater", ["m", "zero"], ["c"]),
+        NODE("Compress", ["h", "c"], ["some"], axis=0),
+        NODE("MatMul", ["some", "w1"], ["p"]),
+        NODE("Add", ["p", "some"], ["y"]),
+    ]
+    weights = {"w0": weight(32, 32), "w1": weight(32, 32, seed=1)}
+    weights |= {"one": np.ones(1, np.int64), "zero": np.zeros((), np.float32)}
+    model = model_of(nodes, weights, {"x": ["n", 32]}, ["y"])
+    runs = correlated(40 * (300 if always else 3), 32).reshape(40, -1, 32)
+    data = load_data(folder_of(tmp_path / "runs", *runs), model)
+    model, result = compiled(model, "prune24{method=wanda}", data)
+    facts = pruned(result, "w1")
+    assert is_24(model.weights["w1"], 0)
+    assert facts["rows"] > 10 and facts["output_error"] < 0.9 * facts["output_error_magnitude"]
+
+
 def test_sequences_of_different_lengths(tmp_path):
     x = correlated(800, 32)
     nodes = [NODE("MatMul", ["x", "w"], ["p"]), NODE("Add", ["p", "x"], ["y"])]
