@@ -470,8 +470,9 @@ _TABLE = (
         "O24-133",
         "warning",
         "model cannot be run in pieces",
-        "Layers are solved on the values between them. A value that is no tensor stands between "
-        "two layers, so that magnitude decided alone.",
+        "Layers are solved on the values between them, in the dense and in the compressed model. A "
+        "value that is no tensor stands between two layers, or a node draws random numbers, so "
+        "that magnitude decided alone; with a budget, the weights stay dense.",
     ),
     Code(
         "O24-134",
@@ -487,6 +488,15 @@ _TABLE = (
         "There are too few samples to hold any back, and samples that were fitted to say nothing "
         "about others.",
         "give at least two runs of samples; 500 and more are better",
+    ),
+    Code(
+        "O24-136",
+        "warning",
+        "activations are not finite",
+        "Rows of a layer's input hold NaN or infinity for the calibration samples, in the dense or "
+        "in the compressed model. They were left out; a layer all of whose rows do is pruned by "
+        "magnitude.",
+        "look for the sample or the operator (Log, Div, Sqrt, an FP16 overflow) that makes them",
     ),
     Code(
         "O24-140",

@@ -167,6 +167,7 @@ class Prune24(Pass):
         "O24-133",
         "O24-134",
         "O24-135",
+        "O24-136",
         "O24-140",
     )
 
@@ -349,7 +350,8 @@ class Prune24(Pass):
             settings = replace(settings, refit_steps=0)
         if self.asymmetric is not Switch.AUTO:
             settings = replace(settings, asymmetric=self.asymmetric is Switch.ON)
-        saved = Saved(ctx.work_dir, _identity(model, ctx, self, settings))
+        keys = [verdict.key for verdict in verdicts]
+        saved = Saved(ctx.work_dir, _identity(model, ctx, self, settings, keys))
         try:
             return solve_model(
                 model,
@@ -365,13 +367,17 @@ class Prune24(Pass):
             )
         except Unsupported as why:
             ctx.diagnostics.add(diagnostic("O24-133", str(why)))
+            if self.budget:  # what can't be measured can't be promised
+                nothing.dense_again.update((key, 0.0) for key in keys)
+                nothing.unsolved.update((key, str(why)) for key in keys)
             return nothing
 
     def _solves(self, ctx: Context) -> bool:
         """Whether activations decide. Raises: InputError O24-035 where they are asked for and no
         data are given."""
         asked = self.method not in (Method.AUTO, Method.MAGNITUDE) or self.budget > 0
-        if self.quality is Quality.MAGNITUDE and self.method in (Method.AUTO, Method.MAGNITUDE):
+        alone = self.quality is Quality.MAGNITUDE and self.method in (Method.AUTO, Method.MAGNITUDE)
+        if alone and not self.budget:
             return False
         if ctx.calibration is None:
             if asked:
@@ -419,7 +425,7 @@ class Prune24(Pass):
 
 
 _TIERS = {
-    Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False),
+    Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False, refit_steps=0),
     Quality.FAST: Settings(method=SolverMethod.WANDA),
     Quality.DEFAULT: Settings(),
     Quality.MAX: Settings(steps=90, refit_steps=20, rows_per_k=32),
@@ -461,8 +467,10 @@ def _finish(
     """Write one weight's new values, and its layer's bias, and say what happened."""
     key = verdict.key
     if key in solved.dense_again:
-        gain = solved.dense_again[key]
-        _record(ctx, verdict, "refused", "O24-134", "dense within the budget", gain=gain)
+        gain, reason = solved.dense_again[key], "dense within the budget"
+        if key in solved.unsolved:
+            reason += f": {solved.unsolved[key]}"
+        _record(ctx, verdict, "refused", "O24-134", reason, gain=gain)
         return
     result = solved.results.get(key)
     if result is None:
@@ -479,6 +487,9 @@ def _finish(
     facts = put_solved(model, found, verdict, result, solved.layers[key].bias)
     _record(ctx, verdict, "pruned", "O24-100", _errors(result), **facts)
     where: dict[str, Any] = {"tensor": key.name, "node": verdict.node, "facts": facts}
+    if "rows_not_finite" in facts:
+        message = f"{facts['rows_not_finite']:,} rows of its input hold NaN or infinity"
+        ctx.diagnostics.add(diagnostic("O24-136", message, **where))
     if result.magnitude:
         message = "solved, the layer erred more on held-back samples than by magnitude"
         ctx.diagnostics.add(diagnostic("O24-132", message, **where))
@@ -528,14 +539,20 @@ def _conclude(ctx: Context, pruned: list[Verdict], solved: Solved) -> None:
         ctx.diagnostics.add(diagnostic("O24-132", message))
 
 
-def _identity(model: Model, ctx: Context, prune: Prune24, settings: Settings) -> str:
-    """Everything that solved layers depend on."""
+def _identity(
+    model: Model, ctx: Context, prune: Prune24, settings: Settings, keys: list[ValueKey]
+) -> str:
+    """Everything that solved layers depend on; `keys`, which the target and a limit of sites
+    decide, too: a layer is fitted to those before it."""
+    import numpy
+    import onnxruntime
+
     import onnx24
 
     assert ctx.calibration is not None
+    versions = (onnx24.__version__, numpy.__version__, onnxruntime.__version__)
     content = Fingerprint.of(model).digest()
-    parts = (onnx24.__version__, content, prune, settings, ctx.calibration.digest())
-    return repr(parts)
+    return repr((versions, content, prune, settings, ctx.calibration.digest(), keys))
 
 
 def _copy(

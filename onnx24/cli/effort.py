@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +22,34 @@ class Effort:
     work_dir: str | None = None
 
     def resources(self) -> Resources:
-        """Raises: InputError O24-020 for a size or an executor that is none."""
+        """Activations beyond --memory go to --work-dir, to the system's temporary folder without.
+
+        Raises: InputError O24-043 for a size or an executor that is none.
+        """
         if self.executor not in ("local", "ray", "dask"):
             raise usage(f"--executor {self.executor}", "it is one of local, ray and dask")
         return Resources(
-            memory_bytes=size_bytes(self.memory), workers=self.workers, executor=self.executor
+            memory_bytes=size_bytes(self.memory),
+            workers=self.workers,
+            executor=self.executor,
+            folder=self.folder(),
         )
 
     def folder(self) -> Path | None:
-        """Raises: InputError O24-020 where it is a file."""
+        """It is made. Raises: InputError O24-043 where it is a file or can't be written to."""
         if self.work_dir is None:
             return None
         folder = Path(self.work_dir)
         if folder.exists() and not folder.is_dir():
             raise usage(f"--work-dir {self.work_dir} is a file", "name a folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as err:
+            raise usage(
+                f"--work-dir {self.work_dir} can't be written to: {err.strerror or err}",
+                "name a folder in which files can be made",
+            ) from err
         return folder
 
 
@@ -43,7 +58,7 @@ _SIZES |= {"MB": 10**6, "GB": 10**9}
 
 
 def size_bytes(text: str) -> int:
-    """`4GiB`, `512MiB`, `1000000`. Raises: InputError O24-020 for anything else."""
+    """`4GiB`, `512MiB`, `1000000`. Raises: InputError O24-043 for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = _SIZES.get(match[2].upper()) if match else None
     if match is None or unit is None or not float(match[1]):

@@ -105,8 +105,9 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="What solving layers may hold in memory; activations beyond it go to disk. For "
-        "instance 4GiB or 512MiB.",
+        help="What activations may hold in memory while layers are solved; those beyond it go to "
+        "disk. The layer that is being solved and the solved weights come on top. For instance "
+        "4GiB or 512MiB.",
     ),
 ]
 Workers = Annotated[
@@ -132,7 +133,8 @@ WorkDir = Annotated[
     typer.Option(
         "--work-dir",
         metavar="DIR",
-        help="Keep solved layers here, so that a run that was stopped goes on with them.",
+        help="Keep solved layers here, so that a run that was stopped goes on with them; "
+        "activations beyond --memory go here as well.",
         show_default=False,
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnx24.layerwise.segments import Piece, in_order
+from onnx24.layerwise.store import Store
 from onnx24.runtime.compare import Accumulator
 
 __all__ = ["Agreement", "Judge", "fewest"]
@@ -33,35 +34,44 @@ class Agreement:
 class Judge:
     """Runs the whole model, whose solved weights are fed, on samples that nothing was fitted to.
 
-    piece: of `segments.whole`. The dense outputs are held.
+    piece: of `segments.whole`. samples: gives them anew each time. store: where the dense outputs
+    are kept.
     """
 
     def __init__(
-        self, piece: Piece, samples: Sequence[Mapping[str, np.ndarray]], dense: Any, threads: int
+        self,
+        piece: Piece,
+        samples: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+        dense: Mapping[str, np.ndarray],
+        store: Store,
+        threads: int,
     ) -> None:
         self._piece, self._samples, self._threads = piece, samples, threads
-        self._dense = self._outputs(dense)
+        self._store = store
+        for run, outputs in enumerate(self._outputs(dense)):
+            for name, value in outputs.items():
+                store.put(run, name, value, value)
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> Agreement:
         sums: dict[str, Accumulator] = {}
-        for reference, found in zip(self._dense, self._outputs(weights), strict=True):
-            for name, value in reference.items():
-                sums.setdefault(name, Accumulator()).add(value, found[name])
+        for run, found in enumerate(self._outputs(weights)):
+            for name, value in found.items():
+                reference, _ = self._store.get(run, name)
+                sums.setdefault(name, Accumulator()).add(reference, value)
         results = [sums[name].result(name) for name in sums]
         errors = [r.rel_l2 for r in results]
         rel_l2 = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
         one = results[0] if len(results) == 1 and len(results[0].shape) >= 2 else None
         return Agreement(rel_l2=rel_l2, top1=one.top1_agreement if one else None)
 
-    def _outputs(self, weights: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    def _outputs(self, weights: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         with ThreadPoolExecutor(self._threads) as pool:
-            run = in_order(
+            yield from in_order(
                 pool,
                 lambda feeds: self._piece.run(feeds, weights),
-                self._samples,
+                self._samples(),
                 2 * self._threads,
             )
-            return list(run)
 
 
 def fewest(count: int, met: Callable[[int], bool], known: Iterable[int] = ()) -> int:

@@ -1,8 +1,9 @@
 """Second moments of the rows that reach a layer, in the dense and in the compressed model.
 
-Products are computed in float32 on chunks of rows and summed in float64, about the mean of the
-first chunk, so that neither many rows nor a large mean costs accuracy. Work is cut by columns into
-fixed blocks: the number of threads changes no bit.
+Products are computed in float32 on chunks of rows (in float64 where the values are so large or so
+small that float32 could not hold them) and summed in float64, about the mean of the first chunk, so
+that neither many rows nor a large mean costs accuracy. Work is cut by columns into fixed blocks:
+the number of threads changes no bit.
 """
 
 from __future__ import annotations
@@ -13,17 +14,14 @@ import numpy as np
 
 from onnx24.sparsity.solve import Moments
 
-__all__ = ["MomentSums", "moments_bytes"]
+__all__ = ["MomentSums"]
 
 CHUNK_ROWS = 4096
 COLUMNS = 512
+FLOAT32_SAFE = (1e-12, 1e15)
+"""Largest entries whose products float32 holds."""
 
 Each = Callable[[Callable[[slice], None], list[slice]], None]
-
-
-def moments_bytes(K: int, batch: int = 1) -> int:
-    """What `MomentSums` holds for K columns [bytes], the chunk of rows included."""
-    return batch * (2 * K * K * 8 + 2 * CHUNK_ROWS * K * 4)
 
 
 class MomentSums:
@@ -79,6 +77,9 @@ class MomentSums:
         V = U if same else V - self._shift_v
         self._sum_u += U.sum(0, dtype=np.float64)
         self._sum_v += V.sum(0, dtype=np.float64)
+        if _wide(U) or _wide(V) or (S is not None and _wide(S)):
+            V = U.astype(np.float64) if V is U else V.astype(np.float64)
+            U = V if same else U.astype(np.float64)
         if not same and self._C is None:
             # Until now the two sides agreed, so their moments did.
             self._each(self._mirror, self._blocks)
@@ -129,3 +130,9 @@ class MomentSums:
     def _mirror(self, columns: slice) -> None:
         stop = columns.stop
         self._H[columns, stop:] = self._H[stop:, columns].T
+
+
+def _wide(rows: np.ndarray) -> bool:
+    """Whether products of these values leave float32's range."""
+    peak = float(np.abs(rows).max(initial=0.0))
+    return peak > 0 and not FLOAT32_SAFE[0] <= peak <= FLOAT32_SAFE[1]

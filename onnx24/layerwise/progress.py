@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,16 +31,27 @@ class Saved:
             self._folder = folder / f"layers-{name}"
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self, key: ValueKey) -> LayerResult | None:
-        """The layer as it was stored; None where it was not, or not to its end."""
+    def load(self, keys: Sequence[ValueKey]) -> list[LayerResult] | None:
+        """The layers as they were stored; None where one was not, or can't be read."""
+        found = []
+        for key in keys:
+            if (result := self._load(key)) is None:
+                return None
+            found.append(result)
+        self.found += len(found)
+        return found
+
+    def _load(self, key: ValueKey) -> LayerResult | None:
         path = self._path(key)
         if path is None or not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            stored = _bits(file["stored"], str(file["stored_dtype"]))
-            bias = _bits(file["bias"], str(file["bias_dtype"])) if "bias" in file else None
-            head = json.loads(str(file["head"]))
-        self.found += 1
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = _bits(file["stored"], str(file["stored_dtype"]))
+                bias = _bits(file["bias"], str(file["bias_dtype"])) if "bias" in file else None
+                head = json.loads(str(file["head"]))
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+            return None  # damaged since; it is solved again
         return LayerResult(
             stored=stored, bias=bias, magnitude=head["magnitude"], facts=head["facts"]
         )
@@ -56,7 +69,7 @@ class Saved:
         if result.bias is not None:
             arrays["bias"] = _plain(result.bias)
             arrays["bias_dtype"] = np.array(result.bias.dtype.name)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two runs may share the folder
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)
         os.replace(temporary, path)

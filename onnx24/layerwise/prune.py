@@ -10,21 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.layerwise.judge import Agreement, Judge, fewest
 from onnx24.layerwise.progress import Saved
 from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.results import LayerResult
-from onnx24.layerwise.segments import whole
+from onnx24.layerwise.segments import Unsupported, whole
 from onnx24.layerwise.solver import Settings, solve_layers
-from onnx24.layerwise.stages import Layer, make_plan
+from onnx24.layerwise.stages import Layer, draws, make_plan
+from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmentation, Augmented
 from onnx24.runtime.data import Calibration
 from onnx24.sparsity.masks import prune_24_by_stride
@@ -71,18 +74,32 @@ def solve_model(
 
     budget: the largest relative error of the outputs, 0 for no limit; layers go back to dense
     until it is met.
-    Raises: InputError O24-016, O24-030 to O24-033; segments.Unsupported; BackendError O24-500.
+    Raises: InputError O24-016, O24-030 to O24-033, O24-035 for a budget that no sample is left to
+    judge; segments.Unsupported; BackendError O24-500.
     """
+    if random := draws(model):
+        raise Unsupported(f"{random} draws other numbers each time: two runs can't be compared")
     plan = make_plan(model, found, strides)
     fit, held = data.split(1 - HELD_BACK)
     alone = fit is held or fit.runs + held.runs < 2
+    if alone and budget > 0:
+        message = "prune24: budget needs at least two runs of samples, one of them to judge by"
+        raise InputError.of("O24-035", message)
     fitting: Any = Augmented(fit, augmentation, model) if augmentation else fit
     dense = {layer.key.name: found.read(model, layer.key) for layer in plan.layers}
     dense.update({layer.bias.name: layer.bias.values for layer in plan.layers if layer.bias})
+    # Whoever reads a weight that stands in no body sees it pruned, solved or not.
+    dense.update({k.name: found.read(model, k) for k in plan.unsolved if not k.scope})
+
+    def unsolved() -> dict[str, np.ndarray]:
+        keys = [] if budget > 0 else [key for key in plan.unsolved if not key.scope]
+        return {k.name: prune_24_by_stride(dense[k.name], strides[k]) for k in keys}
+
     results = solve_layers(
         model,
         plan,
         dense,
+        unsolved(),
         strides,
         fitting,
         None if alone else held,
@@ -99,9 +116,11 @@ def solve_model(
         held=0 if alone else len(held),
         resumed=saved.found,
     )
-    if not alone and plan.layers:
+    if budget > 0:  # what can't be measured can't be promised
+        solved.dense_again.update((key, 0.0) for key in plan.unsolved)
+    if not alone and solved.layers:
         with threadpool_limits(1):
-            _judge(model, solved, dense, strides, held, resources, budget, progress)
+            _judge(model, solved, dense, unsolved(), strides, held, resources, budget, progress)
     return solved
 
 
@@ -109,6 +128,7 @@ def _judge(
     model: Model,
     solved: Solved,
     dense: dict[str, np.ndarray],
+    unsolved: dict[str, np.ndarray],
     strides: Mapping[ValueKey, int],
     held: Calibration,
     resources: Resources,
@@ -116,8 +136,26 @@ def _judge(
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     layers = list(solved.layers.values())
-    samples = [feeds for feeds, _ in zip(held.batches(model), range(MAX_HELD_RUNS), strict=False)]
-    judge = Judge(whole(model, layers, dense, held.names), samples, dense, resources.threads)
+
+    def samples() -> Iterator[Mapping[str, np.ndarray]]:
+        return islice(held.batches(model), MAX_HELD_RUNS)
+
+    with Store(resources.memory_bytes // 2, resources.folder) as store:
+        piece = whole(model, layers, dense, held.names)
+        judge = Judge(piece, samples, dense, store, resources.threads)
+        _choose(judge, solved, {**dense, **unsolved}, strides, budget, progress)
+
+
+def _choose(
+    judge: Judge,
+    solved: Solved,
+    dense: dict[str, np.ndarray],
+    strides: Mapping[ValueKey, int],
+    budget: float,
+    progress: Callable[..., Iterator[Any]],
+) -> None:
+    """Which layers go back to magnitude, and which to dense. dense: but for the unsolved."""
+    layers = list(solved.layers.values())
     by_magnitude = {
         layer.key.name: prune_24_by_stride(dense[layer.key.name], strides[layer.key])
         for layer in layers
@@ -127,7 +165,8 @@ def _judge(
     solved.agreement = judge(ours)
     limit = solved.agreement_magnitude.rel_l2
     if not solved.agreement.rel_l2 <= limit:
-        order = sorted(layers, key=lambda layer: _advantage(solved.results[layer.key]))
+        others = [layer for layer in layers if not solved.results[layer.key].magnitude]
+        order = sorted(others, key=lambda layer: _advantage(solved.results[layer.key]))
 
         def fallen(n: int) -> dict[str, np.ndarray]:
             back = {layer.key: layer for layer in order[:n]}

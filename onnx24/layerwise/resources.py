@@ -14,7 +14,14 @@ Executor = str
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What decides only the time. workers: threads; all that the process may use where None."""
+    """What decides only the time.
+
+    memory_bytes: half of it for the activations between layers, then for the dense outputs on
+    held-back samples; what is more goes to files in `folder`, the system's temporary one where
+    None. On top come the solved weights, what the threads' sessions hold, and of the layers that
+    are being solved (for K inputs and R outputs) about 16 K² + 24 K R bytes, K² for each matrix of
+    a batched weight. workers: threads; all that the process may use where None.
+    """
 
     memory_bytes: int = 4 << 30
     workers: int | None = None

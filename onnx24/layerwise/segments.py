@@ -25,7 +25,8 @@ class Unsupported(Exception):
 
 
 class Piece:
-    """A session over some nodes of the main graph. The weights and biases of `layers` are inputs.
+    """A session over some nodes of the main graph. What `dense` names, and the moved biases of
+    `layers`, which it names too, are inputs.
 
     Raises: InputError O24-016 where ONNX Runtime refuses it; Unsupported.
     """
@@ -39,17 +40,14 @@ class Piece:
         layers: Iterable[Layer],
         dense: Weights,
     ) -> None:
-        layers = [layer for layer in layers if any(_touches(layer, id(node)) for node in nodes)]
-        fed = {layer.key.name for layer in layers}
         biases = {id(layer.bias.node): layer.bias for layer in layers if layer.bias}
-        fed |= {bias.name for bias in biases.values()}
-        copied = [_with_bias(node, biases) for node in nodes if not fed.intersection(node.output)]
+        copied = [_with_bias(node, biases) for node in nodes if not dense.keys() & set(node.output)]
         proto = _shell(model.proto)
         graph = proto.graph
         graph.name = "piece"
         graph.node.extend(copied)
         reads = {name for node in copied for name in _all_names(node)}
-        fed &= reads
+        fed = dense.keys() & reads
         graph.input.extend(value for value in inputs if value.name in reads)
         graph.input.extend(
             helper.make_tensor_value_info(
@@ -97,10 +95,15 @@ def segment_piece(
 
 
 def whole(model: Model, layers: Sequence[Layer], dense: Weights, fed: Sequence[str]) -> Piece:
-    """The whole main graph, with the inputs `fed`."""
+    """The whole main graph, with the inputs `fed` and the outputs that are tensors.
+
+    Raises: Unsupported where none is.
+    """
     graph = model.proto.graph
     inputs = [value for value in graph.input if value.name in fed]
-    names = [value.name for value in graph.output]
+    names = [v.name for v in graph.output if v.type.WhichOneof("value") in ("tensor_type", None)]
+    if not names:
+        raise Unsupported("no output is a tensor, by which the result could be judged")
     return Piece(model, list(graph.node), inputs, names, layers, dense)
 
 
@@ -120,15 +123,6 @@ def in_order(
     finally:
         for future in waiting:
             future.cancel()
-
-
-def _touches(layer: Layer, node: int) -> bool:
-    if layer.bias is not None and id(layer.bias.node) == node:
-        return True
-    return any(
-        site.use.consumer is not None and id(site.use.consumer.proto) == node
-        for site in layer.sites
-    )
 
 
 def _with_bias(node: NodeProto, biases: Mapping[int, Any]) -> NodeProto:

@@ -229,6 +229,8 @@ def _patches(form: tuple[Any, ...], x: np.ndarray, limit: int, offset: int) -> n
     """[n, kernel positions · C]: gathered position by position, nothing is unfolded whole."""
     _, kernel, strides, dilations, _, _ = form
     before, out, after = _conv_geometry(form, x.shape[2:])
+    if not x.shape[0] * math.prod(max(n, 0) for n in out):
+        return np.zeros((0, math.prod(kernel) * x.shape[1]), np.float32)
     flat, _ = _positions(form, x.shape, limit, offset)
     image, *where = np.unravel_index(flat, (x.shape[0], *out))
     padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
@@ -246,7 +248,7 @@ def _output_rows(
     kind = site.form[0]
     if kind == "conv":
         flat, out = _positions(site.form, x_shape, limit, offset)
-        if y.shape[0] != x_shape[0] or list(y.shape[2:]) != out:
+        if y.shape[0] != x_shape[0] or list(y.shape[2:]) != out or not len(flat):
             return None
         image, *where = np.unravel_index(flat, (x_shape[0], *out))
         index: Any = (image, slice(None), *where)

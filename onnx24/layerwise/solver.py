@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from onnx24.errors import BackendError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.layerwise.moments import MomentSums, moments_bytes
+from onnx24.layerwise.moments import MomentSums
 from onnx24.layerwise.progress import Saved
 from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.results import LayerResult
@@ -64,6 +64,7 @@ def solve_layers(
     model: Model,
     plan: Plan,
     dense: dict[str, np.ndarray],
+    pruned: Mapping[str, np.ndarray],
     strides: Mapping[ValueKey, int],
     fit: Calibration | Augmented,
     held: Calibration | None,
@@ -74,12 +75,14 @@ def solve_layers(
 ) -> dict[ValueKey, LayerResult]:
     """Solve every layer of the plan.
 
-    dense: stored weights and biases by name. strides: of the groups of four in the stored tensors.
+    dense: stored weights and biases by name. pruned: those that are pruned without being solved.
+    strides: of the groups of four in the stored tensors.
     fit, held: samples to solve on and to judge by, None where there are none.
     Raises: InputError O24-016 where the model can't be run; Unsupported where not in pieces;
     BackendError O24-500 for an executor that is not installed.
     """
     walk = _Walk(model, plan, dense, strides, settings, resources, progress, saved)
+    walk.current.update(pruned)
     with (
         threadpool_limits(1),
         ThreadPoolExecutor(resources.threads) as walk.pool,
@@ -111,8 +114,10 @@ class _Group:
 
 @dataclass(eq=False)
 class _Rows:
-    """Held-back rows of a group: U, V [batch, n, K], and S of each layer with a branch."""
+    """Held-back rows of a group: U, V [batch, n, K], and S of each layer with a branch.
+    not_finite: rows that were left out, held back or not, because a value is NaN or infinite."""
 
+    not_finite: int = 0
     U: list[np.ndarray] = field(default_factory=list)
     V: list[np.ndarray] = field(default_factory=list)
     S: dict[ValueKey, list[np.ndarray]] = field(default_factory=dict)
@@ -146,6 +151,7 @@ class _Walk:
         """Put the samples where the segments find them; fit first."""
         wanted = {name for segment in self.plan.segments for name in segment.inputs}
         wanted |= {s.data for layer in self.plan.layers for s in layer.sites}
+        wanted |= {layer.residual.value for layer in self.plan.layers if layer.residual}
         initializers = {t.name: t for t in self.model.proto.graph.initializer}
         self.runs = 0
         for data in (fit, held):
@@ -162,9 +168,8 @@ class _Walk:
     def go(self, segment: Segment) -> None:
         if segment.nodes:
             self._run(segment)
-        groups = _groups(segment.layers)
-        for batch in self._within_memory(groups):
-            self._solve(batch)
+        for group in _groups(segment.layers):
+            self._solve(group)
         for name, stage in self.plan.last_use.items():
             if stage == segment.stage:
                 self.store.drop(name, self.runs)
@@ -188,21 +193,6 @@ class _Walk:
                 self.store.put(number, name, dense[name], compressed[name])
 
     # --- moments ---------------------------------------------------------------------------
-    def _within_memory(self, groups: list[_Group]) -> Iterator[list[_Group]]:
-        """The groups in batches whose moments fit into half of the memory."""
-        budget, used = self.resources.memory_bytes // 2, 0
-        batch: list[_Group] = []
-        for group in groups:
-            site = group.sites[0]
-            size = moments_bytes(self._columns(site), site.batch)
-            if batch and used + size > budget:
-                yield batch
-                batch, used = [], 0
-            batch.append(group)
-            used += size
-        if batch:
-            yield batch
-
     def _columns(self, site: Site) -> int:
         return site.use.K * (site.use.spatial if site.use.op == "Conv" else 1)
 
@@ -227,15 +217,21 @@ class _Walk:
             for site in group.sites:
                 dense, compressed = self.store.get(number, site.data)
                 U = site.rows(compressed, limit, number)
-                V = U if compressed is dense else site.rows(dense, limit, number)
+                # Behind NonZero and the like the two models may see other rows: only the
+                # compressed model's are known to belong to its outputs.
+                paired = compressed is not dense and compressed.shape == dense.shape
+                V = site.rows(dense, limit, number) if paired else U
                 S = {
                     key: self._branch(layer, number, compressed.shape, limit, U.shape[1])
                     for key, layer in branches.items()
                 }
+                U, V, S, lost = _finite_rows(U, V, S)
+                held.not_finite += lost
                 if fitting:
                     joined = np.concatenate(list(S.values()), 1) if S else None
                     for b, sum_ in enumerate(sums):
-                        sum_.add(U[b], U[b] if V is U else V[b], joined)
+                        u = U[b]
+                        sum_.add(u, u if V is U else V[b], joined)
                 else:
                     held.U.append(U)
                     held.V.append(V)
@@ -252,15 +248,15 @@ class _Walk:
         site = layer.sites[0]
         dense, compressed = self.store.get(number, layer.residual.value)
         nothing = np.zeros((n, site.use.N), np.float32)
-        if dense is compressed:
+        if dense is compressed or not site.scale:
             return nothing
         a, b = (site.output_rows(y, x_shape, limit, number) for y in (dense, compressed))
         if a is None or b is None or a.shape != nothing.shape:
             return nothing
-        difference = a - b
+        factor = np.float32(site.scale)  # of the product: S is in units of W·u
         if layer.residual.factor is not None:
-            difference /= layer.residual.factor.astype(np.float32)
-        return difference
+            factor = factor * layer.residual.factor.astype(np.float32)
+        return (a - b) / factor
 
     def _each(self, function: Callable[[slice], None], pieces: list[slice]) -> None:
         if len(pieces) == 1:
@@ -270,28 +266,28 @@ class _Walk:
             pass
 
     # --- solving ---------------------------------------------------------------------------
-    def _solve(self, groups: list[_Group]) -> None:
-        left = []
-        for group in groups:
-            for layer in group.layers:
-                if (result := self.saved.load(layer.key)) is not None:
-                    self._take(layer, result)
-            group.layers = [layer for layer in group.layers if layer.key not in self.results]
-            if group.layers:
-                left.append(group)
-        for group in left:
-            start = time.perf_counter()
-            sums, held = self._gather(group)
-            if not sums[0].seen:
-                for layer in group.layers:
-                    self.plan.unsolved[layer.key] = "no calibration sample gives its layer a row"
-                continue
-            outcome = self._solve_group(group, sums, held)
-            seconds = time.perf_counter() - start
-            for layer, result in zip(group.layers, outcome, strict=True):
-                result.seconds = seconds / len(group.layers)
-                self.saved.store(layer.key, result)
+    def _solve(self, group: _Group) -> None:
+        # A part of a group is not solved alone: products of other sizes round otherwise.
+        if (found := self.saved.load([layer.key for layer in group.layers])) is not None:
+            for layer, result in zip(group.layers, found, strict=True):
                 self._take(layer, result)
+            return
+        start = time.perf_counter()
+        sums, held = self._gather(group)
+        if not sums[0].seen:
+            why = "no calibration sample gives its layer a row"
+            if held.not_finite:
+                why = "its inputs are NaN or infinite in every calibration sample"
+            self.plan.unsolved.update((layer.key, why) for layer in group.layers)
+            return
+        outcome = self._solve_group(group, sums, held)
+        seconds = time.perf_counter() - start
+        for layer, result in zip(group.layers, outcome, strict=True):
+            result.seconds = seconds / len(group.layers)
+            if held.not_finite:
+                result.facts["rows_not_finite"] = held.not_finite
+            self.saved.store(layer.key, result)
+            self._take(layer, result)
 
     def _take(self, layer: Layer, result: LayerResult) -> None:
         self.results[layer.key] = result
@@ -438,20 +434,24 @@ class _Walk:
                 wrong += float(np.square(error, dtype=np.float64).sum())
                 error = Y - U[b] @ M[b].T
                 wrong_by_magnitude += float(np.square(error, dtype=np.float64).sum())
-        if total > 0:
+        if 0 < total < float("inf"):
             result.facts["output_error"] = float(np.sqrt(wrong / total))
             result.facts["output_error_magnitude"] = float(np.sqrt(wrong_by_magnitude / total))
 
     def _guard(self, layer: Layer, result: LayerResult) -> None:
-        """A layer that is worse than by magnitude on held-back rows falls back to it."""
+        """A layer that is worse than by magnitude on held-back rows, or whose values its dtype
+        can't hold, falls back to it."""
         error = result.facts.get("output_error")
-        if error is None or error <= result.facts["output_error_magnitude"]:
+        held = np.isfinite(result.stored).all()
+        held = held and (result.bias is None or np.isfinite(result.bias).all())
+        if held and (error is None or error <= result.facts["output_error_magnitude"]):
             return
         key = layer.key
         result.stored = prune_24_by_stride(self.dense[key.name], self.strides[key])
         result.bias, result.magnitude = None, True
-        result.facts["output_error_solved"] = error
-        result.facts["output_error"] = result.facts["output_error_magnitude"]
+        if error is not None:
+            result.facts["output_error_solved"] = error
+            result.facts["output_error"] = result.facts["output_error_magnitude"]
 
 
 def _groups(layers: Sequence[Layer]) -> list[_Group]:
@@ -464,6 +464,22 @@ def _groups(layers: Sequence[Layer]) -> list[_Group]:
         )
         found.setdefault(key, _Group([])).layers.append(layer)
     return list(found.values())
+
+
+def _finite_rows(
+    U: np.ndarray, V: np.ndarray, S: dict[ValueKey, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, dict[ValueKey, np.ndarray], int]:
+    """Without the rows that hold a NaN or an infinity anywhere, and how many those are."""
+    good = np.isfinite(U).all((0, 2))
+    if V is not U:
+        good &= np.isfinite(V).all((0, 2))
+    for s in S.values():
+        good &= np.isfinite(s).all(1)
+    if good.all():
+        return U, V, S, 0
+    kept = U[:, good]
+    S = {key: s[good] for key, s in S.items()}
+    return kept, kept if V is U else V[:, good], S, int(np.count_nonzero(~good))
 
 
 def _better(a: LayerResult, b: LayerResult) -> LayerResult:

@@ -23,7 +23,7 @@ from onnx24.ir.scopes import bodies, node_label
 from onnx24.ir.weights import numpy_dtype
 from onnx24.layerwise.sites import Site, site_of
 
-__all__ = ["Bias", "Layer", "Plan", "Residual", "Segment", "make_plan"]
+__all__ = ["Bias", "Layer", "Plan", "Residual", "Segment", "draws", "make_plan"]
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
@@ -97,6 +97,22 @@ class Plan:
     layers: tuple[Layer, ...] = field(default=())
 
 
+def draws(model: Model) -> str | None:
+    """A node, bodies included, that gives other values each time it is run; None where none
+    does."""
+
+    def first(nodes: Iterable[NodeProto]) -> str | None:
+        for node in nodes:
+            if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
+                return f"{node_label(node)} ({node.op_type})"
+            for _, graph in bodies(node):
+                if inner := first(graph.node):
+                    return inner
+        return None
+
+    return first(model.proto.graph.node)
+
+
 def make_plan(model: Model, found: WeightUses, keys: Iterable[ValueKey]) -> Plan:
     """The order in which the weights `keys` are solved."""
     graph = _Graph(model, found)
@@ -168,6 +184,7 @@ class _Graph:
             key: max((_node(site) for site in of_key), key=lambda n: position[id(n)])
             for key, of_key in sites.items()
         }
+        self.named: set[str] = set()
         self.depth: dict[str, int] = {}
         self.runs_in: dict[int, int] = {}
         seen: dict[ValueKey, int] = {}
@@ -238,9 +255,10 @@ class _Graph:
 
     def _fresh(self, name: str) -> str:
         taken, n = name, 1
-        while self.index.resolve(taken) is not None:
+        while self.index.resolve(taken) is not None or taken in self.named:
             n += 1
             taken = f"{name}.{n}"
+        self.named.add(taken)
         return taken
 
     def _only_reader(self, value: str) -> NodeProto | None:

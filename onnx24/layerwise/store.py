@@ -63,7 +63,8 @@ class Store:
 
     def _keep(self, array: np.ndarray) -> np.ndarray | Path:
         # Types that .npy can't name stay in memory: strings, bfloat16 and the like.
-        if self._bytes + array.nbytes <= self._memory or array.dtype.isbuiltin != 1:
+        fits = self._bytes + array.nbytes <= self._memory
+        if fits or not array.nbytes or array.dtype.isbuiltin != 1:
             self._bytes += array.nbytes
             return array
         if self._folder is None:

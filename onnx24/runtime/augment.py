@@ -49,11 +49,14 @@ def parse_augmentation(text: str) -> Augmentation | None:
             "such as shift2, shift3+flip, shift2x16@28x28"
         )
     pixels, flip, factor, image = match.groups()
+    sizes = image.split("x") if image else []
+    if any(int(n) == 0 for n in (*sizes, factor or "1")):
+        raise ValueError(f"{text!r}: the factor and the sizes of an image are 1 or more")
     return Augmentation(
         shift=int(pixels) if pixels else _SHIFT,
         flip=flip is not None,
         factor=int(factor) if factor else _FACTOR,
-        image=tuple(int(n) for n in image.split("x")) if image else None,
+        image=tuple(int(n) for n in sizes) or None,
     )
 
 
@@ -69,7 +72,8 @@ class Augmented:
         self._axes: dict[str, tuple[tuple[int, ...] | None, int, int]] = {}
         for spec in input_specs(model):
             sizes = spec.dims or ()
-            if spec.name in data.names and spec.dtype.kind in "fV":
+            pixels = spec.dtype.kind in "fV" or spec.dtype == np.uint8
+            if spec.name in data.names and pixels:
                 axes = _image_axes(sizes, augmentation.image)
                 if axes is not None:
                     self._axes[spec.name] = axes

@@ -82,8 +82,8 @@ class Moments:
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """`T [R, K]` and `A [K, K]` in normalised columns: a column k of them stands for
-    `scale[k]` times the weight's. `dead [K]`: inputs that are always zero, whose weights say
-    nothing; they are pruned by magnitude and not changed."""
+    `scale[k]` times the weight's, up to a common factor. `dead [K]`: inputs that never vary, whose
+    weights say nothing; they are not changed, and weighed as if of the prior's size."""
 
     T: np.ndarray
     A: np.ndarray
@@ -120,26 +120,31 @@ def make_problem(
     floor = max(float(diagonal.max(initial=0.0)) * 1e-12, np.finfo(np.float64).tiny)
     dead = diagonal <= floor
     prior = PRIOR_ROWS / moments.rows * float(np.median(diagonal[~dead])) if not dead.all() else 0.0
-    scale = np.sqrt(np.where(dead, 1.0, diagonal + prior))
+    # What was never seen counts as if it had the prior's size only: a dead input is kept beside a
+    # live one where its weight is so much larger.
+    seconds = np.where(dead, prior, diagonal + prior) if prior else np.ones_like(diagonal)
+    scale = np.sqrt(seconds)
     H = (moments.H / np.outer(scale, scale)).astype(np.float32)
     H[dead, :] = 0
     H[:, dead] = 0
     np.fill_diagonal(H, 1.0)
-    Wn = (W * scale).astype(np.float32)
+    # The problem is homogeneous: a common power of two changes no bit but where float32 ends.
+    unit = np.exp2(np.round(np.log2(scale.max(initial=1e-300))))
+    Wn = (W * (scale / unit)).astype(np.float32)
     if damping is None:
         damping = DAMPING if moments.rows >= len(scale) else DAMPING_FEW_ROWS
     T = Wn
     if asymmetric:
         B = Wn @ (moments.C / np.outer(scale, scale)).astype(np.float32)
-        B += Wn * (prior / (scale * scale)).astype(np.float32)
+        B += Wn * (prior / seconds).astype(np.float32)
         if extra is not None:
-            B += (extra / scale).astype(np.float32)
+            B += (extra / (scale * unit)).astype(np.float32)
         B[:, dead] = 0
         T = (B + np.float32(towards_dense) * Wn) @ _inverse(H, towards_dense)
         T[:, dead] = Wn[:, dead]
     A = H
     A[np.diag_indices_from(A)] += np.float32(damping)
-    return Problem(T=np.ascontiguousarray(T, np.float32), A=A, scale=scale, dead=dead, W=W)
+    return Problem(T=np.ascontiguousarray(T, np.float32), A=A, scale=scale / unit, dead=dead, W=W)
 
 
 def solve(
@@ -202,10 +207,7 @@ def obs(T: np.ndarray, A: np.ndarray, block: int = OBS_BLOCK) -> np.ndarray:
     *Source:* 2301.00774, algorithm 1.
     """
     W = np.array(T, np.float32)
-    inverse = _inverse(A, 0.0)
-    U, info = lapack.spotrf(inverse, lower=0, clean=1)
-    if info:
-        raise np.linalg.LinAlgError("the inverse of the metric is not positive definite")
+    U = _upper_factor(_inverse(A, 0.0))
     K = W.shape[1]
     for first in range(0, K, block):
         last = min(first + block, K)
@@ -214,7 +216,7 @@ def obs(T: np.ndarray, A: np.ndarray, block: int = OBS_BLOCK) -> np.ndarray:
         for j in range(first, last):
             if j % 4 == 0:
                 pivots = np.diagonal(U)[j : j + 4]
-                keep = mask_24(np.ascontiguousarray((W[:, j : j + 4] / pivots) ** 2), axis=1)
+                keep = mask_24(np.ascontiguousarray(W[:, j : j + 4] / pivots), axis=1)
             column = W[:, j]
             kept = np.where(keep[:, j % 4], column, 0)
             error = (column - kept) / U[j, j]
@@ -312,6 +314,19 @@ def _inverse(A: np.ndarray, shift: float) -> np.ndarray:
             full = np.triu(inverse)
             full += np.triu(inverse, 1).T
             return np.ascontiguousarray(full, np.float32)
+    raise np.linalg.LinAlgError(f"[{len(A)}, {len(A)}] is not positive definite")
+
+
+def _upper_factor(A: np.ndarray) -> np.ndarray:
+    """U of A = UᵀU, float32 [K, K]; a diagonal that rounding made indefinite is raised a little."""
+    shift = 0.0
+    while shift < 1:
+        shifted = np.array(A, np.float64, order="F")
+        shifted[np.diag_indices_from(shifted)] *= 1 + shift
+        upper, info = lapack.dpotrf(shifted, lower=0, clean=1, overwrite_a=1)
+        if not info:
+            return np.ascontiguousarray(upper, np.float32)
+        shift = max(10 * shift, 1e-7)
     raise np.linalg.LinAlgError(f"[{len(A)}, {len(A)}] is not positive definite")
 
 
