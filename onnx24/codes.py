@@ -607,6 +607,28 @@ _TABLE = (
         "Both operands of a MatMul of two activations are INT8.",
     ),
     Code(
+        "O24-226",
+        "note",
+        "Q/DQ repaired",
+        "The nodes say the same in a form that TensorRT takes: UINT8 as INT8 with the zero point "
+        "moved by 128, a bias as a float, a scale as a scalar. The outputs are the same.",
+    ),
+    Code(
+        "O24-227",
+        "warning",
+        "asymmetric quantization made symmetric",
+        "The zero point is 0 now and the step wide enough for the whole range, so that values are "
+        "rounded otherwise than before, by at most half of each step.",
+        "compare the outputs; quantizing the float model anew keeps more bits",
+    ),
+    Code(
+        "O24-228",
+        "warning",
+        "zero point is implied",
+        "Without a zero point QuantizeLinear makes UINT8, whatever the reader takes it for.",
+        "write an INT8 zero point of 0",
+    ),
+    Code(
         "O24-230",
         "note",
         "weight folded to INT8",
