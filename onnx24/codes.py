@@ -631,8 +631,8 @@ _TABLE = (
     Code(
         "O24-230",
         "note",
-        "weight folded to INT8",
-        "QuantizeLinear was applied at compile time; the initializer is int8 now.",
+        "quantized weight folded",
+        "QuantizeLinear was applied at compile time; the initializer is INT8, FP8 or INT4 now.",
     ),
     Code(
         "O24-231",
@@ -641,6 +641,31 @@ _TABLE = (
         "The target's TensorRT major does not take int8 initializers.",
     ),
     Code("O24-232", "note", "redundant Q/DQ removed", "Merged, cancelled or unused Q/DQ nodes."),
+    Code(
+        "O24-233", "note", "quantized to FP8", "Activation and weight of the layer are FP8 (E4M3)."
+    ),
+    Code(
+        "O24-234",
+        "note",
+        "weight quantized to INT4",
+        "The weight is INT4 by blocks along K, behind DequantizeLinear; the layer computes in "
+        "float.",
+    ),
+    Code(
+        "O24-235",
+        "warning",
+        "format not available",
+        "The target or the model's opset has no such quantized type.",
+        "FP8 needs sm89 or newer and opset 19, INT4 TensorRT 10 and opset 21; "
+        "`onnx24 upgrade-opset`",
+    ),
+    Code(
+        "O24-236",
+        "note",
+        "no form for INT4",
+        "INT4 is for matrices that MatMul or Gemm reads as they are stored, with K a multiple of "
+        "128.",
+    ),
     Code("O24-240", "note", "cast to 16 bit", "The tensor is stored in 16 bit now."),
     Code("O24-241", "note", "kept in float32", "The operator loses precision or range in 16 bit."),
     Code(
