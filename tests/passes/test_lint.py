@@ -3,12 +3,15 @@ ONNX Runtime, with no graph optimization."""
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import onnx
 import pytest
 
 from onnx24 import targets
-from onnx24.errors import NotMetError
+from onnx24.backends import Profile, get
+from onnx24.errors import BackendError, NotMetError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.manager import RunResult, run
@@ -369,6 +372,23 @@ def test_symmetric_weights_take_their_own_range():
 
 
 # --- ONNX Runtime's own tool ---------------------------------------------------------------------
+def rtx_builds(model: Model, tmp_path) -> bool | None:
+    """Whether TensorRT-RTX builds the model, in a process of its own; None where it is not
+    installed."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return None
+    path = tmp_path / "rtx.onnx"
+    model.save(path)
+    shapes = {"image": Profile((4, 1, 8, 8), (4, 1, 8, 8), (4, 1, 8, 8))}
+    try:
+        get("tensorrt-rtx").build(
+            path, targets.load("sm86-rtx1"), engine=tmp_path / "e", shapes=shapes, timeout_s=120
+        )
+    except BackendError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_a_model_of_onnxruntimes_quantizer(name, fixture_models, digits_calib, tmp_path):
     """quantize_static's default, UINT8 activations and INT32 biases: repaired exactly but for the
@@ -395,6 +415,7 @@ def test_a_model_of_onnxruntimes_quantizer(name, fixture_models, digits_calib, t
         per_channel=True,
     )
     model = Model.load(path)
+    assert rtx_builds(model, tmp_path) in (False, None)
     assert {"O24-631", "O24-633"} <= set(found(model))
     want = [Session(model, optimize=False).run(batch)["logits"] for batch in feeds]
     lint(model, "{fix}")
@@ -404,6 +425,7 @@ def test_a_model_of_onnxruntimes_quantizer(name, fixture_models, digits_calib, t
     assert not {"O24-631", "O24-633", "O24-228"} & set(found(model))
     lint(model, "{symmetric}")
     assert "O24-630" not in found(model)
+    assert rtx_builds(model, tmp_path) in (True, None)
     same = [
         (Session(model, optimize=False).run(batch)["logits"].argmax(-1) == expected.argmax(-1))
         for batch, expected in zip(feeds, want, strict=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 from test_qdq import array, build, codes, ops, quantized, record, samples, sparse
 
 from onnx24 import targets
+from onnx24.backends import Profile, get
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -278,18 +278,16 @@ def test_a_limit_of_sites(tmp_path):
 # --- TensorRT-RTX ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", ["format=fp8", "format=int4", "fp8=b int4=c"])
 def test_rtx_builds_it(options, tmp_path):
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     model = chain()
     quantized(model, tmp_path, options, target=SM89, min_sqnr=None)
     run(model, parse("fold-qdq"), target=SM89, reproducer_dir=None)
-    builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, builder.logger)
-    assert parser.parse(model.to_bytes()), parser.get_error(0).desc()
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    profile.set_shape("x", (1, 128), (8, 128), (8, 128))
-    config.add_optimization_profile(profile)
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    assert builder.build_serialized_network(network, config) is not None
-    onnx.checker.check_model(model.full_proto())
+    model.save(tmp_path / "m.onnx")
+    built = get("tensorrt-rtx").build(
+        tmp_path / "m.onnx",
+        targets.load("sm89-rtx1"),
+        engine=tmp_path / "e",
+        shapes={"x": Profile((1, 128), (8, 128), (8, 128))},
+        timeout_s=120,
+    )
+    assert built.engine_bytes
