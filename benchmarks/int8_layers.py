@@ -61,17 +61,6 @@ class Row:
         return self.ours is not None and self.ours >= (self.theirs or 0)
 
 
-def named(source: Path, out: Path) -> Model:
-    """A copy in which every node has a name, so that the build log can be read by name."""
-    model = Model.load(source)
-    taken = {node.name for node in model.proto.graph.node}
-    for i, node in enumerate(model.proto.graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_n{i}" if f"{node.op_type}_n{i}" not in taken else f"n{i}_"
-    model.save(out)
-    return Model.load(out)
-
-
 def int8_products(path: Path, shapes: dict[str, Profile]) -> int:
     """Products in layers that read INT8 and are no generated element-wise kernel."""
     engine = path.with_suffix(".engine")
@@ -80,7 +69,8 @@ def int8_products(path: Path, shapes: dict[str, Profile]) -> int:
         path, TARGET, engine=engine, shapes=shapes, options=options, timeout_s=300
     )
     ops = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    products = {n.name for n in Model.load(path).proto.graph.node if n.op_type in ops}
+    nodes = Model.load(path).proto.graph.node
+    products = {n.name or n.output[0] for n in nodes if n.op_type in ops}
     found: set[str] = set()
     for layer in built.layers:
         if layer.kind != "kgen" and "int8" in layer.dtypes_in:
@@ -102,16 +92,16 @@ def dynamic(model: Model, data: Calibration) -> dict[str, Profile]:
 def judge(source: Path, name: str, folder: Path, python: str) -> Row | None:
     """None for a model that ONNX Runtime does not run, RTX does not build, or that has no
     product."""
-    float_path = folder / "float.onnx"
     try:
-        model = named(source, float_path)
+        model = Model.load(source)
         if not any(n.op_type in ("Conv", "Gemm", "MatMul") for n in model.proto.graph.node):
             return None
         data = data_for(model)
         feeds = next(iter(data.batches(model)))
         Session(model).run(feeds)
         shapes = dynamic(model, data)
-        int8_products(float_path, shapes)
+        model.save(folder / "float.onnx")
+        int8_products(folder / "float.onnx", shapes)
     except Onnx24Error:
         return None
     row = Row(name)
