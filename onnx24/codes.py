@@ -617,10 +617,32 @@ _TABLE = (
         "Both operands of a MatMul of two activations are INT8.",
     ),
     Code(
+        "O24-226",
+        "note",
+        "Q/DQ repaired",
+        "The nodes say the same in a form that TensorRT takes: UINT8 as INT8 with the zero point "
+        "moved by 128, a bias as a float, a scale as a scalar. The outputs are the same.",
+    ),
+    Code(
+        "O24-227",
+        "warning",
+        "asymmetric quantization made symmetric",
+        "The zero point is 0 now and the step wide enough for the whole range, so that values are "
+        "rounded otherwise than before, by at most half of each step.",
+        "compare the outputs; quantizing the float model anew keeps more bits",
+    ),
+    Code(
+        "O24-228",
+        "warning",
+        "zero point is implied",
+        "Without a zero point QuantizeLinear makes UINT8, whatever the reader takes it for.",
+        "write an INT8 zero point of 0",
+    ),
+    Code(
         "O24-230",
         "note",
-        "weight folded to INT8",
-        "QuantizeLinear was applied at compile time; the initializer is int8 now.",
+        "quantized weight folded",
+        "QuantizeLinear was applied at compile time; the initializer is INT8, FP8 or INT4 now.",
     ),
     Code(
         "O24-231",
@@ -629,6 +651,31 @@ _TABLE = (
         "The target's TensorRT major does not take int8 initializers.",
     ),
     Code("O24-232", "note", "redundant Q/DQ removed", "Merged, cancelled or unused Q/DQ nodes."),
+    Code(
+        "O24-233", "note", "quantized to FP8", "Activation and weight of the layer are FP8 (E4M3)."
+    ),
+    Code(
+        "O24-234",
+        "note",
+        "weight quantized to INT4",
+        "The weight is INT4 by blocks along K, behind DequantizeLinear; the layer computes in "
+        "float.",
+    ),
+    Code(
+        "O24-235",
+        "warning",
+        "format not available",
+        "The target or the model's opset has no such quantized type.",
+        "FP8 needs sm89 or newer and opset 19, INT4 TensorRT 10 and opset 21; "
+        "`onnx24 upgrade-opset`",
+    ),
+    Code(
+        "O24-236",
+        "note",
+        "no form for INT4",
+        "INT4 is for matrices that MatMul or Gemm reads as they are stored, with K a multiple of "
+        "128.",
+    ),
     Code("O24-240", "note", "cast to 16 bit", "The tensor is stored in 16 bit now."),
     Code("O24-241", "note", "kept in float32", "The operator loses precision or range in 16 bit."),
     Code(

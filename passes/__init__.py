@@ -18,6 +18,7 @@ MANIFEST = {
     "prune24": "onnx24.passes.prune24:Prune24",
     "qdq": "onnx24.passes.qdq:Qdq",
     "fold-qdq": "onnx24.passes.fold_qdq:FoldQdq",
+    "lint": "onnx24.passes.lint:Lint",
     "matmul-to-conv1x1": "onnx24.passes.matmul_to_conv1x1:MatmulToConv1x1",
     "conv1x1-to-matmul": "onnx24.passes.conv1x1_to_matmul:Conv1x1ToMatmul",
     "cast16": "onnx24.passes.cast16:Cast16",

@@ -44,7 +44,8 @@ class Cast16(Pass):
     nodes stays FP32 too, to save the Casts, and so does a patch without a matrix product.
 
     Activations beyond half of FP16's range on the calibration data keep their node and its readers
-    in FP32 (O24-243, warning). Without data nothing is known of them, which O24-244 notes.
+    in FP32 (O24-243, warning), and so do those that lie below its normal range altogether. Without
+    data nothing is known of them, which O24-244 notes.
 
     A constant beyond the 16-bit range stays FP32 with all that reads it, up to the next Softmax,
     Clip or other bounding operator (O24-242, warning): in masks the value would become -inf and

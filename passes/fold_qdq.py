@@ -19,9 +19,11 @@ from onnx24.ir.model import Model
 from onnx24.ir.surgeon import detach, fresh, is_onnx, label, redirect, walk
 from onnx24.ir.weights import numpy_dtype
 from onnx24.passmgr.base import Context, Pass
-from onnx24.quant.scales import quantize
+from onnx24.quant.scales import quantize, quantize_blocks
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_FOLDED = frozenset({"int8", "uint8", "float8_e4m3fn", "int4", "uint4"})
+"""What a weight is folded to."""
 _LEVELS = {"int8": 255, "uint8": 255}
 """Types whose values survive DequantizeLinear and QuantizeLinear of one scale, and the largest
 distance between two of them: a real value is off by at most half a unit in its last place, which
@@ -32,16 +34,17 @@ is below half a step in float32, float16 and bfloat16 alike."""
 class FoldQdq(Pass):
     """Compute weights' QuantizeLinear at compile time, and remove Q/DQ pairs that do nothing.
 
-    A weight behind QuantizeLinear becomes an int8 (or uint8) initializer, a quarter of its size;
-    the DequantizeLinear stays, since it is what tells TensorRT that the layer is quantized. The
+    A weight behind QuantizeLinear becomes an int8 (or uint8) or fp8 initializer, a quarter of its
+    size, or an int4 one, an eighth, by tensor, axis or blocks; the DequantizeLinear stays, since it
+    is what tells TensorRT that the layer is quantized. The
     float weight goes where nothing else reads it, and a record of 2:4 moves on: symmetric
     quantization keeps zeros. On targets that take no int8 initializers (TensorRT 8 and 9) the
     weight stays in float behind Q/DQ (O24-231).
 
     Of identical Q or DQ one is kept. A Q behind a DQ of the same scale and zero point gives the
     integers back that went in, so that its readers take those. What nothing reads goes. All of it
-    in bodies of If, Loop and Scan as well. Q/DQ by blocks, by 4 bits or without an explicit zero
-    point are left alone.
+    in bodies of If, Loop and Scan as well. Q without an explicit zero point are left alone, and of
+    pairs that give back what went in those of FP8, of 4 bits and by blocks.
 
     The outputs stay bit-identical: the integers are the ones that ONNX Runtime computes.
 
@@ -178,7 +181,7 @@ class _Editor:
             parameters = [self._constant_key(tensor) for tensor in node.inputs[1:3]]
             if key is None or None in parameters or len(parameters) < 2:
                 continue
-            if not self._is_plain(node) or id(node.outputs[0]) in self.shown:
+            if not self._is_foldable(node) or id(node.outputs[0]) in self.shown:
                 continue
             if not self.ctx.target.int8_initializers:
                 why = f"{self.ctx.target.name} takes no int8 initializers"
@@ -189,9 +192,13 @@ class _Editor:
 
     def _fold(self, node: gs.Node, key: ValueKey) -> None:
         weight, scale, zero_point = (self._values(tensor) for tensor in node.inputs[:3])
-        axis = None if scale.size == 1 else int(node.attrs.get("axis", 1))
+        block, axis = int(node.attrs.get("block_size", 0)), int(node.attrs.get("axis", 1))
         try:
-            values = quantize(weight, scale, axis, zero_point, zero_point.dtype)
+            if block:
+                values = quantize_blocks(weight, scale, axis, block, zero_point, zero_point.dtype)
+            else:
+                along = None if scale.size == 1 else axis
+                values = quantize(weight, scale, along, zero_point, zero_point.dtype)
         except ValueError as err:
             raise InputError.of(
                 "O24-008", str(err), tensor=key.name, scope=key.scope, node=node.name, op=node.op
@@ -207,8 +214,9 @@ class _Editor:
             detach(maker)
             gone.add(id(maker))
         self._keep(lambda other: id(other) not in gone)
-        self.folded.append(_Folded(key, name, weight.nbytes, values.nbytes))
-        why = f"{weight.nbytes:,} to {values.nbytes:,} bytes"
+        nbytes = -(-values.size // 2) if values.dtype.name in ("int4", "uint4") else values.nbytes
+        self.folded.append(_Folded(key, name, weight.nbytes, nbytes))
+        why = f"{weight.nbytes:,} to {nbytes:,} bytes"
         self._record("folded", "O24-230", node, why, weight=key, tensor=name)
 
     # --- what is asked of the view ---------------------------------------------------------
@@ -259,21 +267,30 @@ class _Editor:
         source = self._constant_key(node.inputs[0]) or id(node.inputs[0])
         return node.op, source, tuple(parameters), rest
 
-    def _is_plain(self, node: gs.Node) -> bool:
-        """Whether it is by tensor or axis, to an explicit zero point of 8 bits, from a float."""
-        if node.attrs.get("block_size") or len(node.inputs) < 3 or not node.inputs[2].name:
+    def _is_foldable(self, node: gs.Node) -> bool:
+        """Whether it goes from a float to a type of _FOLDED, by an explicit zero point. What casts
+        on the way or rounds otherwise is left to the runtime."""
+        if len(node.inputs) < 3 or not node.inputs[2].name:
             return False
-        zero_point = self._constant_key(node.inputs[2])
-        weight = self._constant_key(node.inputs[0])
-        keys = [key for key in (zero_point, weight) if key is not None]
-        dtypes = [numpy_dtype(self.found.tensors[key].data_type) for key in keys]
-        if zero_point is None or dtypes[0].name not in _LEVELS:
+        if node.attrs.get("precision") or not node.attrs.get("saturate", 1):
             return False
-        return weight is None or dtypes[1].name in ("float32", "float16", "bfloat16")
+        zero_point, weight, scale = (self._constant_key(node.inputs[i]) for i in (2, 0, 1))
+        if zero_point is None or self._dtype_name(zero_point) not in _FOLDED:
+            return False
+        if weight is None:
+            return True
+        names = {self._dtype_name(key) for key in (weight, scale) if key is not None}
+        return names <= {"float32", "float16", "bfloat16"} and len(names) == 1
+
+    def _dtype_name(self, key: ValueKey) -> str:
+        return numpy_dtype(self.found.tensors[key].data_type).name
 
     def _is_exact(self, node: gs.Node) -> bool:
         """Whether Q(DQ(q)) = q for every q."""
-        if not self._is_plain(node) or self._constant_key(node.inputs[1]) is None:
+        zero_point = self._constant_key(node.inputs[2]) if len(node.inputs) > 2 else None
+        if not self._is_foldable(node) or node.attrs.get("block_size") or zero_point is None:
+            return False
+        if self._dtype_name(zero_point) not in _LEVELS or not self._constant_key(node.inputs[1]):
             return False
         scale = self._values(node.inputs[1])
         info = ml_dtypes.finfo(scale.dtype)

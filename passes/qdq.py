@@ -12,8 +12,16 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.formats import (
+    BLOCK,
+    MIN_OPSETS,
+    Format,
+    Formats,
+    weight_only_objection,
+)
 from onnx24.analysis.int8_weights import PairedWeight, bias_of, paired_weights
 from onnx24.analysis.placement import (
+    Edge,
     Flow,
     Layer,
     Placement,
@@ -28,12 +36,13 @@ from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir.index import NodeSite
+from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.calibrators import Calibrator, Method, Range, make
 from onnx24.quant.rounding import Rounding, WeightRange
 from onnx24.quant.scales import channel_amax, symmetric_scale
-from onnx24.rewrite.qdq import insert_pairs
+from onnx24.rewrite.qdq import Fp8, Int4, insert_pairs
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.quantization import Measured, best_candidate, measure, moments
 from onnx24.runtime.range_cache import RangeCache, model_digest
@@ -73,6 +82,15 @@ class Qdq(Pass):
     as 2:4 is quantized as well: TensorRT chooses a sparse INT8 kernel only with INT8 out.
     `attention` quantizes products of two activations, too.
 
+    *Formats.* `format` is that of all layers, `int8`, `fp8`, `int4` and `none` are patterns of
+    layers that take another one or stay in float. FP8 (E4M3, O24-233) quantizes weight and
+    activation as INT8 does, with the largest magnitude as range, since clipping gains nothing
+    there; of the rules of the placement it follows the first alone. INT4 (O24-234) quantizes the
+    weights of MatMul and Gemm alone, by blocks of 128 along K, and needs no data; weights are then
+    an eighth in size, and it is for matrix-vector products, too. FP8 needs sm89 and opset 19, INT4
+    TensorRT 10 and opset 21; layers that cannot have their format stay in float (O24-235,
+    O24-236).
+
     It refuses, with a code: matrix-vector products (O24-210), K or N below 16 (O24-211), fewer
     than 16 channels but for the forms that kernels are known for (O24-212), products without a
     constant weight (O24-213), what stands behind Q/DQ already (O24-214), activations that are
@@ -86,7 +104,7 @@ class Qdq(Pass):
     INT8 costs little accuracy on most models; random calibration data cost all of it (O24-034).
     The records give each layer's signal-to-noise ratio, `sqnr_db`.
 
-    Example: `qdq{calibrator=max exclude=head.*}`.
+    Example: `qdq{calibrator=max exclude=head.*}`, `qdq{fp8=blocks.* int4=lm_head none=stem}`.
 
     *Source:* TensorRT documentation, explicit quantization; NVIDIA Model-Optimizer pull request
     1664 (INT8 out); Migacz, 8-bit inference with TensorRT (entropy); 2210.17323 (error feedback).
@@ -125,6 +143,10 @@ class Qdq(Pass):
         "O24-223",
         "O24-224",
         "O24-225",
+        "O24-233",
+        "O24-234",
+        "O24-235",
+        "O24-236",
         "O24-400",
     )
 
@@ -140,6 +162,11 @@ class Qdq(Pass):
         float, "leave layers in float whose output would have less [dB]; 0: none"
     ] = 0.0
     cache: Annotated[str, "file to take the ranges from, or to write them to; empty: none"] = ""
+    format: Annotated[Format, "the quantized type of layers that no pattern names"] = Format.INT8
+    int8: Annotated[tuple[str, ...], "layers in INT8, by pattern"] = ()
+    fp8: Annotated[tuple[str, ...], "layers in FP8, by pattern"] = ()
+    int4: Annotated[tuple[str, ...], "layers with weights in INT4, by pattern"] = ()
+    none: Annotated[tuple[str, ...], "layers in float, by pattern"] = ()
     include: Annotated[
         tuple[str, ...], "quantize only layers whose name, or whose weight's, matches a pattern"
     ] = ()
@@ -159,29 +186,44 @@ class Qdq(Pass):
         selection = Selection(self.include, self.exclude)
         names = [name for layer in layers for name in _names(layer)]
         selection.check("qdq", names, "layer and no layer's weight")
+        formats = self._formats()
+        formats.check(names)
         refusals: dict[Layer, tuple[str, str]] = {}
+        by_format: dict[Format, list[Layer]] = {each: [] for each in Format}
         for layer in layers:
-            if objection := _objection(layer, flow, selection, ctx):
+            wanted = formats.of(_names(layer))
+            if objection := _objection(layer, wanted, flow, selection, ctx):
                 refusals[layer] = objection
-        chosen = [layer for layer in layers if layer not in refusals]
+            elif wanted is not None:
+                by_format[wanted].append(layer)
+        chosen, fp8, int4 = (by_format[each] for each in Format)
         products = self._products(found, flow, ctx)
         ranges: dict[str, Range] = {}
         weights: dict[tuple[str, int], PairedWeight] = {}
         measured: Measured | None = None
-        if chosen or products:
+        _check_finite(model, found, [*chosen, *fp8, *int4])
+        if chosen or products or fp8:
             _check_opset(model)
-            _check_finite(model, found, chosen)
             request = Request(chosen, self._sparse(chosen, model, ctx), products)
-            observed = list(place(flow, request).considered)
+            observed = dict.fromkeys(place(flow, request).considered)
+            observed.update(dict.fromkeys(layer.data for layer in fp8))
             weights = paired_weights(model, found, chosen)
-            ranges, measured = self._ranges(model, ctx, observed, list(weights.values()))
+            ranges, measured = self._ranges(model, ctx, list(observed), list(weights.values()))
             for weight in weights.values():
                 for layer in weight.readers:
                     if objection := self._range_objection(weight, layer, ranges, measured):
                         refusals[layer] = objection
                     elif not ctx.admit(layer.name):
                         refusals[layer] = "O24-218", "the limit of sites is reached"
-        chosen = [layer for layer in chosen if layer not in refusals]
+        for layer in [*fp8, *int4]:
+            found_range = ranges[layer.data] if layer in fp8 else None
+            if found_range is not None and (objection := self._unusable(layer, found_range)):
+                refusals[layer] = objection
+            elif not ctx.admit(layer.name):
+                refusals[layer] = "O24-218", "the limit of sites is reached"
+        chosen, fp8, int4 = (
+            [layer for layer in group if layer not in refusals] for group in (chosen, fp8, int4)
+        )
         products = [site for site in products if self._fits(site, ranges, ctx)]
         request = Request(chosen, self._sparse(chosen, model, ctx), products)
 
@@ -189,30 +231,43 @@ class Qdq(Pass):
         if measured is not None and not measured.cached:
             ranges = self._settle(model, ctx, flow, request, weights, measured)
         placement = _placed(flow, request, ranges)
+        planned = _fp8(model, found, fp8, ranges, measured)
+        _give_way(placement, planned.edges)
         amax = _group_ranges(placement, request, ranges)
         if placement.edges:
             self._refine(model, ctx, flow, placement, amax, weights, measured)
+        weight_only = Int4(int4, {each.weight: found.read(model, each.weight) for each in int4})
+        if placement.edges or fp8 or int4:
             with model.surgeon() as graph:
-                insert_pairs(graph, flow, placement, amax, weights)
+                insert_pairs(graph, flow, placement, amax, weights, planned, weight_only)
+            _move_claims(model, ctx, weight_only.made)
         facts = self._facts(placement, amax, ranges, weights, measured)
         for layer in layers:
             if layer in refusals:
                 _record(ctx, layer, "refused", *refusals[layer])
-            else:
+            elif layer in facts:
                 _record(ctx, layer, "quantized", "O24-200", _reason(facts[layer]), **facts[layer])
+            elif layer in fp8:
+                _record_fp8(ctx, layer, planned.amax[layer.data])
+            else:
+                _record_int4(ctx, layer)
         others = [refusal for refusal in refusals.values() if refusal[0] != "O24-214"]
-        if others and not chosen:
+        if others and not (chosen or fp8 or int4):
             code, count = Counter(code for code, _ in others).most_common(1)[0]
             message = f"none of {len(layers)} layers was quantized; {count} are refused by {code}"
             ctx.diagnostics.add(diagnostic("O24-222", message))
         for site in found.dynamic:
             self._record_product(site, site in products, flow, placement, amax, ctx)
         ctx.statistics.update(
-            quantized=len(chosen) + len(products),
+            quantized=len(chosen) + len(products) + len(fp8) + len(int4),
             refused=len(refusals) + len(found.dynamic) - len(products),
-            activation_pairs=len(placement.edges),
+            activation_pairs=len(placement.edges) + len(planned.edges),
             sparse_outputs=len(placement.results),
         )
+
+    def _formats(self) -> Formats:
+        patterns = {Format.INT8: self.int8, Format.FP8: self.fp8, Format.INT4: self.int4}
+        return Formats(self.format, patterns, self.none)
 
     # --- ranges ----------------------------------------------------------------------------
     def _calibrator(self) -> Calibrator:
@@ -376,6 +431,13 @@ class Qdq(Pass):
                     bias.shift(model, flow.found, -error)
 
     @staticmethod
+    def _unusable(layer: Layer, found: Range) -> tuple[str, str] | None:
+        """(code, reason) why an activation gets no FP8 scale."""
+        if found.method == "none":
+            return "O24-219", f"the cache has no range of {layer.data!r}"
+        return range_objection(found)
+
+    @staticmethod
     def _sparse(layers: Sequence[Layer], model: Model, ctx: Context) -> list[Layer]:
         if not ctx.target.output_qdq_for_sparse:
             return []
@@ -437,14 +499,83 @@ def _names(layer: Layer) -> list[str]:
 
 
 def _objection(
-    layer: Layer, flow: Flow, selection: Selection, ctx: Context
+    layer: Layer, wanted: Format | None, flow: Flow, selection: Selection, ctx: Context
 ) -> tuple[str, str] | None:
     """(code, reason) why a layer is not quantized, whatever its ranges."""
-    if not ctx.target.int8:
-        return "O24-221", f"{ctx.target.name} lists no INT8 kernels"
     if reason := selection.objection(_names(layer)):
         return "O24-218", reason
-    return flow.objection(layer)
+    if wanted is None:
+        return "O24-218", "none= leaves it out"
+    if wanted is Format.INT8:
+        if not ctx.target.int8:
+            return "O24-221", f"{ctx.target.name} lists no INT8 kernels"
+        return flow.objection(layer)
+    has = ctx.target.fp8 if wanted is Format.FP8 else ctx.target.int8_initializers
+    if not has:
+        return "O24-235", f"{ctx.target.name} lists no {wanted.name}"
+    if flow.opset < MIN_OPSETS[wanted]:
+        least = MIN_OPSETS[wanted]
+        return (
+            "O24-235",
+            f"{wanted.name} is there from opset {least} on, the model has {flow.opset}",
+        )
+    return flow.objection(layer) if wanted is Format.FP8 else weight_only_objection(flow, layer)
+
+
+def _fp8(
+    model: Model,
+    found: WeightUses,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    measured: Measured | None,
+) -> Fp8:
+    """Every activation's range is its largest magnitude, where that was seen."""
+    edges: dict[str, set[Edge]] = {}
+    amax: dict[str, float] = {}
+    dtypes: dict[str, np.dtype] = {}
+    for layer in layers:
+        edges.setdefault(layer.data, set()).add(layer.data_edge)
+        peak = 0.0 if measured is None else measured.calibrators[layer.data].peak
+        amax[layer.data] = max(ranges[layer.data].amax, peak)
+        dtypes[layer.data] = layer.dtype
+    return Fp8(edges, amax, dtypes, paired_weights(model, found, layers))
+
+
+def _give_way(placement: Placement, edges: Mapping[str, set[Edge]]) -> None:
+    """Leave reads to another format. A result that nothing else reads then needs no pair."""
+    for value, taken in edges.items():
+        if value not in placement.edges:
+            continue
+        placement.edges[value] -= taken
+        if not placement.edges[value]:
+            del placement.edges[value]
+            for layer in [each for each, name in placement.results.items() if name == value]:
+                del placement.results[layer]
+
+
+def _move_claims(model: Model, ctx: Context, made: Mapping[ValueKey, Sequence[str]]) -> None:
+    """The record of 2:4 follows the values to INT4; the float keeps it where a product reads it."""
+    claimed = set(model.claims.keys())
+    moving = [key for key in made if key in claimed]
+    if not moving:
+        return
+    model.claims.update([ValueKey(key.scope, name) for key in moving for name in made[key]])
+    found = ctx.analysis(model, WeightUses)
+    for key in moving:
+        if key not in found.uses or not found.products(key):
+            model.claims.discard(key)
+
+
+def _record_fp8(ctx: Context, layer: Layer, amax: float) -> None:
+    reason = f"activation {layer.data!r} up to {amax:.4g}"
+    facts = {"K": layer.use.K, "N": layer.use.N, "activation": layer.data, "amax": amax}
+    _record(ctx, layer, "quantized", "O24-233", reason, **facts)
+
+
+def _record_int4(ctx: Context, layer: Layer) -> None:
+    facts = {"K": layer.use.K, "N": layer.use.N, "block": BLOCK}
+    reason = f"weight by blocks of {BLOCK} along K = {layer.use.K}"
+    _record(ctx, layer, "quantized", "O24-234", reason, **facts)
 
 
 def _reason(facts: dict[str, Any]) -> str:

@@ -67,6 +67,8 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _SMALLEST_SCALE = 2.0**-20
 LIMIT = float(np.finfo(np.float16).max) / 2
 """Of what is seen in calibration, in FP16: data to come may be larger."""
+SMALLEST = float(np.finfo(np.float16).tiny)
+"""A value that never exceeds this has fewer than 11 bits in FP16, and may become 0."""
 _FROM_INTEGERS = "it computes on values that came from integers"
 _INTEGERS = frozenset(
     getattr(TensorProto, name) for name in ("INT64", "INT32", "INT16", "UINT64", "UINT32", "UINT16")
@@ -181,12 +183,15 @@ class Plan:
         return list(names)
 
     def keep_observed(self, largest: Mapping[str, float]) -> list[Finding]:
-        """Keep nodes with an operand beyond the range, by its largest magnitude. Returns: the
-        results that are."""
+        """Keep nodes with an operand beyond the range, or all of it below the normal range, by its
+        largest magnitude. Returns: the results that are beyond."""
         found = []
         for node in self._candidates():
             for tensor in (*node.outputs, *self.computed(node)):
                 reached = largest.get(tensor.name, 0.0)
+                if 0 < reached < SMALLEST:
+                    why = f"{tensor.name!r} is {reached:.4g} at most, which vanishes"
+                    self.kept.setdefault(id(node), why)
                 if reached <= LIMIT:
                     continue
                 self.kept.setdefault(id(node), f"{tensor.name!r} reaches {reached:.4g}")

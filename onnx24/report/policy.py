@@ -61,6 +61,7 @@ _NUMERIC = {
 }
 _QDQ = {
     "zero-point": "the zero point of a Q or DQ is not 0 (O24-630)",
+    "implied-zero-point": "a Q or DQ has no zero point (O24-228)",
     "type": "a Q or DQ uses a type that TensorRT does not take, such as UINT8 (O24-631)",
     "activation-scale": "the scale of an activation is no scalar (O24-632)",
     "bias": "a bias stands behind DequantizeLinear (O24-633)",

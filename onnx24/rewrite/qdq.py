@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx24.analysis.formats import BLOCK
 from onnx24.analysis.int8_weights import PairedWeight
-from onnx24.analysis.placement import Flow, Placement
+from onnx24.analysis.placement import Edge, Flow, Layer, Placement
+from onnx24.ir.keys import ValueKey
 from onnx24.ir.surgeon import fresh
 from onnx24.ir.weights import numpy_dtype
-from onnx24.quant.scales import symmetric_scale
+from onnx24.quant.scales import (
+    FP8_MAX,
+    INT4_MAX,
+    block_amax,
+    quantize_blocks,
+    symmetric_scale,
+)
 
-__all__ = ["insert_pairs"]
+__all__ = ["Fp8", "Int4", "insert_pairs"]
+
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+INT8 = np.dtype(np.int8)
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """What becomes FP8. edges: activation → the reads that take its dequantized value; amax: its
+    largest magnitude; dtypes: what its readers compute in; weights: as
+    `int8_weights.paired_weights`."""
+
+    edges: Mapping[str, set[Edge]] = field(default_factory=dict)
+    amax: Mapping[str, float] = field(default_factory=dict)
+    dtypes: Mapping[str, np.dtype] = field(default_factory=dict)
+    weights: Mapping[tuple[str, int], PairedWeight] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Int4:
+    """What gets INT4 weights, `[K, N]` or `[N, K]`. values: weight → its floats. made: weight → the
+    names of its INT4 forms, which `insert_pairs` fills in."""
+
+    layers: Sequence[Layer] = ()
+    values: Mapping[ValueKey, np.ndarray] = field(default_factory=dict)
+    made: dict[ValueKey, list[str]] = field(default_factory=dict)
 
 
 def insert_pairs(
@@ -22,8 +57,11 @@ def insert_pairs(
     placement: Placement,
     amax: Mapping[str, float],
     weights: Mapping[tuple[str, int], PairedWeight],
+    fp8: Fp8 | None = None,
+    int4: Int4 | None = None,
 ) -> dict[str, tuple[str, np.dtype]]:
-    """Quantize activations and weights in the view of the main graph.
+    """Quantize activations and weights in the view of the main graph. What is FP8 and INT4 has
+    reads of its own, none of the placement's.
 
     amax: by activation, the magnitude that becomes 127; equal within a group of the placement.
     weights: as `int8_weights.paired_weights`. Returns: initializers that hold the activations'
@@ -33,6 +71,10 @@ def insert_pairs(
     scales = rewriter.activations(placement, amax, _dtypes(flow, placement, weights))
     for (_, axis), weight in weights.items():
         rewriter.weight(weight, axis)
+    if fp8 is not None:
+        rewriter.fp8(fp8)
+    if int4 is not None:
+        rewriter.int4(int4)
     rewriter.finish()
     return scales
 
@@ -62,7 +104,7 @@ class _Rewriter:
         self._positions = {id(node): i for i, node in enumerate(self._nodes)}
         self._before: dict[int, list[gs.Node]] = {}
         self._after: dict[int, list[gs.Node]] = {}
-        self._zero_points: dict[int | None, gs.Constant] = {}
+        self._zero_points: dict[tuple[int | None, np.dtype], gs.Constant] = {}
 
     def activations(
         self, placement: Placement, amax: Mapping[str, float], dtypes: Mapping[str, np.dtype]
@@ -78,19 +120,69 @@ class _Rewriter:
                 scale = symmetric_scale(amax[value], dtypes[value])
                 scales[shared] = self._constant(f"{shared[0]}_scale", scale)
             pair = self._pair(tensor, value, scales[shared], None)
-            if tensor.inputs:
-                self._after.setdefault(self._positions[id(tensor.inputs[0])], []).extend(pair)
-            else:
-                self._before.setdefault(min(edges)[0], []).extend(pair)
+            self._place(tensor, edges, pair)
             self._rewire(edges, pair[1].outputs[0])
         return {scale.name: shared for shared, scale in scales.items()}
 
-    def weight(self, weight: PairedWeight, axis: int) -> None:
-        """One pair for all readers. axis: of the channels in the value that is quantized."""
+    def fp8(self, fp8: Fp8) -> None:
+        """One pair for each activation, and for each weight by output channel."""
+        for value, edges in fp8.edges.items():
+            tensor = self._read(min(edges))
+            scale = symmetric_scale(fp8.amax[value], fp8.dtypes[value], FP8_MAX)
+            constant = self._constant(f"{value}_scale", scale)
+            pair = self._pair(tensor, value, constant, None, FP8)
+            self._place(tensor, edges, pair)
+            self._rewire(edges, pair[1].outputs[0])
+        for (_, axis), weight in fp8.weights.items():
+            scale = symmetric_scale(weight.amax, weight.layer.dtype, FP8_MAX)
+            self.weight(weight, axis, scale, FP8)
+
+    def int4(self, int4: Int4) -> None:
+        """Each weight by blocks along K, once for readers that agree in that axis."""
+        done: dict[tuple[ValueKey, int], gs.Variable] = {}
+        for layer in int4.layers:
+            key = layer.weight, 1 - layer.axis
+            if key not in done:
+                name, done[key] = self._weight_only(layer, int4.values[layer.weight])
+                int4.made.setdefault(layer.weight, []).append(name)
+            self._rewire({(layer.site.position, layer.use.input)}, done[key])
+
+    def _weight_only(self, layer: Layer, values: np.ndarray) -> tuple[str, gs.Variable]:
+        """(the INT4 constant's name, the dequantized value)"""
+        axis, name = 1 - layer.axis, layer.weight.name
+        scale = symmetric_scale(block_amax(values, axis, BLOCK), values.dtype, INT4_MAX)
+        stored = self._constant(f"{name}_int4", quantize_blocks(values, scale, axis, BLOCK))
+        real = gs.Variable(fresh(self._graph, f"{name}_dequantized"), values.dtype, values.shape)
+        node = gs.Node(
+            "DequantizeLinear",
+            fresh(self._graph, f"{name}_DequantizeLinear"),
+            {"axis": axis, "block_size": BLOCK},
+            [stored, self._constant(f"{name}_scale", scale)],
+            [real],
+        )
+        self._before.setdefault(layer.site.position, []).append(node)
+        return stored.name, real
+
+    def _place(self, tensor: gs.Tensor, edges: set[Edge], pair: list[gs.Node]) -> None:
+        """Behind what makes the activation; an input's, before its first reader."""
+        if tensor.inputs:
+            self._after.setdefault(self._positions[id(tensor.inputs[0])], []).extend(pair)
+        else:
+            self._before.setdefault(min(edges)[0], []).extend(pair)
+
+    def weight(
+        self,
+        weight: PairedWeight,
+        axis: int,
+        scale: np.ndarray | None = None,
+        element: np.dtype = INT8,
+    ) -> None:
+        """One pair for all readers. axis: of the channels in the value that is quantized.
+        scale: INT8's where it is not given."""
         edges = {layer.weight_edge()[0] for layer in weight.readers}
         tensor = self._read(min(edges))
-        constant = self._constant(f"{tensor.name}_scale", weight.scale)
-        pair = self._pair(tensor, tensor.name, constant, axis)
+        constant = self._constant(f"{tensor.name}_scale", weight.scale if scale is None else scale)
+        pair = self._pair(tensor, tensor.name, constant, axis, element)
         self._before.setdefault(min(edges)[0], []).extend(pair)
         self._rewire(edges, pair[1].outputs[0])
 
@@ -114,22 +206,28 @@ class _Rewriter:
         # disables INT8 convolutions (experiment with tensorrt-rtx 1.7.1).
         return gs.Constant(fresh(self._graph, base), np.asarray(values, order="C"))
 
-    def _zero_point(self, size: int | None) -> gs.Constant:
+    def _zero_point(self, size: int | None, element: np.dtype) -> gs.Constant:
         """size: of the axis; None for rank 0."""
-        if size not in self._zero_points:
+        if (size, element) not in self._zero_points:
             name = "zero_point" if size is None else f"zero_point_{size}"
             shape = () if size is None else (size,)
-            self._zero_points[size] = gs.Constant(
-                fresh(self._graph, name), np.zeros(shape, np.int8)
-            )
-        return self._zero_points[size]
+            if element != INT8:
+                name += "_fp8"
+            zeros = np.zeros(shape, element)
+            self._zero_points[size, element] = gs.Constant(fresh(self._graph, name), zeros)
+        return self._zero_points[size, element]
 
     def _pair(
-        self, tensor: gs.Tensor, base: str, scale: gs.Constant, axis: int | None
+        self,
+        tensor: gs.Tensor,
+        base: str,
+        scale: gs.Constant,
+        axis: int | None,
+        element: np.dtype = INT8,
     ) -> list[gs.Node]:
-        zero_point = self._zero_point(None if axis is None else scale.shape[0])
+        zero_point = self._zero_point(None if axis is None else scale.shape[0], element)
         attrs = {} if axis is None else {"axis": axis}
-        quantized = gs.Variable(fresh(self._graph, f"{base}_quantized"), np.dtype(np.int8))
+        quantized = gs.Variable(fresh(self._graph, f"{base}_quantized"), element)
         real = gs.Variable(fresh(self._graph, f"{base}_dequantized"), scale.dtype)
         return [
             gs.Node(

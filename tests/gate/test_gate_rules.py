@@ -23,6 +23,7 @@ ALL_QDQ = "[qdq]\n" + "\n".join(
         "one-sided",
         "residual",
         "sparse-output",
+        "implied-zero-point",
     )
 )
 

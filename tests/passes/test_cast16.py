@@ -323,6 +323,22 @@ def test_activations_beyond_the_range_stay() -> None:
     assert_same(before, outputs(model, {"x": x}), rtol=RTOL)
 
 
+@pytest.mark.parametrize(("size", "stays"), [(1e-7, True), (1e-4, False), (0.0, False)])
+def test_activations_that_would_vanish_stay(size: float, stays: bool) -> None:
+    """Below 6.1e-5 FP16 has fewer than 11 bits; what is 0 has nothing to lose."""
+    model = text_model(
+        "g (float[3,8] x) => (float[3,6] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }",
+        weights={"w": np.abs(W), "v": W[:6, :6].copy()},
+    )
+    x = np.full((3, 8), size, np.float32)
+    before = outputs(model, {"x": x})
+    ctx = Context(target=targets.load(targets.DEFAULT), calibration=_Data({"x": x}))  # type: ignore[arg-type]
+    Cast16().run(model, ctx)
+    assert ("vanishes" in " ".join(kept(ctx).values())) == stays
+    assert not [d for d in ctx.diagnostics if d.code == "O24-243"]
+    assert_same(before, outputs(model, {"x": x}), rtol=RTOL)
+
+
 def test_an_input_with_a_default_is_not_in_the_data() -> None:
     model = text_model(
         "g (float[3,8] x, float[8,6] u) => (float[3,6] y) { y = MatMul(x, u) }",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -373,17 +374,63 @@ def test_readers_in_bodies_follow():
     assert ops(model).count("QuantizeLinear") == ops(model).count("DequantizeLinear") == 1
 
 
-def test_blocks_and_missing_zero_points_are_left_alone():
+@pytest.mark.parametrize("dtype", ["int8", "int4", "uint4"])
+def test_weights_by_blocks(dtype):
+    """K = 40 is no multiple of the block; the last one is shorter."""
+    element = np.int8 if dtype == "int8" else getattr(ml_dtypes, dtype)
+    zero = np.repeat([[1, 3, 0], [2, 0, 5], [0, 1, 7]], 8, axis=1).astype(element)
     model = build(
-        "g (float[N, 32] x) => (float[N, 24] y, uint8[32, 24] u) { "
-        "q = QuantizeLinear<axis = 0, block_size = 16>(w, sb, zb) "
-        "d = DequantizeLinear<axis = 0, block_size = 16>(q, sb, zb) y = MatMul(x, d) "
-        "v = QuantizeLinear(w, s) u = Identity(v) }",
+        "g (float[N, 40] x) => (float[N, 24] y) { "
+        "q = QuantizeLinear<axis = 0, block_size = 16>(w, s, z) "
+        "d = DequantizeLinear<axis = 0, block_size = 16>(q, s, z) y = MatMul(x, d) }",
         opset=21,
         ir=10,
+        w=array((40, 24)),
+        s=np.random.default_rng(2).uniform(0.05, 0.4, (3, 24)).astype(np.float32),
+        z=zero,
+    )
+    result = fold(model)
+    assert model.weights[f"w_{dtype}"].dtype.name == dtype and "w" not in names(model)
+    bits = {"int8": 8}.get(dtype, 4)
+    assert result.passes[0].statistics["weight_bytes_after"] == 40 * 24 * bits // 8
+
+
+@pytest.mark.parametrize(("scale", "zero"), [((), ()), ((24,), (24,))])
+def test_fp8_weights(scale, zero):
+    model = build(
+        "g (float[N, 32] x) => (float[N, 24] y) { q = QuantizeLinear<axis = 1>(w, s, z) "
+        "d = DequantizeLinear<axis = 1>(q, s, z) y = MatMul(x, d) }",
+        opset=19,
+        ir=9,
         w=array((32, 24)),
-        sb=np.full((2, 24), 0.03, np.float32),
-        zb=np.zeros((2, 24), np.int8),
+        s=np.full(scale, 0.004, np.float32),  # 448 · 0.004 = 1.8: larger values saturate
+        z=np.zeros(zero, ml_dtypes.float8_e4m3fn),
+    )
+    fold(model)
+    stored = model.weights["w_float8_e4m3fn"]
+    assert stored.dtype == ml_dtypes.float8_e4m3fn
+    assert np.abs(stored.astype(np.float32)).max() == 448
+
+
+@pytest.mark.parametrize("saturate", [0, 1])
+def test_fp8_that_does_not_saturate_is_left_to_the_runtime(saturate):
+    model = build(
+        f"g (float[N, 32] x) => (float[N, 24] y) {{ q = QuantizeLinear<saturate = {saturate}>"
+        "(w, s, z) d = DequantizeLinear(q, s, z) y = MatMul(x, d) }",
+        opset=19,
+        ir=9,
+        w=array((32, 24)) / 8,
+        s=np.array(0.004, np.float32),
+        z=np.array(0, ml_dtypes.float8_e4m3fn),
+    )
+    fold(model)
+    assert ("QuantizeLinear" in ops(model)) == (not saturate)
+
+
+def test_missing_zero_points_are_left_alone():
+    model = build(
+        "g (float[N, 32] x) => (uint8[32, 24] u) { v = QuantizeLinear(w, s) u = Identity(v) }",
+        w=array((32, 24)),
         s=SCALE["s"],
     )
     before = model.to_bytes()

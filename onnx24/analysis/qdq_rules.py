@@ -1,0 +1,476 @@
+"""What is wrong with a model's Q/DQ nodes for TensorRT: the rules that the gate and the pass lint
+judge by, and that what qdq writes must meet.
+
+The rules are data: `RULES` holds each with its code, its text and what it rests on. A rule finds;
+it edits nothing (rewrite/qdq_repairs.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, TensorProto
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.invariants import seen_violations
+from onnx24.analysis.placement import OPS as PRODUCTS
+from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.ir.index import Index, NodeSite, Use
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+
+__all__ = ["RULES", "Finding", "QdqRule", "Quantized", "findings", "quantized_products"]
+
+_INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_TAKEN = frozenset(
+    getattr(TensorProto, name)
+    for name in ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
+    if hasattr(TensorProto, name)
+)
+_EPILOGUE = ("Add", "BatchNormalization", "Clip", "LeakyRelu", "Relu")
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One defect at one node. `rule`: the name of the rule; `tensor`: the weight, where it is one
+    that the rule is about."""
+
+    rule: str
+    code: str
+    message: str
+    site: NodeSite
+    tensor: str = ""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A model, and what the rules ask of it."""
+
+    model: Model
+    index: Index
+    shapes: Shapes
+    uses: WeightUses
+
+    @classmethod
+    def of(cls, model: Model, cache: AnalysisCache) -> Quantized:
+        index = cache.get(model, Dataflow).index
+        return cls(model, index, cache.get(model, Shapes), cache.get(model, WeightUses))
+
+    def constant(self, name: str, scope: str) -> np.ndarray | None:
+        """The values behind a name; None where they are computed at run time."""
+        key: ValueKey | None = self.index.resolve(name, scope)
+        tensor = None if key is None else self.uses.tensors.get(key)
+        return None if tensor is None else self.model.weights.read(tensor)
+
+    def is_constant(self, name: str, scope: str) -> bool:
+        return self.index.resolve(name, scope) in self.uses.tensors
+
+    def readers(self, site: NodeSite) -> list[Use]:
+        return [
+            use
+            for name in site.proto.output
+            if name
+            for use in self.index.consumers(name, site.scope)
+        ]
+
+    def dq_behind(self, site: NodeSite, position: int) -> NodeSite | None:
+        """The DequantizeLinear that makes an operand; a Transpose or Reshape may stand between."""
+        if not _has(site.proto, position):
+            return None
+        name, scope = site.proto.input[position], site.scope
+        for _ in range(8):
+            producer = self.index.producer(name, scope)
+            if producer is None or not producer.proto.input:
+                return None
+            if producer.proto.op_type == _DQ:
+                return producer
+            if producer.proto.op_type not in ("Transpose", "Reshape", "Identity", "Squeeze"):
+                return None
+            name, scope = producer.proto.input[0], producer.scope
+        return None
+
+    def is_weight(self, site: NodeSite, position: int, dq: NodeSite | None) -> bool:
+        """Whether an operand is constant: stored in float behind Q → DQ, quantized behind DQ, or,
+        without a DQ, in float."""
+        if dq is None:
+            given = _has(site.proto, position)
+            return given and self.is_constant(site.proto.input[position], site.scope)
+        name, scope = dq.proto.input[0], dq.scope
+        q = self.index.producer(name, scope)
+        if q is not None and q.proto.op_type == _Q:
+            name, scope = q.proto.input[0], q.scope
+        return self.is_constant(name, scope)
+
+    def operands(self, site: NodeSite) -> list[NodeSite | None]:
+        """The DequantizeLinear behind each of a product's two operands."""
+        return [self.dq_behind(site, i) for i in (0, 1)]
+
+    def scale_rank(self, site: NodeSite) -> int | None:
+        if not _has(site.proto, 1):
+            return None
+        scale = self.constant(site.proto.input[1], site.scope)
+        if scale is not None:
+            return scale.ndim
+        return self.shapes.rank(site.proto.input[1], site.scope)
+
+    def element(self, site: NodeSite) -> int | None:
+        """The quantized type of a Q or DQ, as TensorProto.DataType."""
+        node, is_q = site.proto, site.proto.op_type == _Q
+        kind = self.shapes.dtype(node.output[0] if is_q else node.input[0], site.scope)
+        if kind is None and is_q and not _has(node, 2):
+            return _output_dtype(node)
+        return kind
+
+
+def findings(found: Quantized, *, sparse_outputs: bool) -> Iterator[Finding]:
+    """Every finding of every rule, in document order.
+
+    sparse_outputs: the target takes sparse INT8 kernels INT8-out only.
+    """
+    sparse = _sparse_uses(found) if sparse_outputs else {}
+    for site in found.index.nodes:
+        if site.proto.domain not in ("", "ai.onnx"):
+            continue
+        for rule in RULES:
+            if site.proto.op_type not in rule.ops:
+                continue
+            for message in rule.check(found, site):
+                yield Finding(rule=rule.name, code=rule.code, message=message, site=site)
+        for name in sparse.get(id(site.proto), ()):
+            if not _is_quantized_behind(found, site):
+                yield Finding(
+                    rule="sparse-output",
+                    code="O24-639",
+                    message=f"{site.proto.op_type} is 2:4 and INT8, and its result stays float",
+                    site=site,
+                    tensor=name,
+                )
+
+
+def quantized_products(found: Quantized) -> tuple[int, int]:
+    """(products with both operands behind DQ, products with a constant weight)."""
+    quantized = total = 0
+    for site in found.index.nodes:
+        if site.proto.op_type not in PRODUCTS or site.proto.domain not in ("", "ai.onnx"):
+            continue
+        operands = found.operands(site)
+        if not any(found.is_weight(site, i, operands[i]) for i in (0, 1)):
+            continue
+        total += 1
+        quantized += all(operands)
+    return quantized, total
+
+
+# --- Q and DQ --------------------------------------------------------------------------------
+def _zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if not _has(site.proto, 2):
+        return
+    zero = found.constant(site.proto.input[2], site.scope)
+    if zero is not None and np.any(zero.astype(np.float32) != 0):
+        yield "the zero point is not 0"
+
+
+def _implied_zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if not _has(site.proto, 2) and not _attribute(site.proto, "block_size", 0):
+        yield f"{site.proto.op_type} has no zero point"
+
+
+def _type(found: Quantized, site: NodeSite) -> Iterator[str]:
+    kind = found.element(site)
+    if kind is None or kind in _TAKEN or kind == TensorProto.INT32:
+        return
+    known = kind in TensorProto.DataType.values()
+    yield f"{site.proto.op_type} uses {TensorProto.DataType.Name(kind) if known else kind}"
+
+
+def _activation_scale(found: Quantized, site: NodeSite) -> Iterator[str]:
+    rank = found.scale_rank(site)
+    if rank not in (None, 0) and not found.is_constant(site.proto.input[0], site.scope):
+        yield f"the scale of the activation has rank {rank}, expected a scalar"
+
+
+def _unpaired(found: Quantized, site: NodeSite) -> Iterator[str]:
+    ops = {use.site.proto.op_type for use in found.readers(site)}
+    if others := sorted(ops - {_DQ}):
+        yield f"its result is read by {', '.join(others)}"
+
+
+def _integer_bias(found: Quantized, site: NodeSite) -> Iterator[str]:
+    """What is no product's own bias, which `_bias` finds at the product."""
+    if found.element(site) != TensorProto.INT32:
+        return
+    readers = found.readers(site)
+    if not readers or any(use.site.proto.op_type in PRODUCTS for use in readers):
+        return
+    yield "INT32 stands behind DequantizeLinear"
+
+
+# --- products --------------------------------------------------------------------------------
+def _integer_operator(found: Quantized, site: NodeSite) -> Iterator[str]:
+    yield f"{site.proto.op_type} does not parse"
+
+
+def _bias(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if site.proto.op_type != "MatMul" and found.dq_behind(site, 2):
+        yield f"the bias of {site.proto.op_type} is behind DQ"
+
+
+def _weight_axis(found: Quantized, site: NodeSite) -> Iterator[str]:
+    for i, dq in enumerate(found.operands(site)):
+        if dq is None or not found.is_weight(site, i, dq):
+            continue
+        rank = found.scale_rank(dq)
+        if rank == 0:
+            yield f"one scale for the whole weight of {site.proto.op_type}"
+            continue
+        direct = found.index.producer(site.proto.input[i], site.scope) is dq
+        shape = found.shapes.shape(site.proto.input[i], site.scope)
+        if rank != 1 or not direct or _attribute(dq.proto, "block_size", 0) or not shape:
+            continue
+        axis, expected = _attribute(dq.proto, "axis", 1), _channel_axis(site, i, len(shape))
+        if axis % len(shape) != expected:
+            yield f"the weight is quantized along axis {axis}, expected {expected}"
+
+
+def _channel_axis(site: NodeSite, position: int, rank: int) -> int:
+    """Of the output channels in the operand."""
+    op = site.proto.op_type
+    if op in ("Conv", "ConvTranspose"):
+        return int(op == "ConvTranspose")
+    if op == "Gemm":
+        name = "transB" if position else "transA"
+        return int(bool(_attribute(site.proto, name, 0)) != bool(position))
+    return rank - 1 if position else max(rank - 2, 0)
+
+
+def _one_sided(found: Quantized, site: NodeSite) -> Iterator[str]:
+    operands = found.operands(site)
+    quantized = [i for i, dq in enumerate(operands) if dq is not None]
+    if len(quantized) != 1:
+        return
+    (which,) = quantized
+    dq = operands[which]
+    assert dq is not None
+    if _is_int4(found, dq):
+        return
+    q = found.index.producer(dq.proto.input[0], dq.scope)
+    is_weighted = any(found.is_weight(site, i, operands[i]) for i in (0, 1))
+    if not is_weighted and q is not None and _is_fused(found, q.proto.input[0], q.scope, PRODUCTS):
+        return  # attention in float, behind a product that is INT8-out
+    yield f"only input {which} of {site.proto.op_type} is quantized"
+
+
+def _residual(found: Quantized, site: NodeSite) -> Iterator[str]:
+    """Conv → Q → DQ → Add, where the Add's other operand is computed, and is not the result of a
+    convolution that the sum is fused to (of two convolutions one must be the skip branch)."""
+    if not all(found.operands(site)):
+        return
+    for use in found.readers(_end_of_convolution(found, site)):
+        if use.site.proto.op_type != _Q:
+            continue
+        for dq in found.readers(use.site):
+            for add in found.readers(dq.site):
+                if add.site.proto.op_type != "Add":
+                    continue
+                other = add.site.proto.input[1 - add.input]
+                if found.is_constant(other, add.site.scope):
+                    continue
+                if not _is_fused(found, other, add.site.scope):
+                    yield f"a pair stands between it and the Add {add.site.name!r}"
+                    return
+
+
+def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
+    """The last node of its bias Add and BatchNormalization."""
+    while True:
+        readers = found.readers(site)
+        if len(readers) != 1:
+            return site
+        use = readers[0]
+        op = use.site.proto.op_type
+        if op == "Add":
+            other = use.site.proto.input[1 - use.input]
+            if not found.is_constant(other, use.site.scope):
+                return site
+        elif op != "BatchNormalization" or use.input:
+            return site
+        site = use.site
+
+
+def _is_fused(
+    found: Quantized, name: str, scope: str, ops: Collection[str] = ("Conv", "ConvTranspose")
+) -> bool:
+    """Whether a value comes from a quantized product with nothing but its epilogue between."""
+    producer = found.index.producer(name, scope)
+    while producer is not None and producer.proto.op_type in _EPILOGUE:
+        computed = [
+            value
+            for value in producer.proto.input
+            if value and not found.is_constant(value, producer.scope)
+        ]
+        if len(computed) != 1:
+            return False
+        producer = found.index.producer(computed[0], producer.scope)
+    return producer is not None and producer.proto.op_type in ops and all(found.operands(producer))
+
+
+# --- 2:4 -------------------------------------------------------------------------------------
+# Source: NVIDIA Model-Optimizer pull request 1664 (none of 196 layers without a pair behind them).
+def _sparse_uses(found: Quantized) -> dict[int, list[str]]:
+    """id of the proto of each quantized product with a 2:4 weight → names of such weights."""
+    sparse: dict[int, list[str]] = {}
+    for key, uses in found.uses.uses.items():
+        grouped = [u for u in uses if u.kind == "product" and u.k_axis_consumer is not None]
+        quantized = [use for use in grouped if _is_quantized(found, use)]
+        if not quantized or not all(_is_24(found, key, use) for use in grouped):
+            continue
+        for use in quantized:
+            assert use.consumer is not None
+            sparse.setdefault(id(use.consumer.proto), []).append(key.name)
+    return sparse
+
+
+def _is_quantized(found: Quantized, use: WeightUse) -> bool:
+    site = use.consumer
+    if site is None or site.proto.op_type not in PRODUCTS:
+        return False
+    return all(found.operands(site))
+
+
+def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
+    return use.K % 4 == 0 and not seen_violations(found.model, found.uses, key, use).violating
+
+
+def _is_quantized_behind(found: Quantized, site: NodeSite) -> bool:
+    """Whether the end of the product's epilogue is read by QuantizeLinear alone; a graph output
+    may stay float."""
+    while True:
+        readers = found.readers(site)
+        if all(use.site.proto.op_type == _Q for use in readers):
+            return True
+        if len(readers) != 1 or readers[0].site.proto.op_type not in _EPILOGUE:
+            return False
+        site = readers[0].site
+
+
+# --- the table -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class QdqRule:
+    """name: its key in a policy's section [qdq]. ops: the operators that it looks at. check: says
+    what is wrong at such a node, nothing where all is well."""
+
+    name: str
+    code: str
+    text: str
+    source: str
+    ops: tuple[str, ...]
+    check: Callable[[Quantized, NodeSite], Iterator[str]]
+
+
+_EXPLICIT = "TensorRT documentation, explicit quantization"
+_EXPERIMENT = "experiment with tensorrt-rtx 1.7.1"
+
+RULES = (
+    QdqRule("zero-point", "O24-630", "Zero points are 0.", _EXPLICIT, (_Q, _DQ), _zero_point),
+    QdqRule(
+        "implied-zero-point",
+        "O24-228",
+        "Zero points are written out: without one QuantizeLinear makes UINT8.",
+        "ONNX operator QuantizeLinear",
+        (_Q, _DQ),
+        _implied_zero_point,
+    ),
+    QdqRule(
+        "type",
+        "O24-631",
+        "INT8, or INT4, FP8, FP4 where they belong.",
+        f"{_EXPERIMENT} (UINT8 does not parse)",
+        (_Q, _DQ),
+        _type,
+    ),
+    QdqRule(
+        "activation-scale",
+        "O24-632",
+        "An activation's scale has rank 0.",
+        f"{_EXPERIMENT} (a scale of shape [1] disabled INT8 Conv)",
+        (_Q,),
+        _activation_scale,
+    ),
+    QdqRule("unpaired", "O24-636", "A Q is read by DQ alone.", _EXPLICIT, (_Q,), _unpaired),
+    QdqRule(
+        "bias",
+        "O24-633",
+        "INT32 stands behind no DequantizeLinear.",
+        f"{_EXPERIMENT} (does not parse)",
+        (_DQ,),
+        _integer_bias,
+    ),
+    QdqRule(
+        "integer-operator",
+        "O24-635",
+        "No integer products: TensorRT parses none.",
+        "onnx-tensorrt, docs/operators.md",
+        _INTEGER_OPS,
+        _integer_operator,
+    ),
+    QdqRule(
+        "bias",
+        "O24-633",
+        "Biases are float.",
+        f"{_EXPERIMENT} (does not parse)",
+        PRODUCTS,
+        _bias,
+    ),
+    QdqRule(
+        "weight-axis",
+        "O24-634",
+        "Weights are quantized along their output channels.",
+        _EXPLICIT,
+        PRODUCTS,
+        _weight_axis,
+    ),
+    QdqRule(
+        "one-sided",
+        "O24-637",
+        "Both operands of a product are quantized, or none; INT4 is for weights alone.",
+        _EXPLICIT,
+        PRODUCTS,
+        _one_sided,
+    ),
+    QdqRule(
+        "residual",
+        "O24-638",
+        "No pair between a convolution and a residual Add, but on the other branch.",
+        "NVIDIA/TensorRT issues 1992, 3270",
+        ("Conv", "ConvTranspose"),
+        _residual,
+    ),
+)
+"""What Q/DQ for TensorRT must look like, but for `sparse-output`, which starts from the weights."""
+
+
+# --- what nodes say --------------------------------------------------------------------------
+def _is_int4(found: Quantized, dq: NodeSite) -> bool:
+    kind = found.shapes.dtype(dq.proto.input[0], dq.scope)
+    return kind in (getattr(TensorProto, "INT4", -1), getattr(TensorProto, "UINT4", -1))
+
+
+def _output_dtype(node: NodeProto) -> int:
+    """*Source:* ONNX QuantizeLinear: UINT8 where neither output_dtype nor a zero point is given."""
+    return int(_attribute(node, "output_dtype", 0)) or TensorProto.UINT8
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name and attribute.type == AttributeProto.INT:
+            return attribute.i
+    return default
+
+
+def _has(node: NodeProto, position: int) -> bool:
+    return len(node.input) > position and bool(node.input[position])

@@ -1,0 +1,379 @@
+"""Q/DQ of other tools, said in the form that TensorRT takes.
+
+    uint8 q, zero point z   =   int8 q - 128, zero point z - 128      (saturation moves along)
+    DQ(int32 bias)          =   a float constant
+    scale [1]               =   a scalar
+
+These are exact. `symmetric` is not: the zero point becomes 0 and the step wide enough for the
+whole range, which rounds otherwise. *Source:* ONNX operators QuantizeLinear, DequantizeLinear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.ir.surgeon import detach, fresh, insert_before, is_onnx, label, redirect, walk
+from onnx24.ir.weights import numpy_dtype
+from onnx24.quant.scales import channel_amax, dequantize, quantize, symmetric_scale
+
+__all__ = ["Repair", "Repairs"]
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm")
+_NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid"})
+_KEEPS_SIGN = frozenset({"AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "Reshape"})
+SHIFT = 128
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done at a node. is_exact: whether the outputs stay the same. facts: numbers."""
+
+    node: str
+    op: str
+    scope: str
+    reason: str
+    is_exact: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Repairs:
+    """The repairs of one surgeon view; `run` makes them.
+
+    admit: asked with a node's name before each; where it says no, the node stays as it is.
+    """
+
+    def __init__(
+        self, model: Model, found: WeightUses, root: gs.Graph, admit: Callable[[str], bool]
+    ) -> None:
+        self._model, self._found, self._root, self._admit = model, found, root, admit
+        self._shown = {id(value) for graph in walk(root) for value in graph.outputs}
+        self._made: dict[int, np.ndarray] = {}
+        self._shared: dict[tuple[Any, ...], gs.Constant] = {}
+        self._graph = root
+
+    def run(self, *, symmetric: bool) -> Iterator[Repair]:
+        for graph in list(walk(self._root)):
+            self._graph = graph
+            yield from self._float_biases()
+            yield from self._explicit_zero_points()
+            yield from self._signed()
+            yield from self._scalars()
+            if symmetric:
+                yield from self._symmetric()
+
+    # --- the repairs -----------------------------------------------------------------------
+    def _float_biases(self) -> Iterator[Repair]:
+        """INT32 behind DQ, and every bias of a product behind DQ, as the floats that DQ gives."""
+        for dq in self._quantizers(_DQ):
+            value = dq.outputs[0]
+            biases = [
+                (node, i)
+                for node in value.outputs
+                for i, tensor in enumerate(node.inputs)
+                if tensor is value and i == 2 and node.op in _PRODUCTS and is_onnx(node)
+            ]
+            is_int32 = self._dtype(dq.inputs[0]) == np.int32
+            if not (biases or is_int32) or id(value) in self._shown:
+                continue
+            real = self._dequantized(dq)
+            if real is None or not self._admit(label(dq)):
+                continue
+            constant = self._constant(f"{value.name}_float", real)
+            if is_int32:
+                redirect(value, constant)
+            for node, i in biases:
+                node.inputs[i] = constant
+            name, op = label(dq), dq.op
+            self._drop_dead(dq)
+            was = "int32" if is_int32 else "quantized"
+            reason = f"the {was} bias is a float now, of {real.size:,} elements"
+            yield Repair(name, op, self._graph.scope, reason)
+
+    def _explicit_zero_points(self) -> Iterator[Repair]:
+        for node in self._quantizers():
+            if len(node.inputs) > 2 and node.inputs[2].name:
+                continue
+            scale = self._values(node.inputs[1])
+            dtype = self._dtype(node.inputs[0]) if node.op == _DQ else self._made_type(node)
+            if scale is None or dtype is None or dtype == np.int32 or not self._admit(label(node)):
+                continue
+            if node.op == _Q:
+                node.attrs.pop("output_dtype", None)
+            zero = self._parameter("zero_point", np.zeros(scale.shape, dtype))
+            if len(node.inputs) > 2:
+                node.inputs[2] = zero
+            else:
+                node.inputs.append(zero)
+            yield self._repair(node, f"its zero point of 0 is written out, as {dtype}")
+
+    def _signed(self) -> Iterator[Repair]:
+        """uint8 as int8. A Q and its readers change together; so does a constant's DQ."""
+        for node in self._quantizers():
+            readers = self._readers(node) if node.op == _Q else [node]
+            if readers is None or self._unsigned(node) is None:
+                continue
+            constant = self._values(node.inputs[0]) if node.op == _DQ else None
+            if node.op == _DQ and constant is None:
+                continue  # behind a Q, which takes it along, or computed by something else
+            if any(self._unsigned(reader) is None for reader in readers):
+                continue
+            if not self._admit(label(node)):
+                continue
+            for each in {id(n): n for n in (node, *readers)}.values():
+                zero = self._unsigned(each)
+                assert zero is not None
+                each.inputs[2] = self._parameter("zero_point", _shifted(zero))
+            if node.op == _Q:
+                node.attrs.pop("output_dtype", None)
+                node.outputs[0].dtype = np.dtype(np.int8)
+            elif constant is not None:
+                node.inputs[0] = self._replaced(node.inputs[0], node, _shifted(constant))
+            yield self._repair(node, "uint8 is int8 now, its zero point 128 less")
+
+    def _scalars(self) -> Iterator[Repair]:
+        """Scales and zero points of one element, of activations, as scalars."""
+        for node in self._quantizers():
+            if self._values(self._stored(node)) is not None or node.attrs.get("block_size"):
+                continue
+            scale = self._values(node.inputs[1])
+            zero = self._values(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
+            if scale is None or zero is None or scale.shape != (1,) or zero.size != 1:
+                continue
+            if not self._admit(label(node)):
+                continue
+            node.inputs[1] = self._parameter(f"{node.inputs[1].name}_scalar", scale.reshape(()))
+            if len(node.inputs) > 2:
+                node.inputs[2] = self._parameter("zero_point", zero.reshape(()))
+            node.attrs.pop("axis", None)
+            yield self._repair(node, "its scale of shape [1] is a scalar now")
+
+    def _symmetric(self) -> Iterator[Repair]:
+        for node in self._quantizers():
+            if node.attrs.get("block_size") or len(node.inputs) < 3:
+                continue
+            scale, zero = (self._values(tensor) for tensor in node.inputs[1:3])
+            if scale is None or zero is None or zero.dtype != np.int8 or not zero.any():
+                continue
+            if node.op == _Q:
+                yield from self._symmetric_pair(node, scale, zero)
+            elif self._values(node.inputs[0]) is not None:
+                yield from self._symmetric_constant(node, scale)
+
+    def _symmetric_pair(self, q: gs.Node, scale: np.ndarray, zero: np.ndarray) -> Iterator[Repair]:
+        readers = self._readers(q)
+        if readers is None or not all(self._same_parameters(q, dq) for dq in readers):
+            return
+        constant = self._values(q.inputs[0]) is not None
+        real = self._dequantized(readers[0]) if constant else None
+        if (constant and real is None) or not self._admit(label(q)):
+            return
+        reason = "its zero point is 0 now"
+        if real is not None:
+            axis = None if scale.size == 1 else int(q.attrs.get("axis", 1))
+            new = symmetric_scale(channel_amax(real, axis), scale.dtype).reshape(scale.shape)
+            q.inputs[0] = self._constant(f"{q.inputs[0].name}_clipped", real)
+        else:
+            info, wide = np.iinfo(np.int8), zero.astype(np.float64)
+            reach = np.maximum(wide - info.min, info.max - wide) * scale.astype(np.float64)
+            new = symmetric_scale(reach, scale.dtype)
+            if (zero == info.min).all() and not self._is_not_negative(q.inputs[0]):
+                self._clip_below(q)
+                reason += "; what its range clipped below 0, a Relu does"
+        self._set_parameters([q, *readers], new)
+        yield self._inexact(q, reason, scale, new)
+
+    def _symmetric_constant(self, dq: gs.Node, scale: np.ndarray) -> Iterator[Repair]:
+        real = self._dequantized(dq)
+        if real is None or not self._admit(label(dq)):
+            return
+        axis = None if scale.size == 1 else int(dq.attrs.get("axis", 1))
+        new = symmetric_scale(channel_amax(real, axis), scale.dtype)
+        new = new.reshape(scale.shape)
+        stored = quantize(real, new, axis)
+        dq.inputs[0] = self._replaced(dq.inputs[0], dq, stored)
+        self._set_parameters([dq], new)
+        yield self._inexact(dq, "the constant's zero point is 0 now", scale, new)
+
+    # --- what they are made of -------------------------------------------------------------
+    def _clip_below(self, q: gs.Node) -> None:
+        source = q.inputs[0]
+        name = fresh(self._graph, f"{source.name}_not_negative")
+        value = gs.Variable(name, source.dtype, source.shape)
+        relu = gs.Node("Relu", fresh(self._graph, f"{name}_Relu"), {}, [source], [value])
+        q.inputs[0] = value
+        insert_before(self._graph, q, [relu])
+
+    def _set_parameters(self, nodes: list[gs.Node], scale: np.ndarray) -> None:
+        for node in nodes:
+            node.inputs[1] = self._parameter(f"{node.inputs[1].name}_symmetric", scale)
+            node.inputs[2] = self._parameter("zero_point", np.zeros(scale.shape, np.int8))
+
+    def _drop_dead(self, node: gs.Node) -> None:
+        """Remove a DQ that nothing reads any more, and the Q before it."""
+        while not node.outputs[0].outputs and id(node.outputs[0]) not in self._shown:
+            source = node.inputs[0]
+            maker = source.inputs[0] if source.inputs else None
+            detach(node)
+            self._graph.nodes[:] = [other for other in self._graph.nodes if other is not node]
+            if maker is None or maker.op != _Q:
+                return
+            node = maker
+
+    def _parameter(self, base: str, values: np.ndarray) -> gs.Constant:
+        """One constant for each name and content."""
+        key = base, values.dtype, values.shape, values.tobytes()
+        if key not in self._shared:
+            self._shared[key] = self._constant(base, values)
+        return self._shared[key]
+
+    def _constant(self, base: str, values: np.ndarray) -> gs.Constant:
+        constant = gs.Constant(fresh(self._graph, base), np.asarray(values, order="C"))
+        self._made[id(constant)] = constant.values
+        return constant
+
+    def _replaced(self, old: gs.Tensor, reader: gs.Node, values: np.ndarray) -> gs.Constant:
+        """A constant of other values, under the old name where nothing else reads the old one, so
+        that what is recorded of it stays."""
+        alone = all(node is reader for node in old.outputs) and id(old) not in self._shown
+        if not alone or old.inputs or not isinstance(old, gs.Constant):
+            return self._constant(f"{old.name}_int8", values)
+        constant = gs.Constant(old.name, np.asarray(values, order="C"))
+        self._made[id(constant)] = constant.values
+        return constant
+
+    def _repair(self, node: gs.Node, reason: str) -> Repair:
+        return Repair(label(node), node.op, self._graph.scope, reason)
+
+    def _inexact(self, node: gs.Node, reason: str, before: np.ndarray, after: np.ndarray) -> Repair:
+        steps = [float(np.max(scale.astype(np.float64))) for scale in (before, after)]
+        reason += f", its step {steps[1]:.4g} instead of {steps[0]:.4g}"
+        facts = {"step_before": steps[0], "step_after": steps[1], "moves_by": sum(steps) / 2}
+        return Repair(label(node), node.op, self._graph.scope, reason, False, facts)
+
+    # --- what is asked of the view ---------------------------------------------------------
+    def _quantizers(self, *ops: str) -> list[gs.Node]:
+        ops = ops or (_Q, _DQ)
+        return [
+            node
+            for node in self._graph.nodes
+            if node.op in ops and is_onnx(node) and len(node.inputs) >= 2 and node.outputs
+        ]
+
+    def _readers(self, q: gs.Node) -> list[gs.Node] | None:
+        """The DequantizeLinear nodes that read it; None where anything else does, or nothing."""
+        value = q.outputs[0]
+        plain = [node for node in value.outputs if node.op == _DQ and node.inputs[0] is value]
+        if id(value) in self._shown or not plain or len(plain) != len(value.outputs):
+            return None
+        return plain
+
+    def _stored(self, node: gs.Node) -> gs.Tensor:
+        """What a Q quantizes, or what the Q before a DQ does."""
+        source = node.inputs[0]
+        if node.op == _DQ and source.inputs and source.inputs[0].op == _Q:
+            return source.inputs[0].inputs[0]
+        return source
+
+    def _is_not_negative(self, value: gs.Tensor) -> bool:
+        while value.inputs:
+            node = value.inputs[0]
+            if node.op in _NOT_NEGATIVE:
+                return True
+            if node.op == "Clip" and len(node.inputs) > 1 and node.inputs[1].name:
+                least = self._values(node.inputs[1])
+                return least is not None and bool((least >= 0).all())
+            if node.op not in _KEEPS_SIGN:
+                return False
+            value = node.inputs[0]
+        return False
+
+    def _unsigned(self, node: gs.Node) -> np.ndarray | None:
+        """Its zero point, where that is constant and uint8."""
+        zero = self._values(node.inputs[2]) if len(node.inputs) > 2 else None
+        return zero if zero is not None and zero.dtype == np.uint8 else None
+
+    def _same_parameters(self, a: gs.Node, b: gs.Node) -> bool:
+        if len(a.inputs) < 3 or len(b.inputs) < 3:
+            return False
+        pairs = [(self._values(a.inputs[i]), self._values(b.inputs[i])) for i in (1, 2)]
+        return all(
+            x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y)
+            for x, y in pairs
+        )
+
+    def _dequantized(self, dq: gs.Node) -> np.ndarray | None:
+        """What a DQ gives of a constant, perhaps behind a Q; None where that is not known."""
+        if dq.attrs.get("block_size"):
+            return None
+        scale = self._values(dq.inputs[1])
+        zero = self._values(dq.inputs[2]) if len(dq.inputs) > 2 else np.zeros(1, np.int8)
+        if scale is None or zero is None:
+            return None
+        stored = self._values(dq.inputs[0])
+        source = dq.inputs[0].inputs[0] if dq.inputs[0].inputs else None
+        if stored is None and source is not None and source.op == _Q and is_onnx(source):
+            stored = self._quantized(source)
+        if stored is None or stored.dtype not in (np.int8, np.uint8, np.int32):
+            return None
+        axis = None if scale.size == 1 else int(dq.attrs.get("axis", 1))
+        try:
+            return dequantize(stored, scale, axis, zero.reshape(scale.shape))
+        except ValueError:  # parameters that do not fit
+            return None
+
+    def _quantized(self, q: gs.Node) -> np.ndarray | None:
+        real, scale = (self._values(tensor) for tensor in q.inputs[:2])
+        zero = self._values(q.inputs[2]) if len(q.inputs) > 2 else None
+        if real is None or scale is None or zero is None or zero.dtype.itemsize != 1:
+            return None
+        axis = None if scale.size == 1 else int(q.attrs.get("axis", 1))
+        try:
+            return quantize(real, scale, axis, zero, zero.dtype)
+        except ValueError:  # NaN, or parameters that do not fit
+            return None
+
+    def _made_type(self, q: gs.Node) -> np.dtype:
+        """*Source:* ONNX QuantizeLinear: UINT8 where neither output_dtype nor a zero point is."""
+        return numpy_dtype(int(q.attrs.get("output_dtype", 0)) or TensorProto.UINT8)
+
+    def _dtype(self, tensor: gs.Tensor) -> np.dtype | None:
+        if id(tensor) in self._made:
+            return self._made[id(tensor)].dtype
+        key = self._key(tensor)
+        if key is not None:
+            return numpy_dtype(self._found.tensors[key].data_type)
+        maker = tensor.inputs[0] if tensor.inputs else None
+        if maker is None:
+            return None if tensor.dtype is None else np.dtype(tensor.dtype)
+        if maker.op != _Q or not is_onnx(maker):
+            return None
+        zero = self._values(maker.inputs[2]) if len(maker.inputs) > 2 else None
+        return self._made_type(maker) if zero is None else zero.dtype
+
+    def _key(self, tensor: gs.Tensor) -> ValueKey | None:
+        """Of a constant that the model had before; None for what the caller may override."""
+        key = self._found.index.resolve(tensor.name, self._graph.scope) if tensor.name else None
+        if key not in self._found.tensors or key in self._found.index.graph_inputs:
+            return None
+        return key
+
+    def _values(self, tensor: gs.Tensor) -> np.ndarray | None:
+        if id(tensor) in self._made:
+            return self._made[id(tensor)]
+        key = self._key(tensor)
+        return None if key is None else self._found.read(self._model, key)
+
+
+def _shifted(values: np.ndarray) -> np.ndarray:
+    """uint8 → int8, 128 less."""
+    return (values.astype(np.int16) - SHIFT).astype(np.int8)

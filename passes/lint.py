@@ -1,0 +1,126 @@
+"""The pass lint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.qdq_rules import Finding, Quantized, findings, quantized_products
+from onnx24.analysis.weight_uses import WeightUses
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.effects import Effects
+from onnx24.errors import NotMetError
+from onnx24.ir.model import Model
+from onnx24.passmgr.base import Context, Pass
+from onnx24.rewrite.qdq_repairs import Repairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lint(Pass):
+    """Judge the Q/DQ of a model by TensorRT's rules, and repair on request what is safe.
+
+    For models that were quantized elsewhere (PyTorch, ModelOpt, ONNX Runtime). The rules are those
+    that `check` applies and that `qdq` follows, onnx24/analysis/qdq_rules.py: a zero point that is
+    not 0 (O24-630) or not written out (O24-228), UINT8 and other types (O24-631), an activation's
+    scale that is no scalar (O24-632), a quantized bias (O24-633), a weight quantized along another
+    axis than its output channels or as a whole (O24-634), integer operators (O24-635), a Q that
+    something else than DQ reads (O24-636), a product with one operand quantized (O24-637), a pair
+    on the wrong branch of a residual Add (O24-638), a 2:4 INT8 product with a float result on
+    targets that want it INT8 (O24-639).
+
+    Without `fix` nothing is changed, and the exit code is 1 where a finding is an error. With it
+    (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases become
+    floats; scales of shape [1] scalars; zero points are written out. Outputs stay the same in
+    every bit. What is left is reported, and fails nothing.
+
+    `symmetric` makes zero points 0 besides (O24-227), which TensorRT asks for and which is not
+    exact: the step grows to cover the wider side of the range, up to twice its size, and a value
+    may move by half of the old and half of the new step (`moves_by`). Where the old range ended at
+    0 and so did a Relu's work (ONNX Runtime drops a Relu before such a Q), a Relu is put back.
+    Beyond the narrower side of other ranges values are no longer clipped.
+
+    Not repaired: what needs the floats or the data that are gone; quantize the float model with
+    qdq instead.
+
+    Example: `lint{fix}`.
+
+    *Source:* TensorRT documentation, explicit quantization; experiments with tensorrt-rtx 1.7.1;
+    NVIDIA/TensorRT issues 1992, 3270; ONNX operators QuantizeLinear and DequantizeLinear.
+    """
+
+    name: ClassVar = "lint"
+    effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
+    requires: ClassVar = (Dataflow, Shapes, WeightUses)
+    after: ClassVar = ("qdq", "fold-qdq")
+    numeric: ClassVar = "close"
+    codes: ClassVar = (
+        "O24-226",
+        "O24-227",
+        "O24-228",
+        "O24-630",
+        "O24-631",
+        "O24-632",
+        "O24-633",
+        "O24-634",
+        "O24-635",
+        "O24-636",
+        "O24-637",
+        "O24-638",
+        "O24-639",
+    )
+
+    fix: Annotated[bool, "repair what can be said otherwise with the same outputs"] = False
+    symmetric: Annotated[bool, "make zero points 0, too, which rounds otherwise"] = False
+
+    def run(self, model: Model, ctx: Context) -> None:
+        if self.fix or self.symmetric:
+            ctx.statistics["repaired"] = self._repair(model, ctx)
+        judged = Quantized.of(model, ctx.analyses)
+        found = list(findings(judged, sparse_outputs=ctx.target.output_qdq_for_sparse))
+        quantized, products = quantized_products(judged)
+        ctx.statistics.update(findings=len(found), quantized=quantized, products=products)
+        problems = [_diagnostic(finding) for finding in found]
+        fails = any(problem.severity is Severity.ERROR for problem in problems)
+        if fails and not (self.fix or self.symmetric):
+            raise NotMetError(problems)
+        for finding in found:
+            ctx.record(
+                "found",
+                finding.code,
+                weight=finding.tensor,
+                node=finding.site.name,
+                op=finding.site.proto.op_type,
+                scope=finding.site.scope,
+                reason=finding.message,
+                rule=finding.rule,
+            )
+
+    def _repair(self, model: Model, ctx: Context) -> int:
+        count = 0
+        uses = ctx.analysis(model, WeightUses)
+        with model.surgeon() as root:
+            for repair in Repairs(model, uses, root, ctx.admit).run(symmetric=self.symmetric):
+                count += 1
+                ctx.record(
+                    "repaired",
+                    "O24-226" if repair.is_exact else "O24-227",
+                    node=repair.node,
+                    op=repair.op,
+                    scope=repair.scope,
+                    reason=repair.reason,
+                    **repair.facts,
+                )
+        return count
+
+
+def _diagnostic(finding: Finding) -> Diagnostic:
+    return diagnostic(
+        finding.code,
+        finding.message,
+        scope=finding.site.scope,
+        node=finding.site.name,
+        op=finding.site.proto.op_type,
+        tensor=finding.tensor,
+        facts={"rule": finding.rule},
+    )
