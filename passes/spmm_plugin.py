@@ -18,6 +18,7 @@ from onnx24.passmgr.base import Context, Pass
 from onnx24.rewrite.spmm24 import (
     MIN_OPSET,
     declare_spmm24,
+    drop_function,
     function_conflict,
     rewrite_as_spmm24,
 )
@@ -49,13 +50,18 @@ class SpmmPlugin(Pass):
     and int8 with float32 results all the same, to make the file smaller (17/32, 20/32); the plugin
     refuses those.
 
+    TensorRT's parser prefers a local function to a plugin of that name and would import the dense
+    product. `fallback=false` therefore leaves the function out, also that of an earlier run: write
+    the model with it, compare it in ONNX Runtime, and hand TensorRT the one without.
+
     The record of 2:4 moves to the packed values, and check24 and the verifier check there that the
     metadata are those of a 2:4 array. canonicalize inlines every function but this one; passes that
     work on weights do not see into it, so this is the last one. `upgrade-opset` does not convert
     models with functions: run it before.
 
     Example: `prune24,cast16,spmm-plugin{exclude=head.*}`.
-    *Source:* cuSPARSELt documentation (types, sizes); onnx/docs/IR.md (model-local functions).
+    *Source:* cuSPARSELt documentation (types, sizes); onnx/docs/IR.md (model-local functions);
+    onnx-tensorrt 10.1, ModelImporter.cpp (functions before plugins).
     """
 
     name: ClassVar[str] = "spmm-plugin"
@@ -79,9 +85,12 @@ class SpmmPlugin(Pass):
     exclude: Annotated[
         tuple[str, ...], "leave out weights whose name, or whose node's, matches a pattern"
     ] = ()
+    fallback: Annotated[bool, "keep the local function that says what the operator means"] = True
     storage: Annotated[bool, "also pack what cuSPARSELt can't multiply, for a smaller file"] = False
 
     def run(self, model: Model, ctx: Context) -> None:
+        if not self.fallback and drop_function(model):
+            ctx.statistics["function_dropped"] = 1
         found = ctx.analysis(model, WeightUses)
         judged = list(find_packable(model, found, storage=self.storage))
         if not judged:
@@ -104,7 +113,7 @@ class SpmmPlugin(Pass):
                 sites.append(each)
         if not sites:
             return
-        declare_spmm24(model)
+        declare_spmm24(model, with_function=self.fallback)
         before = {site.key: payload_bytes(found.tensors[site.key]) for site in sites}
         placed = rewrite_as_spmm24(model, found, sites)
         _move_claims(model, ctx, [(site.key, key) for site, key, _ in placed])

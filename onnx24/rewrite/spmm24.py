@@ -22,7 +22,14 @@ from onnx24.ir.surgeon import detach, fresh, insert_before, walk
 from onnx24.ir.weights import numpy_dtype
 from onnx24.sparsity.pack import Packed24, pack24
 
-__all__ = ["MIN_OPSET", "declare_spmm24", "function_conflict", "rewrite_as_spmm24", "spmm24"]
+__all__ = [
+    "MIN_OPSET",
+    "declare_spmm24",
+    "drop_function",
+    "function_conflict",
+    "rewrite_as_spmm24",
+    "spmm24",
+]
 
 MIN_OPSET = 13
 _MIN_IR_VERSION = 8
@@ -103,11 +110,25 @@ def function_conflict(model: Model) -> bool:
     )
 
 
-def declare_spmm24(model: Model) -> None:
+def drop_function(model: Model) -> bool:
+    """Take the function out of the model; False where it has none, or another of that name."""
+    left = [f for f in model.proto.functions if (f.domain, f.name) != (DOMAIN, OP)]
+    if len(left) == len(model.proto.functions) or function_conflict(model):
+        return False
+    kept = [FunctionProto.FromString(f.SerializeToString()) for f in left]
+    del model.proto.functions[:]
+    model.proto.functions.extend(kept)
+    model.touch(Effects.STRUCTURE)
+    return True
+
+
+def declare_spmm24(model: Model, *, with_function: bool = True) -> None:
     """Give the model the function and the opset import, where it has them not."""
     if DOMAIN not in model.opsets:
         model.proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    if not any((f.domain, f.name) == (DOMAIN, OP) for f in model.proto.functions):
+    if with_function and not any(
+        f.name == OP and f.domain == DOMAIN for f in model.proto.functions
+    ):
         model.proto.functions.append(spmm24(model.opset))
     model.proto.ir_version = max(model.proto.ir_version, _MIN_IR_VERSION)
     model.touch(Effects.STRUCTURE)

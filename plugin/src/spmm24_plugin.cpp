@@ -20,8 +20,8 @@ namespace {
 
 constexpr char kName[] = "SpMM24";
 constexpr char kVersion[] = "1";
-// TensorRT's ONNX parser takes the node's domain for the namespace of a node that has no attribute
-// plugin_namespace, and looks under "" as well; REGISTER_TENSORRT_PLUGIN registers under "".
+// Where TensorRT's ONNX parser looks for a node without an attribute plugin_namespace, whatever its
+// domain. Source: onnx-tensorrt 10.1, FallbackPluginImporter.
 constexpr char kNamespace[] = "";
 constexpr std::size_t kAlign = 256;
 

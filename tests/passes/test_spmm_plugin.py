@@ -326,6 +326,22 @@ def test_the_full_checker_infers_the_shapes() -> None:
     assert [d.dim_param or d.dim_value for d in h.type.tensor_type.shape.dim] == ["M", 32]
 
 
+def test_without_the_function_for_tensorrt() -> None:
+    model = small()
+    with_function = small()
+    apply(with_function, SpmmPlugin())
+    apply(model, SpmmPlugin(fallback=False))
+    assert ops(model) == ops(with_function) and not model.proto.functions
+    assert model.opsets["onnx24"] == 1
+    assert broken_claims(model, AnalysisCache()) == []
+    before = with_function.to_bytes()
+    apply(with_function, SpmmPlugin())
+    assert with_function.to_bytes() == before
+    apply(with_function, SpmmPlugin(fallback=False))
+    assert not with_function.proto.functions
+    assert with_function.proto.graph.SerializeToString() == model.proto.graph.SerializeToString()
+
+
 def test_node_names_stay() -> None:
     model = small()
     apply(model, SpmmPlugin())
