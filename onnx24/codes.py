@@ -728,6 +728,41 @@ _TABLE = (
         "A later pass needs a newer opset, and onnx.version_converter refuses the model.",
         "export the model with a newer opset",
     ),
+    Code("O24-332", "note", "packed for SpMM24", "The product became an onnx24::SpMM24."),
+    Code(
+        "O24-333",
+        "note",
+        "form not covered by SpMM24",
+        "The product is no plain matrix product with a 2:4 weight on the right.",
+    ),
+    Code(
+        "O24-334",
+        "note",
+        "no sparse product of this type",
+        "cuSPARSELt multiplies 2:4 arrays of 16-bit floats, and int8 with int8 to 16-bit floats.",
+        "cast16 makes float32 models 16-bit; spmm-plugin{storage=true} packs all the same",
+    ),
+    Code(
+        "O24-335",
+        "note",
+        "sizes do not fit cuSPARSELt",
+        "A 2:4 operand needs sizes that are multiples of 16, with int8 of 32.",
+        "pad K and N when exporting",
+    ),
+    Code(
+        "O24-336",
+        "note",
+        "not recorded as 2:4",
+        "Only weights that are recorded as 2:4, and are so for this product, are packed.",
+        "run prune24 before",
+    ),
+    Code(
+        "O24-337",
+        "error",
+        "onnx24::SpMM24 means something else",
+        "The model brings a local function of that name with another body or another opset.",
+        "remove the function, or export the model again",
+    ),
     Code(
         "O24-340", "note", "smoothed", "Outlier channels of the activation went into the weights."
     ),

@@ -22,5 +22,6 @@ MANIFEST = {
     "matmul-to-conv1x1": "onnx24.passes.matmul_to_conv1x1:MatmulToConv1x1",
     "conv1x1-to-matmul": "onnx24.passes.conv1x1_to_matmul:Conv1x1ToMatmul",
     "cast16": "onnx24.passes.cast16:Cast16",
+    "spmm-plugin": "onnx24.passes.spmm_plugin:SpmmPlugin",
     "check24": "onnx24.passes.check24:Check24",
 }

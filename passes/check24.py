@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from onnx24.analysis.eligibility import Eligibility
 from onnx24.analysis.invariants import broken_weights
+from onnx24.analysis.packed24 import packed_product
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
@@ -28,9 +29,10 @@ class Check24(Pass):
     With require=claims, every weight that is recorded as 2:4 is checked (O24-807); with
     require=eligible, every weight that could be 2:4 on the target as well (O24-610). What a
     consumer sees is what is left behind Transpose, Reshape, Cast, QuantizeLinear and
-    DequantizeLinear, so the pattern is checked after folding, quantizing and rewriting. The message
-    says how many groups of how many violate it, and where the first one is. Nothing is changed; the
-    exit code is 1 where the check fails.
+    DequantizeLinear, so the pattern is checked after folding, quantizing and rewriting; of weights
+    that spmm-plugin packed, the metadata are checked. The message says how many groups of how many
+    violate it, and where the first one is. Nothing is changed; the exit code is 1 where the check
+    fails.
 
     Example: `prune24,qdq,fold-qdq,check24{require=eligible}`.
     """
@@ -58,14 +60,15 @@ class Check24(Pass):
             ctx.diagnostics.add(diagnostic("O24-612", message))
         found = ctx.analysis(model, WeightUses)
         for key in keys:
-            use = next(use for use in found.products(key))
+            packed = packed_product(found.index, key)
+            use = next(iter(found.products(key)), None)
             ctx.record(
                 "checked",
                 "O24-102",
                 weight=key.name,
                 scope=key.scope,
-                node=use.node,
-                op=use.op,
-                reason="2:4 in the values that its consumers see",
+                node=packed.name if packed else use.node if use else "",
+                op=packed.proto.op_type if packed else use.op if use else "",
+                reason="packed 2:4" if packed else "2:4 in the values that its consumers see",
             )
         ctx.statistics["checked"] = len(keys)

@@ -3,7 +3,7 @@
 Folding, casting, quantizing and rewriting may not lose the pattern. What lies between the stored
 tensor and the consumer (Transpose, Reshape, Cast, Q, DQ) either moves whole groups or keeps zeros,
 so the stored tensor decides where it is 2:4; where it is not, the chain is computed, since rounding
-may still have made zeros.
+may still have made zeros. A weight that is packed for onnx24::SpMM24 is 2:4 where its metadata are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.packed24 import packed_problem, packed_product
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.ir.keys import ValueKey
@@ -42,6 +43,10 @@ def broken_weights(
         if key not in found.uses:
             message = "is recorded as 2:4, and is no weight of the model any more"
             problems.append(diagnostic(code, message, **where))
+            continue
+        if (packed := packed_product(found.index, key)) is not None:
+            if reason := packed_problem(model, found.index, packed):
+                problems.append(diagnostic(code, f"is recorded as 2:4: {reason}", **where))
             continue
         uses = [use for use in found.products(key) if use.k_axis_consumer is not None]
         followed = [use for use in uses if use.code not in ("O24-113", "O24-121")]

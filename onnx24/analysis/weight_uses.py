@@ -644,6 +644,8 @@ class _Tracer:
         def unfollowed(kind: Kind, why: str) -> WeightUse:
             return self._unfollowed(kind, site, position, steps, why)
 
+        if (site.proto.domain, op) == ("onnx24", "SpMM24"):
+            return unfollowed("other", "a part of a packed weight; only SpMM24 knows what it means")
         if (site.proto.domain, op) in self._functions:
             why = f"goes into {op}, which is not inlined; canonicalize{{inline-functions=true}}"
             return unfollowed("untraced", why)
