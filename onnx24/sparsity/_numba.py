@@ -108,7 +108,7 @@ def survey_24(
         sums,
         stride,
         nonzero,
-        _firsts(1 << (values.size - 1).bit_length(), stride)[: values.size],
+        _firsts(1 << max(18, values.size.bit_length()), stride)[: values.size],
         broken,
     )
     return sums, not broken.any()
