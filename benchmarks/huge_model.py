@@ -1,14 +1,17 @@
 """A model larger than the memory that may be used: peak memory and speed of `onnx24 prune24`.
 
     python benchmarks/huge_model.py [--gib 6] [--dtype float32 float16] [--rounds 5] [--cold]
-                                    [--layout external embedded] [--others] [--folder DIR]
+                                    [--layout external embedded] [--others] [--unrecorded]
+                                    [--folder DIR]
 
 Generates a model with external data (MatMul, Gemm and Conv weights), prunes it by magnitude as a
 process, and copies its data file with shutil.copyfile, in turn, several times, each after a sync
 and with the input in the page cache (`--cold`: dropped from it); medians are compared. Peaks are
 those of the process: VmHWM, which counts mapped pages, and the largest RssAnon that was seen in
-/proc/PID/status. `--others` also runs inspect, check24 and canonicalize. Writes one line of
-markdown a row. Needs about three times the size on disk; Linux only.
+/proc/PID/status. `--unrecorded` leaves out the sha256 of input and output that the output's
+metadata record, which take longer than all else. `--others` also runs inspect, check24 and
+canonicalize. Writes one line of markdown a row. Needs about three times the size on disk; Linux
+only.
 """
 
 from __future__ import annotations
@@ -110,11 +113,20 @@ def generate(folder: Path, size_bytes: int, dtype: str, *, seed: int = 0) -> Pat
     return path
 
 
-def measure(arguments: list[str]) -> Usage:
+# The command line without the sha256 of input and output, which are part of the output's record.
+UNRECORDED = """
+from onnx24.cli import compiling, main
+compiling._record = lambda *arguments: None
+main()
+"""
+
+
+def measure(arguments: list[str], *, recorded: bool = True) -> Usage:
     """Run the command line as a process and watch it."""
+    program = [str(ROOT / "cli.py")] if recorded else ["-c", UNRECORDED]
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *arguments],
+        [sys.executable, *program, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -168,7 +180,9 @@ def copy(source: Path, target: Path) -> Usage:
     return Usage(time.perf_counter() - begin, time.process_time() - cpu, 0.0, 0.0)
 
 
-def compare(path: Path, data: Path, rounds: int, *, cold: bool) -> tuple[list[Usage], list[Usage]]:
+def compare(
+    path: Path, data: Path, rounds: int, *, cold: bool, recorded: bool
+) -> tuple[list[Usage], list[Usage]]:
     """Copy and prune in turn."""
     copied, pruned = [], []
     beside = path.with_name("copy.data")
@@ -178,7 +192,7 @@ def compare(path: Path, data: Path, rounds: int, *, cold: bool) -> tuple[list[Us
         copied.append(copy(data, beside))
         beside.unlink()
         _ready(data, cold=cold)
-        pruned.append(measure(["prune24", str(path), "-o", str(out)]))
+        pruned.append(measure(["prune24", str(path), "-o", str(out)], recorded=recorded))
         written = out.with_name("pruned.onnx.data")
         for file in (out, written):
             file.unlink(missing_ok=True)
@@ -229,6 +243,7 @@ def main() -> None:
     parser.add_argument("--layout", nargs="+", default=["external"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="with the input out of the page cache")
+    parser.add_argument("--unrecorded", action="store_true", help="without digests of the values")
     parser.add_argument("--others", action="store_true", help="measure other commands, too")
     parser.add_argument("--folder", type=Path, help="where the files go for the time being")
     args = parser.parse_args()
@@ -252,8 +267,11 @@ def in_process(function: Callable[..., Path], *arguments: object) -> Path:
 def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Namespace) -> None:
     size = data.stat().st_size
     cache = "cold" if args.cold else "warm"
+    record = ", unrecorded" if args.unrecorded else ""
     if args.rounds:
-        copied, pruned = compare(path, data, args.rounds, cold=args.cold)
+        copied, pruned = compare(
+            path, data, args.rounds, cold=args.cold, recorded=not args.unrecorded
+        )
         medians = [
             statistics.median(getattr(usage, key) for usage in runs)
             for runs in (copied, pruned)
@@ -262,7 +280,7 @@ def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Names
         copy_s, copy_cpu_s, prune_s, prune_cpu_s = medians
         load = os.getloadavg()[0]
         print(
-            f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache} "
+            f"| {layout} {dtype}, {size / 2**30:.2f} GiB, {cache}{record} "
             f"| {copy_s:.2f} ({copy_cpu_s:.2f}) | {prune_s:.2f} ({prune_cpu_s:.2f}) "
             f"| {copy_s / prune_s:.2f} | {max(u.peak_mib for u in pruned):.0f} "
             f"| {max(u.anonymous_mib for u in pruned):.0f} | {load:.1f} |",

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -433,11 +434,15 @@ def _record(
     """Say in the model what made it, unless nothing did: then it stays as it was."""
     if not result.changed:
         return
+    # Both digests read everything, and hashing is slower than pruning: each gets a thread.
+    with ThreadPoolExecutor(1) as pool:
+        source_data = pool.submit(lambda: source.data_files)
+        provenance.digest_values(model)
     provenance.record(
         model,
         target=target.name,
         source_sha256=source.sha256,
-        source_data=source.data_files,
+        source_data=source_data.result(),
         calibration_sha256=calibration.digest() if calibration else "",
     )
 

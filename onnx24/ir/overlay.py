@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 INLINE_BYTES = 1024
 EMBEDDED = "/onnx24/embedded"
 OVERLAY = "/onnx24/overlay"
@@ -78,7 +80,7 @@ class Overlay:
     MEMORY_BYTES = 64 << 20
 
     def __init__(self) -> None:
-        self._blocks: dict[int, bytearray] = {}
+        self._blocks: dict[int, np.ndarray] = {}
         self._memory_bytes = 0
         self._numbers = itertools.count(1)
         self._files: dict[int, _Spill] = {}
@@ -100,13 +102,14 @@ class Overlay:
         return offset
 
     def reserve(self, length: int, replaces: Reference | None = None) -> int:
-        """Room for a payload; `replaces` says which one it takes the place of. Raises: OSError."""
+        """Room for a payload, all of which must be written; `replaces` says which one it takes the
+        place of. Raises: OSError."""
         if (slot := self._slot(length, replaces)) is not None:
             return slot
         if self._memory_bytes + length <= self.MEMORY_BYTES:
             offset = self._memory_bytes
             self._memory_bytes += length
-            self._blocks[offset] = bytearray(length)
+            self._blocks[offset] = np.empty(length, np.uint8)
             return offset
         if self._spill is None:
             self._spill = self._add(tempfile.TemporaryFile(prefix="onnx24-"))  # noqa: SIM115
@@ -143,15 +146,19 @@ class Overlay:
         """Put `data` at `start` of the payload at `offset`. Safe in several threads."""
         spill = self._files.get(offset >> _FILE_SHIFT)
         if spill is None:
-            self._blocks[offset][start : start + len(data)] = data
+            self._blocks[offset].data[start : start + len(data)] = data
             return
         write_at(spill.file, _position(offset) + start, data)
+
+    def block(self, offset: int) -> np.ndarray | None:
+        """The payload at `offset` to be written in place, uint8; None where it is in a file."""
+        return self._blocks.get(offset)
 
     # --- reading -------------------------------------------------------------------------
     def view(self, offset: int, length: int) -> memoryview:
         spill = self._files.get(offset >> _FILE_SHIFT)
         if spill is None:
-            return memoryview(self._blocks[offset])[:length].toreadonly()
+            return self._blocks[offset].data[:length].toreadonly()
         start = _position(offset)
         if start + length > len(spill.mapped):
             spill.mapped = map_file(spill.file)

@@ -64,7 +64,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-MAPPED_BYTES = 64 << 20
+MAPPED_BYTES = 32 << 20
 """Views of mapped files that are given out before the pages of all are let go of [bytes]."""
 _THREADS = 4
 """No more than so many read and write one weight: memory is what limits them."""
@@ -346,7 +346,7 @@ class Weights:
         with self._reader(tensor) as read:
 
             def task(piece: Piece) -> T:
-                values = self._buffer("values", piece.size, dtype)
+                values = self._buffer(piece.size, dtype)
                 _transfer(piece, values, read)
                 return look(piece, values)
 
@@ -359,23 +359,28 @@ class Weights:
         self,
         tensor: TensorProto,
         parts: Sequence[Piece],
-        change: Callable[[Piece, np.ndarray, np.ndarray], T],
+        change: Callable[[Piece, np.ndarray], T],
     ) -> Draft[T]:
         """New values for a tensor, written where they will stay but not yet part of the model.
 
-        change(piece, values, out): fills `out` (both flat, both scratch) and says something, in
+        change(piece, values): changes the flat `values`, a copy, in place and says something, in
         several threads. Every element must be in one piece. Raises: OSError for a full disk.
         """
         dtype, length = numpy_dtype(tensor.data_type), payload_bytes(tensor)
         offset = self._overlay.reserve(length, reference_of(tensor))
+        block = self._overlay.block(offset)
+        final = None if block is None else block.view(dtype)
         with self._reader(tensor) as read:
 
             def task(piece: Piece) -> T:
-                values = self._buffer("values", piece.size, dtype)
-                out = self._buffer("out", piece.size, dtype)
+                if final is not None and piece.runs == 1:  # where they will stay
+                    values = final[piece.start : piece.start + piece.size]
+                    _transfer(piece, values, read)
+                    return change(piece, values)
+                values = self._buffer(piece.size, dtype)
                 _transfer(piece, values, read)
-                said = change(piece, values, out)
-                _transfer(piece, out, lambda at, data: self._overlay.write(offset, at, data))
+                said = change(piece, values)
+                _transfer(piece, values, lambda at, data: self._overlay.write(offset, at, data))
                 return said
 
             said = self._each(task, parts)
@@ -407,12 +412,12 @@ class Weights:
                 future.cancel()
             wait(futures)
 
-    def _buffer(self, index: str, size: int, dtype: np.dtype) -> np.ndarray:
+    def _buffer(self, size: int, dtype: np.dtype) -> np.ndarray:
         """Scratch of this thread, used again and again: fresh memory costs a page fault a page."""
         nbytes = size * dtype.itemsize
-        kept = self._buffers.__dict__.get(index)
+        kept = self._buffers.__dict__.get("values")
         if kept is None or len(kept) < nbytes:
-            kept = self._buffers.__dict__[index] = np.empty(nbytes, np.uint8)
+            kept = self._buffers.values = np.empty(nbytes, np.uint8)
         return kept[:nbytes].view(dtype)
 
     @contextmanager

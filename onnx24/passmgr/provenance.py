@@ -29,6 +29,7 @@ from onnx import ModelProto
 from onnx24 import __version__
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import tensors
+from onnx24.ir.weights import reference_of
 from onnx24.passmgr.manager import PIPELINE_KEY
 
 VERSION_KEY = "onnx24.version"
@@ -119,6 +120,14 @@ def record(
         else:
             metadata.pop(key, None)
     metadata[CONTENT_KEY] = content_digest(model)
+
+
+def digest_values(model: Model) -> None:
+    """Digest all values that are not in the document, so that `record` finds them digested. They
+    change no more; nothing else need be ready."""
+    for tensor in tensors(model.proto):
+        if reference_of(tensor) is not None:
+            model.weights.digest_of(tensor)
 
 
 def data_digest(files: Mapping[str, str]) -> str:

@@ -23,24 +23,33 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.ir.pieces import Piece, pieces
 from onnx24.ir.weights import element_count
-from onnx24.sparsity.masks import Violations, prune_24_by_stride
-from onnx24.sparsity.metrics import count_nonfinite, count_violating, count_zeros, energy
+from onnx24.sparsity.masks import Engine, Violations, engine_for, prune_24_by_stride
+from onnx24.sparsity.metrics import (
+    Survey,
+    count_nonfinite,
+    count_violating,
+    count_zeros,
+    energy,
+    survey,
+    survey_24,
+)
 
 __all__ = ["Magnitude"]
 
 T = TypeVar("T")
 
+_BEGINNING = 1 << 12
+"""Elements that are looked at first: a dense weight shows itself there."""
+
 
 @dataclass(frozen=True)
 class _Measured:
-    """nonfinite, zeros: of the values as they were. energy, kept: sums of squares before and
-    after. violating: groups with more than two nonzeros afterwards."""
+    """before: of the values as they were. kept: the sum of squares afterwards. is_24: whether no
+    group has more than two nonzeros then."""
 
-    nonfinite: int
-    zeros: int
-    energy: float
+    before: Survey
     kept: float
-    violating: int
+    is_24: bool
 
 
 class Magnitude:
@@ -51,10 +60,16 @@ class Magnitude:
         self._model = model
         self._found = found
         self._problems: list[Diagnostic] = []
+        elements = sum(element_count(tensor) for tensor in found.tensors.values())
+        self._compiled = engine_for(elements) == "numba"
 
     def facts_if_24(self, verdict: Verdict) -> dict[str, Any] | None:
         """How many `zeros` a weight has that is 2:4; None for any other, which is told by its
         beginning."""
+        tensor, stride = self._tensor(verdict), verdict.k_stride or 1
+        beginning = next(pieces(element_count(tensor), stride, _BEGINNING), None)
+        if beginning and any(self._model.weights.scan(tensor, [beginning], _violating)):
+            return None
         nonfinite = zeros = 0
         for violating, bad, zero in self._scan(verdict, _look):
             if violating:
@@ -76,11 +91,11 @@ class Magnitude:
         if self._problems:
             self.search_nonfinite(verdict)
             return {}
-        draft = self._model.weights.draft(tensor, _pieces(tensor, stride), _prune)
+        draft = self._model.weights.draft(tensor, _pieces(tensor, stride), self._prune_piece)
         said = draft.said
-        if self._note(verdict, sum(part.nonfinite for part in said)):
+        if self._note(verdict, sum(part.before.nonfinite for part in said)):
             return {}
-        share = _share(sum(part.energy for part in said), sum(part.kept for part in said))
+        share = _share(sum(part.before.energy for part in said), sum(part.kept for part in said))
         if _is_quantized(tensor, verdict):
             before = consumer_view(self._found.read(self._model, verdict.key), verdict.products[0])
             total = energy(before)
@@ -89,14 +104,14 @@ class Magnitude:
         if _is_quantized(tensor, verdict):
             after = consumer_view(self._found.read(self._model, verdict.key), verdict.products[0])
             share = _share(total, energy(after))
-        if not any(part.violating for part in said):
+        if all(part.is_24 for part in said):
             clean = Violations(element_count(tensor) // 4, 0, None)
             self._model.weights.remember(tensor, stride, clean)
         # The tensor of a Constant node is an attribute, which is structure.
         is_constant = verdict.key in self._found.constants
         self._model.touch(Effects.STRUCTURE if is_constant else Effects.WEIGHTS)
         return {
-            "zeros": sum(part.zeros for part in said),
+            "zeros": sum(part.before.zeros for part in said),
             "energy_kept": share,
             "relative_error": math.sqrt(max(0.0, 1.0 - share)),
         }
@@ -105,6 +120,13 @@ class Magnitude:
         """Raises: InputError O24-008, one diagnostic for each weight with NaN or infinity."""
         if self._problems:
             raise InputError(self._problems)
+
+    def _prune_piece(self, piece: Piece, values: np.ndarray) -> _Measured:
+        before = survey(values, compiled=self._compiled)
+        engine: Engine = "numba" if self._compiled else "numpy"
+        prune_24_by_stride(values, piece.stride, values, engine=engine)
+        kept, is_24 = survey_24(values, piece.stride, compiled=self._compiled)
+        return _Measured(before, kept, is_24)
 
     def _tensor(self, verdict: Verdict) -> TensorProto:
         return self._found.tensors[verdict.key]
@@ -143,15 +165,8 @@ def _look(piece: Piece, values: np.ndarray) -> tuple[int, int, int]:
     return 0, count_nonfinite(values), count_zeros(values)
 
 
-def _prune(piece: Piece, values: np.ndarray, out: np.ndarray) -> _Measured:
-    prune_24_by_stride(values, piece.stride, out)
-    return _Measured(
-        nonfinite=count_nonfinite(values),
-        zeros=count_zeros(values),
-        energy=energy(values),
-        kept=energy(out),
-        violating=count_violating(out, piece.stride),
-    )
+def _violating(piece: Piece, values: np.ndarray) -> int:
+    return count_violating(values, piece.stride)
 
 
 def _is_quantized(tensor: TensorProto, verdict: Verdict) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,51 @@ def count(values: np.ndarray, stride: int, magnitude: int, nonfinite: int) -> tu
         values, scalar(magnitude), scalar(nonfinite), stride, nonzero, _firsts(values.size, stride)
     )
     return int(zeros), int(special), int(violating)
+
+
+def survey(
+    values: np.ndarray, columns: int, magnitude: int, shift: int, scale: float
+) -> tuple[np.ndarray, int, int]:
+    """(column sums of squares, zeros, the largest magnitude's bits) of flat bits; see
+    metrics.survey. Squares and sums are float32, as numpy's."""
+    sums, zeros = np.zeros(columns, np.float32), np.zeros(columns, np.uint32)
+    most = np.zeros(columns, values.dtype)
+    _kernels()["survey"](
+        values, values.dtype.type(magnitude), np.uint32(shift), np.float32(scale), sums, zeros, most
+    )
+    return sums, int(zeros.sum()), int(most.max())
+
+
+def survey_24(
+    values: np.ndarray, stride: int, columns: int, magnitude: int, shift: int, scale: float
+) -> tuple[np.ndarray, bool]:
+    """(column sums of squares as `survey`'s, whether all groups have two nonzeros at most)."""
+    sums = np.zeros(columns, np.float32)
+    broken = np.zeros(columns, np.uint8)
+    nonzero = _scratch(values.size + 3 * stride)
+    nonzero[values.size :] = 0
+    _kernels()["survey_24"](
+        values,
+        values.dtype.type(magnitude),
+        np.uint32(shift),
+        np.float32(scale),
+        sums,
+        stride,
+        nonzero,
+        _firsts(1 << max(18, values.size.bit_length()), stride)[: values.size],
+        broken,
+    )
+    return sums, not broken.any()
+
+
+_kept = threading.local()
+
+
+def _scratch(size: int) -> np.ndarray:
+    """Bytes of this thread, used again: fresh memory costs a page fault a page."""
+    if len(getattr(_kept, "bytes", b"")) < size:
+        _kept.bytes = np.empty(size, np.uint8)
+    return _kept.bytes[:size]
 
 
 def add_squares(values: np.ndarray, columns: np.ndarray) -> None:
@@ -308,6 +354,38 @@ def _kernels() -> dict[str, Any]:
         return zeros, special, violating
 
     @_jit
+    def survey(x, bits, shift, scale, sums, zeros, most):
+        for start in range(0, x.size, sums.size):
+            row = x[start : start + sums.size]
+            for i in range(row.size):
+                t = row[i] & bits
+                v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
+                sums[i] += v * v
+                zeros[i] += np.uint32(t == 0)
+                most[i] = max(most[i], t)
+
+    @_jit
+    def survey_24(x, bits, shift, scale, sums, stride, nonzero, firsts, broken):
+        for start in range(0, x.size, sums.size):
+            row, flags = x[start : start + sums.size], nonzero[start : start + sums.size]
+            for i in range(row.size):
+                t = row[i] & bits
+                v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
+                sums[i] += v * v
+                flags[i] = t != 0
+        for start in range(0, x.size, broken.size):
+            first, n = firsts[start : start + broken.size], min(broken.size, x.size - start)
+            wa, wb, wc, wd = (
+                nonzero[start:],
+                nonzero[start + stride :],
+                nonzero[start + 2 * stride :],
+                nonzero[start + 3 * stride :],
+            )
+            for i in range(n):
+                a, b, c, d = wa[i], wb[i], wc[i], wd[i]
+                broken[i] |= ((a & b & (c | d)) | (c & d & (a | b))) & first[i]
+
+    @_jit
     def widen(x, bits, shift, wide):
         for i in range(x.size):
             wide[i] = np.uint32(x[i] & bits) << shift
@@ -320,5 +398,5 @@ def _kernels() -> dict[str, Any]:
                 v = np.float64(row[i])
                 columns[i] += v * v
 
-    functions = (quads, pairs, near, planes, count, widen, add_squares)
+    functions = (quads, pairs, near, planes, count, survey, survey_24, widen, add_squares)
     return {function.__name__: function for function in functions}

@@ -33,6 +33,7 @@ __all__ = [
     "Measured",
     "Violations",
     "count_violations",
+    "engine_for",
     "is_24",
     "is_24_by_stride",
     "mask_24",
@@ -58,6 +59,9 @@ _PLANE_STRIDE = 512
 _NUMBA_FROM = 1 << 24
 """Elements from which "auto" imports numba, which takes 0.4 s with its cache and 1 s without, in
 which numpy prunes 500 M; but a model with one such weight has many."""
+_NUMBA_MODEL_FROM = 1 << 28
+"""Elements of all of a model's weights from which the import is repaid where they are measured as
+well, piece by piece: numpy takes 1 to 2 ns for each, numba a third of that."""
 _NUMBA_LOADED_FROM = 1 << 14
 """Elements from which "auto" takes numba where it has been imported."""
 
@@ -267,6 +271,12 @@ def violations_by_stride(array: np.ndarray, stride: int) -> Violations:
             first = tuple(int(i) for i in np.unravel_index(flat, array.shape))
         total += count
     return Violations(groups=array.size // 4, violating=total, first=first)
+
+
+def engine_for(elements: int) -> Engine:
+    """The faster engine for weights of so many elements together, which are worked on in pieces."""
+    least = _NUMBA_LOADED_FROM if _numba.loaded() else _NUMBA_MODEL_FROM
+    return "numba" if elements >= least and _numba.available() else "numpy"
 
 
 def _use_numba(engine: Engine, size: int) -> bool:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
-__all__ = ["count_nonfinite", "count_violating", "count_zeros", "energies", "energy"]
+from onnx24.sparsity import _numba
+
+__all__ = [
+    "Survey",
+    "count_nonfinite",
+    "count_violating",
+    "count_zeros",
+    "energies",
+    "energy",
+    "survey",
+    "survey_24",
+]
 
 _CHUNK = 1 << 16
 _SUM_CHUNK = 1 << 15
@@ -22,6 +36,111 @@ _BITS: dict[np.dtype, tuple[int, int, int, float]] = {
     np.dtype(np.float16): (0x7FFF, 0x7C00, 13, 2.0**112),
     np.dtype(ml_dtypes.bfloat16): (0x7FFF, 0x7F80, 16, 1.0),
 }
+
+_SURVEYED = _BITS | {np.dtype(np.float32): (0x7FFF_FFFF, 0x7F80_0000, 0, 1.0)}
+_COLUMNS = 1024
+"""Float32 sums that squares are added to in turn, before they are added in float64."""
+_LEAST_ENERGY = 2.0**-100
+"""Squares that float32 rounds to 0, below 2**-149, matter less than 1e-9 in a sum from here on."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of an array: values that are 0 or -0, NaN or infinite, and the sum of squares."""
+
+    zeros: int
+    nonfinite: int
+    energy: float
+
+
+def survey(values: np.ndarray, *, compiled: bool = False) -> Survey:
+    """The facts of a flat contiguous array, a piece that fits the second-level cache.
+
+    Squares of float32, bfloat16 and float16 are summed in float32, value i in column i mod
+    _COLUMNS, and the columns in float64: for n values the relative error is at most
+    n / _COLUMNS * 6e-8 (1.6e-5 for 2**18 values, 1e-7 seen). compiled: by numba; the same bits.
+    """
+    form = _SURVEYED.get(values.dtype)
+    if form is None:
+        return Survey(count_zeros(values), count_nonfinite(values), energy(values))
+    magnitude, least, shift, scale = form
+    bits = values.view(f"u{values.itemsize}")
+    if compiled:
+        columns, zeros, most = _numba.survey(bits, _COLUMNS, magnitude, shift, scale)
+    else:
+        zeros = most = 0
+        for chunk in _chunks(bits):
+            magnitudes = np.bitwise_and(chunk, magnitude, out=_scratch("magnitudes", chunk))
+            zeros += chunk.size - int(np.count_nonzero(magnitudes))
+            most = max(most, int(magnitudes.max()))
+        columns = _column_sums(values)
+    nonfinite = count_nonfinite(values) if most >= least else 0
+    return Survey(zeros, nonfinite, _sum(values, columns))
+
+
+def survey_24(values: np.ndarray, stride: int, *, compiled: bool = False) -> tuple[float, bool]:
+    """(sum of squares as `survey`'s, whether no group of four, `stride` apart, has more than two
+    nonzeros). Shares nothing with what prunes."""
+    form = _SURVEYED.get(values.dtype)
+    if form is None:
+        return energy(values), not count_violating(values, stride)
+    magnitude, _, shift, scale = form
+    bits = values.view(f"u{values.itemsize}")
+    if compiled:
+        columns, is_24 = _numba.survey_24(bits, stride, _COLUMNS, magnitude, shift, scale)
+    else:
+        columns = _column_sums(values)
+        is_24 = not count_violating(values, stride)
+    return _sum(values, columns), is_24
+
+
+def _column_sums(values: np.ndarray) -> np.ndarray:
+    magnitude, _, shift, scale = _SURVEYED[values.dtype]
+    rows = _scratch("squares", values, np.dtype(np.float32), _CHUNK + _COLUMNS)
+    rows = rows.reshape(-1, _COLUMNS)
+    columns = np.zeros(_COLUMNS, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for chunk in _chunks(values):
+            squares = rows[1:].reshape(-1)[: chunk.size]
+            if shift:
+                bits = squares.view(np.uint32)
+                np.copyto(bits, chunk.view(f"u{chunk.itemsize}"))
+                bits &= np.uint32(magnitude)
+                bits <<= np.uint32(shift)
+                if scale != 1.0:
+                    squares *= np.float32(scale)
+                chunk = squares
+            np.multiply(chunk, chunk, out=squares)
+            whole = squares.size // _COLUMNS
+            rows[0] = columns
+            np.add.reduce(rows[: 1 + whole], axis=0, out=columns)
+            rest = squares[whole * _COLUMNS :]
+            columns[: rest.size] += rest
+    return columns
+
+
+def _sum(values: np.ndarray, columns: np.ndarray) -> float:
+    total = float(columns.sum(dtype=np.float64))
+    if _LEAST_ENERGY <= total < math.inf:
+        return total
+    return energy(values)  # all 0, or beyond float32
+
+
+_kept = threading.local()
+
+
+def _scratch(
+    name: str, like: np.ndarray, dtype: np.dtype | None = None, size: int | None = None
+) -> np.ndarray:
+    """Memory of this thread for `size` or as many values, used again: fresh memory costs page
+    faults."""
+    dtype = dtype or like.dtype
+    nbytes = (like.size if size is None else size) * dtype.itemsize
+    kept = getattr(_kept, name, None)
+    if kept is None or len(kept) < nbytes:
+        kept = np.empty(nbytes, np.uint8)
+        setattr(_kept, name, kept)
+    return kept[:nbytes].view(dtype)
 
 
 def energy(array: np.ndarray) -> float:

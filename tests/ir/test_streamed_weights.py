@@ -57,9 +57,9 @@ def test_a_draft_is_what_the_whole_array_gives(monkeypatch, dtype, stride: int, 
     model.weights.set_values(tensor, values)
     parts = list(pieces(values.size, stride, limit))
 
-    def change(piece, source, out):
-        prune_24_by_stride(source, piece.stride, out)
-        return count_violating(out, piece.stride)
+    def change(piece, values):
+        prune_24_by_stride(values, piece.stride, values)
+        return count_violating(values, piece.stride)
 
     draft = model.weights.draft(tensor, parts, change)
     np.testing.assert_array_equal(model.weights.read(tensor), values)  # not yet
@@ -74,7 +74,7 @@ def test_an_error_in_a_thread_leaves_the_values(monkeypatch):
     model = Model.from_proto(mlp([96, 24]))
     tensor, before = model.weights.tensor("fc0.weight"), model.to_bytes()
 
-    def change(piece, source, out):
+    def change(piece, values):
         raise RuntimeError(f"at {piece.start}")
 
     with pytest.raises(RuntimeError, match="at 0"):
@@ -120,7 +120,7 @@ def _negate(model: Model, names: list[str]) -> None:
         tensor = model.weights.tensor(name)
         parts = list(pieces(512 * 512, 1, 1 << 14))
         draft: Draft = model.weights.draft(
-            tensor, parts, lambda _, values, out: np.negative(values, out=out)
+            tensor, parts, lambda _, values: np.negative(values, out=values)
         )
         model.weights.commit(draft)
         model.touch(Effects.WEIGHTS)

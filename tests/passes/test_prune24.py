@@ -78,7 +78,7 @@ def test_the_two_largest_of_four_along_k_survive():
         "MatMul",
     )
     kept = float((expected.astype(np.float64) ** 2).sum() / (weight.astype(np.float64) ** 2).sum())
-    assert record.facts["energy_kept"] == pytest.approx(kept, rel=1e-12)
+    assert record.facts["energy_kept"] == pytest.approx(kept, rel=1e-6)
     lost = np.linalg.norm(weight - expected) / np.linalg.norm(weight)
     assert record.facts["relative_error"] == pytest.approx(lost, rel=1e-5)
     facts = {k: record.facts[k] for k in ("shape", "k_axis", "K", "N", "zeros")}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from onnx24 import targets
+from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.ir.weights import Weights
@@ -35,9 +37,10 @@ def small_pieces(monkeypatch):
 
 
 def facts(result: RunResult) -> list[dict]:
+    """Energies of pieces are summed in float32 columns, to some 1e-7."""
     return [
-        {k: round(v, 12) if isinstance(v, float) else v for k, v in record.facts.items()}
-        for record in result.records
+        {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in r.items()}
+        for r in (record.facts for record in result.records)
     ]
 
 
@@ -51,6 +54,25 @@ def test_pieces_change_neither_the_file_nor_the_report(request):
     again = prune(Model.from_bytes(cut.to_bytes()))
     assert [r.code for r in again.records if r.action == "kept"] == ["O24-102"] * 3
     assert not again.changed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_both_engines_give_the_same_file_and_report(monkeypatch, dtype):
+    pytest.importorskip("numba")
+    found = []
+    for engine in ("numpy", "numba"):
+        monkeypatch.setattr(magnitude, "engine_for", lambda elements, engine=engine: engine)
+        model = Model.from_proto(mlp(SIZES))
+        for key in list(model.weights):
+            tensor = model.weights.tensor(key)
+            model.weights.set_values(tensor, model.weights[key].astype(dtype))
+        model.touch(Effects.STRUCTURE | Effects.WEIGHTS)
+        result = run(
+            model, parse("prune24"), target=targets.load("sm86"), reproducer_dir=None, verify=False
+        )
+        found.append(([record.facts for record in result.records], model.to_bytes()))
+    assert found[0] == found[1]
+    assert any("energy_kept" in record for record in found[0][0])
 
 
 def test_every_weight_with_nan_is_named_and_nothing_changes(small_pieces):
@@ -88,8 +110,12 @@ def test_the_verifier_reads_no_weight_again(monkeypatch):
     assert scans == ["fc0.weight", "fc1.weight", "fc2.weight"]  # whether they are 2:4 already
 
 
-def test_the_verifier_finds_what_a_broken_kernel_leaves(small_pieces, monkeypatch):
-    monkeypatch.setattr(magnitude, "prune_24_by_stride", lambda v, stride, out: np.copyto(out, v))
+@pytest.mark.parametrize("engine", ["numpy", "numba"])
+def test_the_verifier_finds_what_a_broken_kernel_leaves(small_pieces, monkeypatch, engine: str):
+    if engine == "numba":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(magnitude, "engine_for", lambda elements: engine)
+    monkeypatch.setattr(magnitude, "prune_24_by_stride", lambda *values, **options: None)
     model = Model.from_proto(mlp(SIZES))
     before = model.to_bytes()
     with pytest.raises(Exception, match="more than two nonzeros"):
