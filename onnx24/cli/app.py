@@ -410,6 +410,15 @@ def verify_provenance(
             show_default=False,
         ),
     ] = None,
+    report: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--report",
+            metavar="FILE.json",
+            help="The report that the run should have written.",
+            show_default=False,
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> int:
     """Say what made a model and of what; exit code 1 where the record does not hold.
@@ -419,7 +428,7 @@ def verify_provenance(
     """
     from onnx24.cli.proving import verify_model_provenance
 
-    return verify_model_provenance(model, input, as_json=json)
+    return verify_model_provenance(model, input, report, as_json=json)
 
 
 @app.command()

@@ -46,7 +46,13 @@ from onnx24.passmgr.base import Pass
 from onnx24.passmgr.instrument import Dump, Instrument, Numeric, PrintAfter, Timing
 from onnx24.passmgr.pipeline import Pipeline, parse
 from onnx24.report.limits import Limit, LimitResult, check_limits, parse_limits
-from onnx24.report.model import DataFacts, ModelFacts, Report, build_report
+from onnx24.report.model import (
+    DataFacts,
+    ModelFacts,
+    Report,
+    build_report,
+    findings_digest,
+)
 from onnx24.report.text import render_text
 
 if TYPE_CHECKING:
@@ -151,7 +157,7 @@ def run_pipeline(request: OptRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
-    _record(model, result, target, facts, calibration)
+    _record(model, result, target, facts, calibration, verdicts)
     model.save(out, external=_external(request.external))
     report = build_report(
         command=request.command,
@@ -228,7 +234,7 @@ def compile_model(request: CompileRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
-    _record(compiled, result, plan.target, facts, calibration)
+    _record(compiled, result, plan.target, facts, calibration, verdicts)
     comparison, limits, notes = _compare(original, compiled, held_out, plan, console)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     output, backend, failure = None, None, None
@@ -430,6 +436,7 @@ def _record(
     target: Target,
     source: ModelFacts,
     calibration: Calibration | None,
+    verdicts: Mapping[ValueKey, Any],
 ) -> None:
     """Say in the model what made it, unless nothing did: then it stays as it was."""
     if not result.changed:
@@ -444,6 +451,17 @@ def _record(
         source_sha256=source.sha256,
         source_data=source_data.result(),
         calibration_sha256=calibration.digest() if calibration else "",
+        report_sha256=findings_digest(
+            build_report(
+                command="",
+                status="",
+                source=source,
+                result=result,
+                target=target,
+                output=None,
+                verdicts=verdicts,
+            ).to_json()
+        ),
     )
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from onnx24.cli.console import Console
+from onnx24.cli.failure import usage
 from onnx24.cli.files import Source
 from onnx24.passmgr.provenance import Provenance, data_digest
-from onnx24.report.model import ModelFacts
+from onnx24.report.model import ModelFacts, findings_digest
 from onnx24.report.table import table
 
 
-def verify_model_provenance(path: str, original: str | None, *, as_json: bool) -> int:
+def verify_model_provenance(
+    path: str, original: str | None, report: str | None, *, as_json: bool
+) -> int:
     """Returns: 0, or 1 where something is missing or does not fit. Raises: InputError."""
     model = Source(path).load()
     recorded = Provenance.of(model)
     problems = recorded.problems(model)
     if original is not None:
         problems += _against(recorded, original)
+    if report is not None and _digest_of_report(report) != recorded.report_sha256:
+        problems.append(f"{report} is not the report of the run that made it")
     document: dict[str, Any] = {
         "file": path,
         "input": original,
@@ -32,6 +39,14 @@ def verify_model_provenance(path: str, original: str | None, *, as_json: bool) -
     lines += [table(("recorded", "value"), rows, whole=(1,))] if rows else []
     Console(as_json=as_json).report("\n".join(lines), document)
     return 1 if problems else 0
+
+
+def _digest_of_report(path: str) -> str:
+    """Raises: InputError O24-020 for a file that is no report."""
+    try:
+        return findings_digest(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise usage(f"--report {path} is no JSON report: {err!r}", "pass the .json report") from err
 
 
 def _against(recorded: Provenance, original: str) -> list[str]:

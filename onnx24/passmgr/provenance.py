@@ -9,6 +9,7 @@
 | `onnx24.source.data.sha256` | of its data files, where it has any |
 | `onnx24.origin.sha256` | of the first input, where the input was itself made by onnx24 |
 | `onnx24.calibration.sha256` | of the calibration samples, where some were used |
+| `onnx24.report.sha256` | of what the report says of passes and weights (docs/report.md) |
 | `onnx24.content.sha256` | of the model as it was written: graph, weights, all other entries |
 
 The content's digest is that of the values, wherever they lie, so that moving weights into or out
@@ -38,6 +39,7 @@ SOURCE_KEY = "onnx24.source.sha256"
 SOURCE_DATA_KEY = "onnx24.source.data.sha256"
 ORIGIN_KEY = "onnx24.origin.sha256"
 CALIBRATION_KEY = "onnx24.calibration.sha256"
+REPORT_KEY = "onnx24.report.sha256"
 CONTENT_KEY = "onnx24.content.sha256"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +56,7 @@ class Provenance:
     source_data_sha256: str = ""
     origin_sha256: str = ""
     calibration_sha256: str = ""
+    report_sha256: str = ""
     content_sha256: str = ""
 
     @classmethod
@@ -90,6 +93,7 @@ _KEYS = {
     "source_data_sha256": SOURCE_DATA_KEY,
     "origin_sha256": ORIGIN_KEY,
     "calibration_sha256": CALIBRATION_KEY,
+    "report_sha256": REPORT_KEY,
     "content_sha256": CONTENT_KEY,
 }
 
@@ -101,6 +105,7 @@ def record(
     source_sha256: str,
     source_data: Mapping[str, str],
     calibration_sha256: str = "",
+    report_sha256: str = "",
 ) -> None:
     """Write the entries into a model that a pipeline changed. `source_data`: the input's data
     files and their sha256."""
@@ -113,6 +118,7 @@ def record(
         SOURCE_DATA_KEY: data_digest(source_data),
         ORIGIN_KEY: earlier or "",
         CALIBRATION_KEY: calibration_sha256,
+        REPORT_KEY: report_sha256,
     }
     for key, value in entries.items():
         if value:

@@ -19,7 +19,7 @@ from onnx24 import __version__
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.ir.keys import ValueKey
 from onnx24.passmgr.base import SiteRecord
-from onnx24.report.jsontext import plain
+from onnx24.report.jsontext import json_text, plain
 from onnx24.report.limits import LimitResult
 
 if TYPE_CHECKING:
@@ -33,6 +33,17 @@ SCHEMA = 1
 
 PRUNED, ALREADY = "O24-100", "O24-102"
 NO_PRODUCT = "O24-110"
+
+FINDINGS = ("pipeline", "passes", "coverage", "weights", "other_sites", "sites")
+"""The keys of the JSON document that tell what the passes did. The model carries their digest; the
+rest speaks of the written file, and so can't be in it."""
+
+
+def findings_digest(document: Mapping[str, Any]) -> str:
+    """sha256 of the findings of a report's JSON document. Raises: KeyError where one lacks."""
+    findings = {key: document[key] for key in FINDINGS}
+    return hashlib.sha256(json_text(findings, ascii_only=True).encode()).hexdigest()
+
 
 SUCCESSOR = "tensor"
 """The fact of a record under which a pass says what the weight's new name is."""

@@ -124,6 +124,19 @@ def test_what_a_compiled_model_says_of_its_making(work: Path, model_path: Path) 
     assert (work / "out.onnx").read_bytes() == first, "the record holds no time and no path"
 
 
+def test_the_report_of_the_run_and_no_other(work: Path, model_path: Path) -> None:
+    made = invoke("opt", "m.onnx", "-o", "out.onnx", "--pipeline", "prune24", "--report", "r.json")
+    assert made.exit_code == 0
+    asked = ("verify-provenance", "out.onnx", "--report", "r.json")
+    assert invoke(*asked).exit_code == 0
+    text = (work / "r.json").read_text()
+    (work / "r.json").write_text(text.replace('"pruned":', '"prunes":'))
+    result = invoke(*asked)
+    assert result.exit_code == 1 and "is not the report" in result.stdout
+    (work / "r.json").write_text("{}")
+    assert invoke(*asked).exit_code == 2
+
+
 def test_a_changed_model_and_another_input_are_seen(work: Path, model_path: Path) -> None:
     invoke("compile", "m.onnx", "-o", "out.onnx", "--preset", "sparse")
     onnx.save(mlp([64, 64, 32], seed=5), work / "other.onnx")
