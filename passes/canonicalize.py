@@ -33,7 +33,8 @@ class Canonicalize(Pass):
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.
-    - `inline-functions` replaces calls of local functions by their bodies. upgrade-opset,
+    - `inline-functions` replaces calls of local functions by their bodies, but of SpMM24, which
+      spmm-plugin writes. upgrade-opset,
       matmul-to-conv1x1 and cast16 need that for models that have functions: they do not look
       into them.
     - A model of IR version 3 or older lists its initializers as inputs although they are

@@ -53,6 +53,9 @@ sparse); so does a recurrent layer; so does an operator whose products are not j
 nobody knows; takes them as scale or zero point; rearranges or computes in a way that is not
 followed, on the way to a product; shows them outside the graph; anything else."""
 
+_SPMM24 = "function:onnx24:SpMM24"
+"""The scope of the function that says what SpMM24 means (analysis.packed24): its product has a
+weight, the packed one."""
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
@@ -218,6 +221,7 @@ class WeightUses(Analysis):
             site
             for site in index.nodes
             if is_product(site, 1)
+            and site.scope != _SPMM24
             and len(site.proto.input) > 1
             and id(site.proto) not in weighted
             and not any(tracer.is_fixed(name, site.scope) for name in site.proto.input[:2])
@@ -644,7 +648,7 @@ class _Tracer:
         def unfollowed(kind: Kind, why: str) -> WeightUse:
             return self._unfollowed(kind, site, position, steps, why)
 
-        if (site.proto.domain, op) == ("onnx24", "SpMM24"):
+        if f"function:{site.proto.domain}:{op}" == _SPMM24:
             return unfollowed("other", "a part of a packed weight; only SpMM24 knows what it means")
         if (site.proto.domain, op) in self._functions:
             why = f"goes into {op}, which is not inlined; canonicalize{{inline-functions=true}}"

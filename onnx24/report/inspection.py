@@ -14,6 +14,7 @@ from onnx import TensorProto
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.eligibility import Verdict, judge
 from onnx24.analysis.invariants import seen_violations
+from onnx24.analysis.packed24 import packed_problem, packed_product
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.codes import CODES
 from onnx24.ir.index import NodeSite
@@ -238,6 +239,9 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
 
 def _is_24(model: Model, uses: WeightUses, verdict: Verdict) -> bool | None:
     """For every product that reads the values; None where none groups them by four."""
+    packed = packed_product(uses.index, verdict.key)
+    if packed is not None:
+        return packed_problem(model, uses.index, packed) is None
     read = [use for use in verdict.products if use.k_axis_consumer is not None and use.K % 4 == 0]
     if not read:
         return None

@@ -12,12 +12,14 @@ from onnx24.passes.prune24 import Prune24
 from onnx24.passes.spmm_plugin import SpmmPlugin
 from rewrite_support import apply, assert_same, ops, outputs, text_model
 
+from onnx24 import targets
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import broken_claims
 from onnx24.errors import InputError, NotMetError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context
+from onnx24.report.inspection import inspect
 from onnx24.rewrite.spmm24 import spmm24
 from onnx24.sparsity.masks import prune_24
 from onnx24.sparsity.pack import pack24
@@ -295,6 +297,15 @@ def test_check24_sees_the_metadata() -> None:
     model.weights.replace(ValueKey("", "w.metadata24"), broken)
     with pytest.raises(NotMetError, match="not in ascending order"):
         apply(model, Check24())
+
+
+def test_inspect_says_what_is_packed() -> None:
+    model = small()
+    apply(model, SpmmPlugin())
+    found = inspect(model, targets.load(targets.DEFAULT), "m")
+    row = next(row for row in found.rows if row.name == "w.values24")
+    assert row.claimed and row.is_24 and "packed weight" in row.reason
+    assert not found.dynamic  # the product within the function is none of two activations
 
 
 def test_canonicalize_leaves_the_operator() -> None:
