@@ -540,6 +540,64 @@ _TABLE = (
         "An include or exclude option, or the limit of sites, leaves the channels as they are.",
     ),
     Code("O24-146", "note", "permutation in short", "How many groups of channels were permuted."),
+    Code(
+        "O24-150",
+        "error",
+        "operator cannot be trained through",
+        "The model is trained as a torch module; this node's operator, or the variant of it, has "
+        "no implementation there.",
+        "leave the part of the graph that holds it out of what is recovered",
+    ),
+    Code(
+        "O24-151",
+        "error",
+        "nothing to recover",
+        "No weight is recorded as 2:4 in a form that can be trained: none was pruned, or the "
+        "weights are integers already.",
+        "run prune24 first, and recover before fold-qdq",
+    ),
+    Code(
+        "O24-152",
+        "error",
+        "node fails in torch",
+        "A node of the torch module refuses these values.",
+    ),
+    Code(
+        "O24-153",
+        "warning",
+        "training did not help",
+        "The divergence on held-out samples never fell below that of the start, or became NaN; the "
+        "weights are those of the start.",
+        "give more data, fewer steps or a smaller --learning-rate",
+    ),
+    Code(
+        "O24-154",
+        "note",
+        "recovered",
+        "The weights that survived pruning were trained to give the dense model's outputs.",
+    ),
+    Code(
+        "O24-155",
+        "error",
+        "torch is not installed",
+        "Training runs in torch, which is an optional dependency.",
+        "pip install 'onnx24[train]'",
+    ),
+    Code(
+        "O24-156",
+        "error",
+        "teacher does not fit",
+        "The dense model lacks an output of the model, or a weight that training starts from.",
+        "pass the model that MODEL was made from as --teacher",
+    ),
+    Code(
+        "O24-157",
+        "error",
+        "torch computes something else",
+        "The torch module's outputs are not those of ONNX Runtime, so that training it would say "
+        "nothing about the model.",
+        "please report it with the model",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

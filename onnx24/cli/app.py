@@ -848,6 +848,144 @@ def gate(
 
 
 @app.command()
+def recover(
+    model: o.ModelPath,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher", metavar="DENSE", help="The dense model, whose outputs are learnt."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="DATA", help=f"Samples to train on. {o.DATA_FORMS}"),
+    ],
+    output: o.Output = None,
+    labels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--labels",
+            metavar="FILE.npy",
+            help="The right class of each sample, as integers.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="basic|progressive|sparse-qat",
+            help="Train under the masks that are there; prune in parts while training; or train "
+            "through fake quantizers.",
+        ),
+    ] = "basic",
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps.", min=1)] = 200,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Samples a step.", min=1)] = 32,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", metavar="X", help="Adam's; it falls to 0 linearly.")
+    ] = 1e-3,
+    loss: Annotated[
+        str,
+        typer.Option(
+            "--loss",
+            metavar="auto|kl|mse",
+            help="How outputs are compared: by the divergence of their softmaxes, or by squares.",
+        ),
+    ] = "auto",
+    relations: Annotated[
+        float,
+        typer.Option(
+            "--relations",
+            metavar="X",
+            help="Weight of the last attention's query, key and value relations.",
+        ),
+    ] = 0.0,
+    masks: Annotated[
+        str,
+        typer.Option(
+            "--masks", metavar="fixed|recomputed", help="Keep the masks, or choose them as it goes."
+        ),
+    ] = "fixed",
+    parts: Annotated[
+        int, typer.Option("--parts", metavar="N", help="Parts of progressive pruning.", min=1)
+    ] = 2,
+    ema: Annotated[
+        float,
+        typer.Option("--ema", metavar="X", help="Keep the weights' running mean of this decay."),
+    ] = 0.0,
+    patience: Annotated[
+        int,
+        typer.Option(
+            "--patience",
+            metavar="N",
+            help="Stop after N evaluations (each 25 steps) that are no better; 0: never.",
+            min=0,
+        ),
+    ] = 0,
+    target: o.TargetName = DEFAULT_TARGET,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Decides the order of samples.", min=0)
+    ] = 0,
+    shapes: o.Shapes = None,
+    work_dir: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--work-dir",
+            metavar="DIR",
+            help="Keep checkpoints here, so that a run that was stopped goes on with them.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write the result with its loss curve as .json or .txt. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    external: o.External = "auto",
+    json: o.Json = False,
+) -> int:
+    """Train a compressed model to give the dense model's outputs again, without labels.
+
+    Only values of initializers change; weights that are 2:4 stay so. An eighth of the samples is
+    held out, and the weights of the least divergence on it are kept. Needs torch (onnx24[train]).
+    """
+    from onnx24.cli.recovering import RecoverRequest, recover_model
+
+    return recover_model(
+        RecoverRequest(
+            model=model,
+            teacher=teacher,
+            data=data,
+            output=output,
+            labels=labels,
+            recipe=recipe,
+            options={
+                "steps": steps,
+                "batch": batch,
+                "learning_rate": learning_rate,
+                "loss": loss,
+                "relations": relations,
+                "masks": masks,
+                "parts": parts,
+                "ema": ema,
+                "patience": patience,
+            },
+            target=target,
+            seed=seed,
+            shapes=tuple(shapes or ()),
+            work_dir=work_dir,
+            reports=tuple(report or ()),
+            external=external,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def bisect(
     model: o.ModelPath,
     pipeline: Annotated[

@@ -37,7 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": {*BELOW_PASSMGR, "passmgr", "report", "backends"},
     "gate": {*BELOW_PASSMGR, "passmgr", "report", "backends", "metrics"},
     "registry": {*BELOW_PASSMGR, "report", "gate"},
-    "cli": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger", "gate", "registry"},
+    "recovery": {*BELOW_PASSMGR, "passmgr"} - {"layerwise"},
+    "cli": {
+        *BELOW_PASSMGR,
+        *("passmgr", "report", "backends", "ledger", "gate", "registry", "recovery"),
+    },
     "testing": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger", "cli", "rewrite"},
 }
 # The arrays' mathematics: no graph, no file format, no runtime.

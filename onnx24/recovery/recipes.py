@@ -1,0 +1,116 @@
+"""How a model is trained: plain data, without torch.
+
+*Source:* progressive masks and Sparse-QAT as in the article that this project implements; SR-STE
+(arXiv 2102.04010); relations of queries, keys and values (MiniLM v2, arXiv 2012.15828).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from onnx24.errors import InputError
+
+__all__ = ["NAMES", "Loss", "Masks", "Recipe", "recipe"]
+
+Loss = Literal["auto", "kl", "mse"]
+Masks = Literal["fixed", "recomputed"]
+Schedule = Literal["linear", "cubic"]
+
+NAMES = ("basic", "progressive", "sparse-qat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to train.
+
+    name: `basic` trains under the masks that the model has. `progressive` starts from the dense
+    weights and prunes them in `parts` parts, from 25 % (one of four) to 50 % (two of four), with
+    the mask recomputed by magnitude at each. `sparse-qat` trains through fake quantizers, the
+    model's own or those that `qdq` inserts; weights that are not 2:4 yet are pruned as by
+    `progressive`, all at once with distillation.
+
+    steps, batch [samples], learning_rate (Adam, falling to 0 linearly), clip (of the gradient's
+    norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense outputs'
+    power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
+    relations: weight of the last attention's query, key and value relations, 0 for none.
+    label_weight: share of the cross entropy with labels, where there are any.
+
+    masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is
+    pruned (SR-STE). schedule: how sparsity grows over the parts. ema: decay of the weights' running
+    mean, which is then what is kept; 0 for none. patience: evaluations (each `eval_every` steps)
+    without a better held-out divergence after which training stops; 0 for never. The best weights
+    that were evaluated are kept.
+    """
+
+    name: str = "basic"
+    steps: int = 200
+    batch: int = 32
+    learning_rate: float = 1e-3
+    clip: float = 1.0
+    loss: Loss = "auto"
+    relations: float = 0.0
+    label_weight: float = 0.5
+    masks: Masks = "fixed"
+    decay: float = 2e-4
+    parts: int = 2
+    schedule: Schedule = "linear"
+    ema: float = 0.0
+    eval_every: int = 25
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises: InputError O24-043 for a value that makes no sense."""
+        limits = {
+            "name": self.name in NAMES,
+            "steps": self.steps >= 1,
+            "batch": self.batch >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "clip": self.clip > 0,
+            "loss": self.loss in ("auto", "kl", "mse"),
+            "relations": self.relations >= 0,
+            "label_weight": 0 <= self.label_weight <= 1,
+            "masks": self.masks in ("fixed", "recomputed"),
+            "parts": self.parts >= 1,
+            "schedule": self.schedule in ("linear", "cubic"),
+            "ema": 0 <= self.ema < 1,
+            "eval_every": self.eval_every >= 1,
+            "patience": self.patience >= 0,
+        }
+        for name, met in limits.items():
+            if not met:
+                value = getattr(self, name)
+                raise InputError.of("O24-043", f"recipe: {name} = {value!r}", hint="see `Recipe`")
+
+    def part_of(self, step: int) -> int:
+        """Which of the parts step `step` belongs to; all are of the same length."""
+        return min(step * self.parts // self.steps, self.parts - 1)
+
+    def sparsity(self, part: int) -> float:
+        """The share of weights that is zero in that part: 0.25 in the first, 0.5 in the last."""
+        if self.parts == 1:
+            return 0.5
+        share = part / (self.parts - 1)
+        grown = share if self.schedule == "linear" else 1 - (1 - share) ** 3
+        return 0.25 + 0.25 * grown
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by name, with other values for some of its fields.
+
+    Raises: InputError O24-043 for a name or a field that is none.
+    """
+    known = {field.name for field in fields(Recipe)} - {"name"}
+    for given in options or {}:
+        if given not in known:
+            raise InputError.of(
+                "O24-043",
+                f"a recipe has no field {given!r}",
+                hint=f"it has {', '.join(sorted(known))}",
+            )
+    return Recipe(name=name, **dict(options or {}))

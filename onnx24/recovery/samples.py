@@ -1,0 +1,72 @@
+"""Training and held-out samples, in memory, in an order that a seed and a step decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from onnx24.errors import InputError
+from onnx24.ir.model import Model
+from onnx24.runtime.data import Calibration, Feeds
+
+__all__ = ["HELD_OUT", "Samples"]
+
+HELD_OUT = 8
+"""Every so manieth sample is held out."""
+_MIN_SAMPLES = 16
+"""With fewer, all train and all are held out."""
+_EVALUATED_ROWS = 64
+
+
+class Samples:
+    """All samples of DATA. `train`, `held_out`: indices; the same where there are too few to
+    divide. Rows of a dynamic batch are fed `batch` at once, other samples one by one.
+
+    labels: one integer for each sample, in the order of DATA.
+    Raises: InputError as `Calibration.batches`; O24-032 where the labels are not one a sample.
+    """
+
+    def __init__(self, data: Calibration, model: Model, labels: np.ndarray | None = None) -> None:
+        runs = list(data.batches(model))
+        self._stacked: Feeds | None = None
+        self._runs: list[Feeds] = runs
+        if data.units_per_run > 1:
+            self._stacked = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+            count = len(next(iter(self._stacked.values())))
+        else:
+            count = len(runs)
+        if labels is not None and labels.shape != (count,):
+            raise InputError.of(
+                "O24-032", f"labels: expected {count}, one a sample, found {list(labels.shape)}"
+            )
+        self.labels = None if labels is None else labels.astype(np.int64)
+        every = np.arange(count)
+        apart = every % HELD_OUT == HELD_OUT - 1
+        self.is_divided = count >= _MIN_SAMPLES
+        self.train = every[~apart] if self.is_divided else every
+        self.held_out = every[apart] if self.is_divided else every
+
+    def batch(self, step: int, size: int, seed: int) -> np.ndarray:
+        """The samples of a step: one permutation after another, a new one each epoch."""
+        count = len(self.train)
+        size = min(size, count)
+        places = np.arange(step * size, (step + 1) * size)
+        chosen = np.empty(size, np.int64)
+        for epoch in np.unique(places // count):
+            inside = places // count == epoch
+            order = np.random.default_rng([seed, int(epoch)]).permutation(self.train)
+            chosen[inside] = order[places[inside] % count]
+        return chosen
+
+    def feeds(self, indices: np.ndarray) -> Iterator[tuple[Feeds, np.ndarray]]:
+        """What to run for these samples, and which of them each run holds."""
+        if self._stacked is not None:
+            yield {name: rows[indices] for name, rows in self._stacked.items()}, indices
+            return
+        for i in indices:
+            yield self._runs[int(i)], np.array([i])
+
+    def held_out_feeds(self) -> Iterator[tuple[Feeds, np.ndarray]]:
+        for start in range(0, len(self.held_out), _EVALUATED_ROWS):
+            yield from self.feeds(self.held_out[start : start + _EVALUATED_ROWS])

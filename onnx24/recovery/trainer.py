@@ -1,0 +1,490 @@
+"""Training a compressed model to give the dense model's outputs again.
+
+The graph stays as it is: only values of initializers change, and weights that are 2:4 stay so. On
+the CPU the result is a function of the models, the samples and the recipe, to the bit, also where a
+run was killed and went on from a checkpoint (on the same machine, with as many threads).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.invariants import broken_claims
+from onnx24.diagnostics import Diagnostic, diagnostic
+from onnx24.errors import InputError, InternalError
+from onnx24.ir.files import atomic_write
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.passmgr import manager, pipeline
+from onnx24.recovery._torch import torch
+from onnx24.recovery.interpreter import GraphModule
+from onnx24.recovery.losses import Objective, cross_entropy, objective
+from onnx24.recovery.masks import Site, mask_of, sites
+from onnx24.recovery.node import Tensor
+from onnx24.recovery.recipes import Recipe
+from onnx24.recovery.samples import Samples
+from onnx24.runtime.data import Calibration, Feeds
+from onnx24.runtime.inputs import input_specs
+from onnx24.runtime.session import Session
+from onnx24.targets import Target
+
+__all__ = ["Recovered", "recover"]
+
+REFRESH_STEPS = 10
+"""How often recomputed masks are."""
+MAX_FORWARD_ERROR = 1e-2
+"""Relative error of the torch module's outputs from which on it is another model."""
+
+Progress = Callable[..., Iterable[Any]]
+"""`progress(items, label, total)` gives the items, as `Console.progress` does."""
+
+
+@dataclass(kw_only=True)
+class Recovered:
+    """What became of it. before, after: divergence from the dense model on the held-out samples
+    (`objective`'s value) with the final form's masks; losses: (step, training loss); held_out:
+    (step, divergence). steps: taken, best_step: whose weights were kept. forward_error: of the
+    torch module from ONNX Runtime, ‖a − b‖ / ‖b‖ on the first samples."""
+
+    recipe: Recipe
+    before: float
+    after: float
+    steps: int
+    best_step: int
+    samples: int
+    held_out_samples: int
+    is_divided: bool
+    forward_error: float
+    outputs: dict[str, str]
+    weights: list[str]
+    changed: int
+    seconds: float
+    resumed_at: int
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        out = {name: value for name, value in vars(self).items() if name != "diagnostics"}
+        out["recipe"] = self.recipe.to_json()
+        out["diagnostics"] = [item.to_json() for item in self.diagnostics]
+        return out
+
+
+def recover(
+    model: Model,
+    teacher: Model,
+    data: Calibration,
+    recipe: Recipe,
+    *,
+    target: Target,
+    labels: np.ndarray | None = None,
+    work_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Recovered:
+    """Train the model's float initializers, in place.
+
+    teacher: the dense model; it runs in ONNX Runtime. labels: one integer a sample, for a cross
+    entropy with the first output. work_dir: where checkpoints go; a run with the same models, data
+    and recipe goes on from the last one there. target: decides what may be pruned, where the recipe
+    prunes, and what is quantized, where it inserts quantizers.
+    Raises: InputError O24-150 to O24-152, O24-156, O24-157, and as the pass `qdq`; BackendError
+    O24-155 without torch.
+    """
+    begin = time.monotonic()
+    identity = _identity(model, teacher, data, recipe, labels)
+    if recipe.name == "sparse-qat" and not _is_quantized(model):
+        manager.run(model, pipeline.parse("qdq"), target=target, calibration=data)
+    found = sites(model, target, prune=recipe.name != "basic")
+    samples = Samples(data, model, labels)
+    with _deterministic(recipe.seed):
+        run = _Run(model, teacher, samples, recipe, found)
+        if work_dir is not None:
+            run.resume(work_dir / f"recover-{identity[:16]}.pt")
+        resumed_at = run.step
+        run.train(progress or (lambda items, *_: items))
+        changed = run.write_back(model)
+    _hold_to_claims(model, found)
+    return run.result(changed, resumed_at, time.monotonic() - begin)
+
+
+def _is_quantized(model: Model) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.proto.graph.node)
+
+
+def _identity(
+    model: Model, teacher: Model, data: Calibration, recipe: Recipe, labels: np.ndarray | None
+) -> str:
+    """What a checkpoint belongs to, in hex."""
+    digest = hashlib.sha256()
+    for document in (model, teacher):
+        digest.update(document.skeleton().SerializeToString(deterministic=True))
+        for key in document.weights:
+            digest.update(f"{key} {document.weights.digest(key)}".encode())
+    digest.update(data.digest().encode())
+    digest.update(json.dumps(recipe.to_json(), sort_keys=True).encode())
+    digest.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Seeded, with deterministic algorithms, and the caller's random numbers untouched."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _hold_to_claims(model: Model, found: list[Site]) -> None:
+    """Record what is 2:4 now, and look. Raises: InternalError O24-807."""
+    model.claims.update([site.key for site in found])
+    problems = broken_claims(model, AnalysisCache())
+    if problems:
+        raise InternalError(problems)
+
+
+class _Straight(torch.autograd.Function):  # type: ignore[misc,name-defined]
+    """W·M whose gradient reaches all of W, with the decay λ·(1 − M)·W (SR-STE)."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, mask: Tensor, decay: float) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(weight, mask)
+        ctx.decay = decay
+        return torch.where(mask, weight, torch.zeros_like(weight))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        weight, mask = ctx.saved_tensors
+        pruned = torch.where(mask, torch.zeros_like(weight), weight)
+        return gradient + ctx.decay * pruned, None, None
+
+
+class _Run:
+    """The state of one training: what a checkpoint holds, and what is made anew."""
+
+    def __init__(
+        self, model: Model, teacher: Model, samples: Samples, recipe: Recipe, found: list[Site]
+    ) -> None:
+        self.recipe, self.samples, self.sites = recipe, samples, found
+        self.module = GraphModule(model)
+        self.objective: Objective = objective(model, teacher, recipe.loss, recipe.relations)
+        self._teacher = Session(teacher, self.objective.teacher_names)
+        self._teacher_dtypes = {spec.name: spec.dtype for spec in input_specs(teacher)}
+        self.forward_error = self._forward_error(model)
+        self.keys: list[ValueKey] = self.module.keys
+        missing = [site.key for site in found if site.key not in set(self.keys)]
+        if missing:
+            raise InputError.of(
+                "O24-151",
+                "a weight that is 2:4 is no trainable initializer",
+                tensor=str(missing[0]),
+            )
+        if recipe.name == "progressive":
+            self._start_from_dense(teacher)
+        self.progressive = [s for s in found if recipe.name == "progressive" or not s.is_sparse]
+        self.masks: dict[ValueKey, Tensor] = {}
+        self._mask_all(0.5)
+        self._install_masks()
+        self.parameters = [self.module.parameter(key) for key in self.keys]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate)
+        self.step = 0
+        self.part = -1
+        self.losses: list[tuple[int, float]] = []
+        self.held_out: list[tuple[int, float]] = []
+        self.is_finite = True
+        self.checkpoint: Path | None = None
+        self.before = self.evaluate()
+        self.best, self.best_step = self.before, 0
+        self.best_state = self._state()
+        self.mean: list[Tensor] | None = None
+        if recipe.ema:
+            self.mean = [p.detach().clone() for p in self.parameters]
+
+    # --- masks -----------------------------------------------------------------------------
+    def _start_from_dense(self, teacher: Model) -> None:
+        """Progressive pruning needs what was pruned away: the teacher's values, where the model is
+        sparse already."""
+        for site in self.sites:
+            if not site.is_sparse:
+                continue
+            parameter = self.module.parameter(site.key)
+            named = site.key in teacher.weights
+            if not named or teacher.weights[site.key].shape != tuple(parameter.shape):
+                raise InputError.of(
+                    "O24-156",
+                    "progressive starts from dense weights, and the teacher has none of this name "
+                    "and shape",
+                    tensor=site.key.name,
+                    scope=site.key.scope,
+                )
+            with torch.no_grad():
+                dense = np.array(teacher.weights[site.key], dtype=np.float32)
+                parameter.copy_(torch.from_numpy(dense))
+
+    def _mask_all(self, sparsity: float) -> None:
+        for site in self.sites:
+            self._mask(site, sparsity)
+
+    def _mask(self, site: Site, sparsity: float) -> None:
+        weight = self.module.parameter(site.key).detach().numpy()
+        self.masks[site.key] = torch.from_numpy(mask_of(weight, site.stride, sparsity))
+
+    def _install_masks(self) -> None:
+        for site in self.sites:
+            self.module.transforms[site.key] = self._masked(site.key)
+
+    def _masked(self, key: ValueKey) -> Callable[[Tensor], Tensor]:
+        def apply(weight: Tensor) -> Tensor:
+            if self.recipe.masks == "recomputed":
+                return _Straight.apply(weight, self.masks[key], self.recipe.decay)
+            return torch.where(self.masks[key], weight, torch.zeros_like(weight))
+
+        return apply
+
+    def _update_masks(self) -> None:
+        """As the recipe has it at this step. Parameters are pruned for good by fixed masks only."""
+        part = self.recipe.part_of(self.step)
+        if self.progressive and part != self.part:
+            for site in self.progressive:
+                self._mask(site, self.recipe.sparsity(part))
+            self.part = part
+            if self.recipe.masks == "fixed":
+                self._prune()
+            if self.mean is not None:  # a mean of weights under several masks is none of them
+                self.mean = [p.detach().clone() for p in self.parameters]
+        if self.recipe.masks == "recomputed" and self.step % REFRESH_STEPS == 0:
+            self._recompute()
+
+    def _recompute(self) -> None:
+        moving = {site.key for site in self.progressive}
+        for site in self.sites:
+            is_moving = site.key in moving
+            self._mask(site, self.recipe.sparsity(max(self.part, 0)) if is_moving else 0.5)
+
+    def _prune(self) -> None:
+        with torch.no_grad():
+            for site in self.sites:
+                self.module.parameter(site.key).mul_(self.masks[site.key])
+
+    @property
+    def is_final_form(self) -> bool:
+        """Whether the masks are 2:4 now."""
+        return not self.progressive or self.part == self.recipe.parts - 1
+
+    # --- steps -----------------------------------------------------------------------------
+    def train(self, progress: Progress) -> None:
+        recipe = self.recipe
+        remaining = range(self.step, recipe.steps)
+        for _ in progress(remaining, "recovering", len(remaining)):
+            self._update_masks()
+            self._one_step()
+            if not self.is_finite:
+                break
+            self.step += 1
+            if self.step % recipe.eval_every == 0 or self.step == recipe.steps:
+                self._evaluate_and_keep()
+                self.save()
+                if self._is_stuck():
+                    break
+
+    def _one_step(self) -> None:
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * (1 - self.step / recipe.steps)
+        self.optimizer.zero_grad(set_to_none=False)
+        chosen = self.samples.batch(self.step, recipe.batch, recipe.seed)
+        total = 0.0
+        for feeds, which in self.samples.feeds(chosen):
+            loss = self._loss(feeds, which) * (len(which) / len(chosen))
+            loss.backward()
+            total += float(loss.detach())
+        self.losses.append((self.step, total))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+        self.is_finite = math.isfinite(total) and math.isfinite(float(norm))
+        if not self.is_finite:
+            return
+        self.optimizer.step()
+        if self.mean is not None:
+            with torch.no_grad():
+                for mean, parameter in zip(self.mean, self.parameters, strict=True):
+                    mean.lerp_(parameter, 1 - recipe.ema)
+
+    def _loss(self, feeds: Feeds, which: np.ndarray) -> Tensor:
+        """The divergence, mixed with the labels' cross entropy where there are labels."""
+        student, divergence = self._divergence(feeds)
+        share = self.recipe.label_weight
+        if self.samples.labels is None or not share:
+            return divergence
+        logits = student[self.objective.outputs[0].student]
+        labels = torch.from_numpy(self.samples.labels[which])
+        return (1 - share) * divergence + share * cross_entropy(logits, labels)
+
+    def _divergence(self, feeds: Feeds) -> tuple[dict[str, Tensor], Tensor]:
+        student = self.module(feeds, self.objective.student_names)
+        cast = {name: value.astype(self._teacher_dtypes[name]) for name, value in feeds.items()}
+        wanted = {
+            name: torch.from_numpy(np.array(value, dtype=np.float32))
+            for name, value in self._teacher.run(cast).items()
+        }
+        return student, self.objective.value(student, wanted)
+
+    def evaluate(self) -> float:
+        """The divergence on the held-out samples with the parameters as they are."""
+        total = 0.0
+        with torch.no_grad():
+            for feeds, which in self.samples.held_out_feeds():
+                total += float(self._divergence(feeds)[1]) * len(which)
+        return total / len(self.samples.held_out)
+
+    def _evaluate_and_keep(self) -> None:
+        """Evaluate what would be written now, and remember it where it is the best so far."""
+        current = [p.detach().clone() for p in self.parameters]
+        masks = dict(self.masks)
+        if self.mean is not None:
+            self._put(self.mean)
+        if self.recipe.masks == "recomputed":
+            self._recompute()
+        value = self.evaluate()
+        self.held_out.append((self.step, value))
+        if self.is_final_form and value < self.best:
+            self.best, self.best_step, self.best_state = value, self.step, self._state()
+        self._put(current)
+        self.masks = masks
+
+    def _is_stuck(self) -> bool:
+        waited = self.step - max(self.best_step, self._first_final_step())
+        return 0 < self.recipe.patience <= waited // self.recipe.eval_every
+
+    def _first_final_step(self) -> int:
+        parts = self.recipe.parts if self.progressive else 1
+        return math.ceil(self.recipe.steps * (parts - 1) / parts)
+
+    # --- state -----------------------------------------------------------------------------
+    def _state(self) -> dict[str, list[Tensor]]:
+        return {
+            "parameters": [p.detach().clone() for p in self.parameters],
+            "masks": [self.masks[site.key] for site in self.sites],
+        }
+
+    def _put(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+    def _put_state(self, state: dict[str, list[Tensor]]) -> None:
+        self._put(state["parameters"])
+        self.masks = {s.key: mask for s, mask in zip(self.sites, state["masks"], strict=True)}
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.checkpoint is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "step": self.step,
+                "part": self.part,
+                "now": self._state(),
+                "best": (self.best, self.best_step, self.best_state),
+                "mean": self.mean,
+                "optimizer": self.optimizer.state_dict(),
+                "losses": self.losses,
+                "held_out": self.held_out,
+            },
+            buffer,
+        )
+        with atomic_write(self.checkpoint) as file:
+            file.write(buffer.getvalue())
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint where there is one, and write them there from now on."""
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = checkpoint
+        if not checkpoint.is_file():
+            return
+        held = torch.load(checkpoint, weights_only=True)
+        self.step, self.part = held["step"], held["part"]
+        self._put_state(held["now"])
+        self.best, self.best_step, self.best_state = held["best"]
+        self.mean = held["mean"]
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.losses = [tuple(pair) for pair in held["losses"]]
+        self.held_out = [tuple(pair) for pair in held["held_out"]]
+
+    # --- ends ------------------------------------------------------------------------------
+    def _forward_error(self, model: Model) -> float:
+        """Raises: InputError O24-157 where torch and ONNX Runtime disagree."""
+        names = [out.student for out in self.objective.outputs]
+        feeds, _ = next(self.samples.held_out_feeds())
+        expected = Session(model, names, optimize=False).run(feeds)
+        with torch.no_grad():
+            given = self.module(feeds, names)
+        worst = 0.0
+        for name in names:
+            a = given[name].double().numpy()
+            b = np.asarray(expected[name]).astype(np.float64)
+            error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12))
+            worst = max(worst, error if math.isfinite(error) else math.inf)
+        if worst > MAX_FORWARD_ERROR:
+            raise InputError.of(
+                "O24-157", f"relative error {worst:.2g}", file=str(model.path or "")
+            )
+        return worst
+
+    def write_back(self, model: Model) -> int:
+        """The best weights into the model. Returns: initializers that changed."""
+        self._put_state(self.best_state)
+        return len(self.module.write_back(model))
+
+    def result(self, changed: int, resumed_at: int, seconds: float) -> Recovered:
+        samples = self.samples
+        out = Recovered(
+            recipe=self.recipe,
+            before=self.before,
+            after=self.best,
+            steps=self.step,
+            best_step=self.best_step,
+            samples=len(samples.train),
+            held_out_samples=len(samples.held_out),
+            is_divided=samples.is_divided,
+            forward_error=self.forward_error,
+            outputs={o.name: o.kind for o in self.objective.outputs},
+            weights=[str(site.key) for site in self.sites],
+            changed=changed,
+            seconds=seconds,
+            resumed_at=resumed_at,
+            losses=self.losses,
+            held_out=self.held_out,
+        )
+        if self.best_step == 0:
+            why = "the loss became NaN or infinite" if not self.is_finite else "it never fell"
+            text = f"held-out divergence {self.before:.4g}: {why} below that in {self.step} steps"
+            out.diagnostics.append(diagnostic("O24-153", text))
+        else:
+            out.diagnostics.append(
+                diagnostic(
+                    "O24-154",
+                    f"held-out divergence {self.before:.4g} → {self.best:.4g} in {self.best_step} "
+                    f"steps, {len(self.sites)} weights stay 2:4",
+                    facts={"before": self.before, "after": self.best, "step": self.best_step},
+                )
+            )
+        return out

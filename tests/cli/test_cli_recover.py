@@ -1,0 +1,95 @@
+"""`onnx24 recover`, from a pruned model to a recovered one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cli_support import document, invoke
+
+from onnx24.ir.model import Model
+
+pytest.importorskip("torch")
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recovery"))
+from recovery_support import net, sparse
+
+
+@pytest.fixture
+def files(work: Path) -> Path:
+    """`dense.onnx`, `sparse.onnx` and `data.npz` in the current folder."""
+    net().save("dense.onnx")
+    sparse().save("sparse.onnx", external="external")
+    rng = np.random.default_rng(0)
+    np.savez("data.npz", x=rng.standard_normal((64, 16)).astype(np.float32))
+    return work
+
+
+ARGUMENTS = ["recover", "sparse.onnx", "--teacher", "dense.onnx", "--data", "data.npz"]
+
+
+def test_from_files_to_files(files: Path) -> None:
+    result = invoke(
+        *ARGUMENTS, "-o", "out.onnx", "--steps", "40", "--loss", "kl", "--learning-rate", "0.005",
+        "--report", "r.json", "--report", "r.txt", "--work-dir", "work", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = document(result)["recovery"]
+    assert found["after"] < found["before"]
+    assert found["steps"] == len(found["losses"]) == 40
+    assert sorted(found["weights"]) == ["w0", "w1"]
+    onnx.checker.check_model("out.onnx")
+    out = Model.load("out.onnx")
+    assert [key.name for key in out.claims] == ["w0", "w1"]
+    assert out.metadata["author"] == "somebody"
+    assert bool(out.external_locations()) == bool(Model.load("sparse.onnx").external_locations())
+    assert json.loads(Path("r.json").read_text())["recovery"]["after"] == found["after"]
+    assert "held-out divergence" in Path("r.txt").read_text()
+    again = invoke(
+        *ARGUMENTS, "-o", "again.onnx", "--steps", "40", "--loss", "kl", "--learning-rate",
+        "0.005", "--work-dir", "work",
+    )  # fmt: skip
+    assert again.exit_code == 0 and "checkpoint at step 40" in again.stderr
+    for name in ("w0", "w1", "b0", "b1"):
+        assert np.array_equal(Model.load("again.onnx").weights[name], out.weights[name])
+
+
+def test_random_data_are_named(files: Path) -> None:
+    arguments = [*ARGUMENTS[:-1], "random:16", "-o", "out.onnx", "--steps", "1"]
+    result = invoke(*arguments)
+    assert result.exit_code == 0 and "O24-034" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["recover", "sparse.onnx", "--data", "data.npz"], "O24-043"),
+        (["recover", "sparse.onnx", "--teacher", "-", "--data", "data.npz"], "O24-043"),
+        ([*ARGUMENTS, "--recipe", "advanced"], "O24-043"),
+        ([*ARGUMENTS, "--ema", "1"], "O24-043"),
+        ([*ARGUMENTS, "--report", "r.html"], "O24-043"),
+        ([*ARGUMENTS, "-o", "sparse.onnx"], "O24-041"),
+        ([*ARGUMENTS, "-o", "dense.onnx"], "O24-041"),
+        ([*ARGUMENTS, "--labels", "data.npz"], "O24-030"),
+        ([*ARGUMENTS, "--relations", "1"], "O24-156"),
+        (["recover", "dense.onnx", "--teacher", "dense.onnx", "--data", "data.npz"], "O24-151"),
+        (["recover", "sparse.onnx", "--teacher", "nix.onnx", "--data", "data.npz"], "O24-001"),
+    ],
+)
+def test_bad_calls(files: Path, arguments: list[str], code: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2 and code in result.output
+    assert not Path("sparse.onnx24.onnx").exists()
+
+
+def test_without_torch(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("onnx24.recovery")]:
+        monkeypatch.delitem(sys.modules, name)
+    result = invoke(*ARGUMENTS, "-o", "out.onnx")
+    assert result.exit_code == 3
+    assert "pip install 'onnx24[train]'" in result.stderr and "O24-155" in result.stderr
+    assert not Path("out.onnx").exists()

@@ -1,0 +1,262 @@
+"""Training: what changes, what stays, and that a killed run ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recovery_support import data, net, sparse
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.invariants import broken_claims
+from onnx24.errors import InputError
+from onnx24.ir.model import Model
+from onnx24.recovery.losses import kl, mse, objective
+from onnx24.recovery.recipes import recipe
+from onnx24.recovery.samples import Samples
+from onnx24.recovery.trainer import recover
+from onnx24.runtime.session import Session
+from onnx24.sparsity.masks import is_24
+from onnx24.targets import DEFAULT, load
+
+TARGET = load(DEFAULT)
+LOSS = {"loss": "kl", "learning_rate": 5e-3}
+
+
+def test_basic_recovers_and_changes_values_only(tmp_path: Path) -> None:
+    model, dense = sparse(), net()
+    before = model.skeleton()
+    masks = {name: model.weights[name] != 0 for name in ("w0", "w1")}
+    found = recover(
+        model, dense, data(tmp_path), recipe("basic", {"steps": 100, **LOSS}), target=TARGET
+    )
+    assert found.after < 0.5 * found.before
+    assert [d.code for d in found.diagnostics] == ["O24-154"]
+    assert found.outputs == {"logits": "kl"} and found.changed == 4
+    after = model.skeleton()
+    for proto in (before, after):
+        del proto.graph.initializer[:]
+    assert before == after  # nodes, names, opsets, metadata
+    for name, mask in masks.items():
+        assert np.array_equal(model.weights[name] != 0, mask)
+        assert is_24(model.weights[name], 0)
+    assert len(model.claims) == 2 and not broken_claims(model, AnalysisCache())
+    saved = Model.from_bytes(model.to_bytes())
+    x = {"x": np.random.default_rng(5).standard_normal((50, 16)).astype(np.float32)}
+    wanted, start, given = (Session(m).run(x)["logits"] for m in (dense, sparse(), saved))
+    assert np.linalg.norm(given - wanted) < 0.8 * np.linalg.norm(start - wanted)
+
+
+def test_the_same_run_gives_the_same_bits(tmp_path: Path) -> None:
+    results = []
+    for _ in range(2):
+        model = sparse()
+        torch.rand(3)  # the caller's random numbers decide nothing
+        recover(model, net(), data(tmp_path), recipe("basic", {"steps": 30}), target=TARGET)
+        results.append(model.to_bytes())
+    assert results[0] == results[1]
+    model = sparse()
+    recover(model, net(), data(tmp_path), recipe("basic", {"steps": 30, "seed": 1}), target=TARGET)
+    assert model.to_bytes() != results[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("progressive", {"parts": 4}), ("basic", {"masks": "recomputed"}), ("basic", {"ema": 0.9})],
+)
+def test_other_recipes(tmp_path: Path, name: str, options: dict) -> None:
+    start = sparse() if name == "basic" else net()
+    options = {"steps": 120, "eval_every": 10, **LOSS, **options}
+    found = recover(start, net(), data(tmp_path), recipe(name, options), target=TARGET)
+    assert 0 < found.after < 0.7 * found.before
+    assert all(is_24(start.weights[name], 0) for name in ("w0", "w1"))
+    assert len(start.claims) == 2
+
+
+def test_progressive_starts_again_from_the_teacher(tmp_path: Path) -> None:
+    options = {"steps": 60, **LOSS}
+    ends = []
+    for start in (sparse(), net()):
+        recover(start, net(), data(tmp_path), recipe("progressive", options), target=TARGET)
+        ends.append([start.weights[name].tobytes() for name in ("w0", "w1")])
+    assert ends[0] == ends[1]
+    with pytest.raises(InputError, match="O24-156"):
+        recover(sparse(), _renamed(), data(tmp_path), recipe("progressive", options), target=TARGET)
+
+
+def _renamed() -> Model:
+    proto = net().full_proto()
+    proto.graph.initializer[0].name = proto.graph.node[0].input[1] = "v0"
+    return Model.from_proto(proto)
+
+
+def test_sparse_qat_inserts_quantizers_and_trains_through_them(tmp_path: Path) -> None:
+    model = sparse()
+    options = {"steps": 80, **LOSS}
+    found = recover(model, net(), data(tmp_path), recipe("sparse-qat", options), target=TARGET)
+    ops = [node.op_type for node in model.proto.graph.node]
+    assert ops.count("QuantizeLinear") >= 2 and found.after < 0.6 * found.before
+    assert is_24(model.weights["w0"], 0) and not broken_claims(model, AnalysisCache())
+    again = recover(model, net(), data(tmp_path), recipe("sparse-qat", options), target=TARGET)
+    assert [node.op_type for node in model.proto.graph.node] == ops
+    assert again.before == pytest.approx(found.after, rel=1e-3)
+
+
+def test_labels(tmp_path: Path) -> None:
+    model = sparse()
+    samples = data(tmp_path)
+    labels = np.arange(128) % 8
+    plan = recipe("basic", {"steps": 20, "label_weight": 1.0, "eval_every": 100})
+    found = recover(model, net(), samples, plan, target=TARGET, labels=labels)
+    assert found.losses[0][1] == pytest.approx(np.log(8), abs=0.6)
+    with pytest.raises(InputError, match="O24-032"):
+        recover(sparse(), net(), samples, plan, target=TARGET, labels=labels[1:])
+
+
+def test_training_that_does_harm_keeps_the_start(tmp_path: Path) -> None:
+    model = sparse()
+    before = model.to_bytes()
+    plan = recipe("basic", {"steps": 5, "eval_every": 5, "learning_rate": 3.0, "clip": 1e9})
+    found = recover(model, net(), data(tmp_path), plan, target=TARGET)
+    assert [d.code for d in found.diagnostics] == ["O24-153"]
+    assert found.best_step == 0 and model.to_bytes() == before
+
+
+def test_early_stop(tmp_path: Path) -> None:
+    plan = recipe("basic", {"steps": 500, "eval_every": 2, "learning_rate": 1.0, "patience": 3})
+    found = recover(sparse(), net(), data(tmp_path), plan, target=TARGET)
+    assert found.steps < 100
+
+
+def test_samples_come_in_permutations(tmp_path: Path) -> None:
+    samples = Samples(data(tmp_path, 40), net())
+    assert len(samples.held_out) == 5 and not set(samples.held_out) & set(samples.train)
+    seen = np.concatenate([samples.batch(step, 7, 0) for step in range(5)])
+    assert sorted(seen) == sorted(samples.train)
+    few = Samples(data(tmp_path, 8), net())
+    assert not few.is_divided and len(few.train) == len(few.held_out) == 8
+
+
+def test_fixed_batches_are_accumulated(tmp_path: Path) -> None:
+    """A model of batch 1 takes the steps that one of a dynamic batch takes."""
+    ends = []
+    for fixed in (False, True):
+        model, dense = sparse(), net()
+        for document in (model, dense) if fixed else ():
+            for value in (*document.proto.graph.input, *document.proto.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_value = 1
+        from onnx24.runtime.data import load_data
+
+        data(tmp_path)
+        samples = load_data(str(tmp_path / "data.npz"), model)
+        plan = recipe("basic", {"steps": 10, "eval_every": 10, **LOSS})
+        found = recover(model, dense, samples, plan, target=TARGET)
+        ends.append((found.losses, model.weights["w0"]))
+    assert np.allclose(ends[0][0], ends[1][0], rtol=1e-4)
+    assert np.allclose(ends[0][1], ends[1][1], atol=1e-4)
+
+
+# --- losses ----------------------------------------------------------------------------------
+def test_losses_against_numpy() -> None:
+    rng = np.random.default_rng(0)
+    s, t = (rng.standard_normal((3, 5)).astype(np.float32) for _ in range(2))
+    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (t, s))
+    assert float(kl(torch.tensor(s), torch.tensor(t))) == pytest.approx(
+        (p * np.log(p / q)).sum(1).mean(), rel=1e-5
+    )
+    assert float(mse(torch.tensor(s), torch.tensor(t))) == pytest.approx(
+        ((s - t) ** 2).sum() / (t**2).sum(), rel=1e-5
+    )
+
+
+def _classifier(name: str, last: str) -> Model:
+    return Model.from_text(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 16] x) => (float[N, 8] {name}) <float[16, 8] w = {{{", ".join(["1"] * 128)}}}>
+        {{ h = MatMul(x, w) {name} = {last} }}
+    """)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "kind", "compared"),
+    [
+        (_classifier("y", "Softmax(h)"), "auto", "kl", "h"),
+        (_classifier("y", "Identity(h)"), "auto", "mse", "y"),
+        (_classifier("logits", "Identity(h)"), "auto", "kl", "logits"),
+        (_classifier("probability", "Sigmoid(h)"), "mse", "mse", "probability"),
+    ],
+)
+def test_the_loss_goes_by_the_output(model: Model, loss, kind: str, compared: str) -> None:
+    (out,) = objective(model, model, loss, 0.0).outputs
+    assert (out.kind, out.student) == (kind, compared)
+
+
+def test_relations_are_found_in_the_transformer(fixture_models) -> None:
+    model = Model.load(fixture_models["vit"].path)
+    found = objective(model, model, "auto", 1.0)
+    assert [r.transposed for r in found.relations] == [False, True, False]
+    names = found.student_names
+    rows = np.random.default_rng(0).random((2, 1, 8, 8)).astype(np.float32)
+    values = Session(model, names).run({"image": rows})
+    q, k, v = (values[r.student] for r in found.relations)
+    assert q.shape == v.shape == (2, 4, 16, 32) and k.shape == (2, 4, 32, 16)
+    as_torch = {name: torch.from_numpy(value) for name, value in values.items()}
+    assert abs(float(found.value(as_torch, as_torch))) < 1e-6
+
+
+def test_a_teacher_of_other_outputs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="O24-156"):
+        objective(net(), _classifier("y", "Identity(h)"), "auto", 0.0)
+    with pytest.raises(InputError, match="no attention"):
+        objective(net(), net(), "auto", 1.0)
+
+
+# --- killed runs -----------------------------------------------------------------------------
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from recovery_support import data, net, sparse
+from onnx24.recovery.recipes import recipe
+from onnx24.recovery.trainer import recover
+from onnx24.targets import DEFAULT, load
+folder = Path(sys.argv[1])
+model = sparse()
+plan = recipe({name!r}, {{"steps": 400, "eval_every": 20, "loss": "kl", "ema": 0.9, "parts": 4}})
+found = recover(model, net(), data(folder), plan, target=load(DEFAULT), work_dir=folder / "work")
+(folder / "out.onnx").write_bytes(model.to_bytes())
+print(found.resumed_at)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["basic", "progressive"])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(here=str(Path(__file__).parent), name=name))
+    outcomes = []
+    for part in ("whole", "killed"):
+        folder = tmp_path / part
+        folder.mkdir()
+        command = [sys.executable, str(script), str(folder)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        if part == "killed":
+            process = subprocess.Popen(command, env=environment)
+            deadline = time.monotonic() + 120
+            while not list((folder / "work").glob("recover-*.pt")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            assert not (folder / "out.onnx").exists()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        outcomes.append((int(done.stdout.split()[-1]), (folder / "out.onnx").read_bytes()))
+    assert outcomes[0][0] == 0 and 0 < outcomes[1][0] < 400
+    assert outcomes[0][1] == outcomes[1][1]
