@@ -598,6 +598,14 @@ _TABLE = (
         "nothing about the model.",
         "please report it with the model",
     ),
+    Code(
+        "O24-158",
+        "warning",
+        "trained without quantizers",
+        "sparse-qat found no quantizers in the model, and qdq refused every layer of it, so that "
+        "training was that of basic.",
+        "run qdq by itself to see why",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

@@ -152,7 +152,7 @@ def recovery_text(found: Recovered) -> str:
         f"{found.samples} samples to train on, {found.held_out_samples} held out{apart}",
         f"held-out divergence {found.before:.4g} before, {found.after:.4g} after "
         f"(step {found.best_step})",
-        f"{found.changed} initializers changed, {len(found.weights)} weights are 2:4",
+        f"{found.changed} initializers changed, {len(found.weights)} trained weights are 2:4",
     ]
     if found.resumed_at:
         lines.append(f"went on from a checkpoint at step {found.resumed_at}")

@@ -117,7 +117,10 @@ def recover(
         run.train(progress or (lambda items, *_: items))
         changed = run.write_back(model)
     _hold_to_claims(model, found)
-    return run.result(changed, resumed_at, time.monotonic() - begin)
+    result = run.result(changed, resumed_at, time.monotonic() - begin)
+    if recipe.name == "sparse-qat" and not _is_quantized(model):
+        result.diagnostics.append(diagnostic("O24-158", "qdq quantized no layer"))
+    return result
 
 
 def _is_quantized(model: Model) -> bool:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
+
+pytest.importorskip("torch")
+import torch
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model

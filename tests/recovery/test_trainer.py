@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 import torch
 from recovery_support import data, net, sparse
 
@@ -22,6 +24,7 @@ from onnx24.recovery.losses import kl, mse, objective
 from onnx24.recovery.recipes import recipe
 from onnx24.recovery.samples import Samples
 from onnx24.recovery.trainer import recover
+from onnx24.runtime.data import load_data
 from onnx24.runtime.session import Session
 from onnx24.sparsity.masks import is_24
 from onnx24.targets import DEFAULT, load
@@ -109,6 +112,19 @@ def test_sparse_qat_inserts_quantizers_and_trains_through_them(tmp_path: Path) -
     assert again.before == pytest.approx(found.after, rel=1e-3)
 
 
+def test_what_cannot_be_quantized_is_said(tmp_path: Path) -> None:
+    """Matrix-vector products, which qdq refuses."""
+    model, dense = sparse(), net()
+    for document in (model, dense):
+        for value in (*document.proto.graph.input, *document.proto.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    data(tmp_path, 16)
+    samples = load_data(str(tmp_path / "data.npz"), model)
+    plan = recipe("sparse-qat", {"steps": 2, "eval_every": 1, **LOSS})
+    found = recover(model, dense, samples, plan, target=TARGET)
+    assert "O24-158" in [d.code for d in found.diagnostics]
+
+
 def test_labels(tmp_path: Path) -> None:
     model = sparse()
     samples = data(tmp_path)
@@ -152,8 +168,6 @@ def test_fixed_batches_are_accumulated(tmp_path: Path) -> None:
         for document in (model, dense) if fixed else ():
             for value in (*document.proto.graph.input, *document.proto.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_value = 1
-        from onnx24.runtime.data import load_data
-
         data(tmp_path)
         samples = load_data(str(tmp_path / "data.npz"), model)
         plan = recipe("basic", {"steps": 10, "eval_every": 10, **LOSS})
