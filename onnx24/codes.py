@@ -486,7 +486,7 @@ _TABLE = (
         "warning",
         "result not judged",
         "There are too few samples to hold any back, and samples that were fitted to say nothing "
-        "about others.",
+        "about others. Unless a method was named, magnitude decided.",
         "give at least two runs of samples; 500 and more are better",
     ),
     Code(

@@ -18,7 +18,7 @@ from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.layerwise.progress import Saved
-from onnx24.layerwise.prune import Solved, solve_model
+from onnx24.layerwise.prune import Solved, can_be_judged, solve_model
 from onnx24.layerwise.results import LayerResult
 from onnx24.layerwise.segments import Unsupported
 from onnx24.layerwise.solver import Settings
@@ -98,7 +98,8 @@ class Prune24(Pass):
 
     A tenth of the samples is held back: each layer's error is measured on it, and where a layer,
     or the whole model, would agree less with the dense one than by magnitude, magnitude's weights
-    are taken (O24-132). Nothing is judged on samples that were fitted. A layer with fewer rows
+    are taken (O24-132). Nothing is judged on samples that were fitted, and with a single sample
+    magnitude decides unless a method is named (O24-135). A layer with fewer rows
     than inputs is named (O24-131); 500 samples are a start, `augment=shift2` makes more of images
     (`augment=shift2@28x28` of flat ones), 16 rows for each input are enough. `budget=0.05` leaves
     layers dense (O24-134), those that cost most for each weight, until the outputs' relative error
@@ -253,6 +254,9 @@ class Prune24(Pass):
                     verdict, "O24-120", "the limit of sites is reached", eligible=False
                 )
         solved = self._solve(model, ctx, found, magnitude, left)
+        if left and not solved.layers and self._too_few(ctx):
+            message = "there are too few samples to hold any back: magnitude decided"
+            ctx.diagnostics.add(diagnostic("O24-135", message))
         for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
             if not verdict.eligible:
                 _record(ctx, verdict, "refused", verdict.code, verdict.reason)
@@ -384,8 +388,15 @@ class Prune24(Pass):
                 text = "budget" if self.budget else f"method={self.method.value}"
                 raise InputError.of("O24-035", f"prune24: {text} needs calibration data")
             return False
-        # Fitting to noise costs three times what magnitude costs.
-        return asked or not ctx.calibration.is_random
+        # Fitting to noise costs three times what magnitude costs, and what can't be judged may.
+        return asked or not (ctx.calibration.is_random or self._too_few(ctx))
+
+    def _too_few(self, ctx: Context) -> bool:
+        """Whether the samples are real, and too few to hold any back."""
+        data = ctx.calibration
+        if data is None or data.is_random or self.quality is Quality.MAGNITUDE:
+            return False
+        return not can_be_judged(data)
 
     def _to_copy(
         self, ctx: Context, verdicts: Iterable[Verdict], selection: Selection

@@ -32,7 +32,7 @@ from onnx24.runtime.augment import Augmentation, Augmented
 from onnx24.runtime.data import Calibration
 from onnx24.sparsity.masks import prune_24_by_stride
 
-__all__ = ["Solved", "solve_model"]
+__all__ = ["Solved", "can_be_judged", "solve_model"]
 
 HELD_BACK = 0.1
 MAX_HELD_RUNS = 256
@@ -55,6 +55,12 @@ class Solved:
     dense_again: dict[ValueKey, float] = field(default_factory=dict)
     predicted: float | None = None
     resumed: int = 0
+
+
+def can_be_judged(data: Calibration) -> bool:
+    """Whether a part of the samples can be held back."""
+    fit, held = data.split(1 - HELD_BACK)
+    return fit is not held and fit.runs + held.runs >= 2
 
 
 def solve_model(
@@ -81,7 +87,7 @@ def solve_model(
         raise Unsupported(f"{random} draws other numbers each time: two runs can't be compared")
     plan = make_plan(model, found, strides)
     fit, held = data.split(1 - HELD_BACK)
-    alone = fit is held or fit.runs + held.runs < 2
+    alone = not can_be_judged(data)
     if alone and budget > 0:
         message = "prune24: budget needs at least two runs of samples, one of them to judge by"
         raise InputError.of("O24-035", message)

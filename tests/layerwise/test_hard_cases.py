@@ -106,7 +106,7 @@ def test_nothing_but_nan_spreads_into_no_weight(tmp_path, rows):
     nodes += [NODE("MatMul", ["d", "w"], ["y"], "m")]
     model = model_of(nodes, {"w": weight(32, 32)}, {"x": ["n", 32]}, ["y"])
     data = data_for(tmp_path, model, x=correlated(rows, 32))
-    model, result = compiled(model, "prune24", data)
+    model, result = compiled(model, "prune24{method=admm}", data)
     assert "NaN or infinite" in pruned(result, "w")["unsolved"]
     assert np.isfinite(model.weights["w"]).all() and is_24(model.weights["w"], 0)
 

@@ -292,11 +292,15 @@ def test_a_model_that_agrees_less_goes_back_to_magnitude(tmp_path, monkeypatch):
 
 
 def test_one_sample_is_not_judged(tmp_path):
-    model = mlp()
-    model, result = compiled(model, "prune24", data_for(tmp_path, model, x=correlated(1, 32)))
-    assert "O24-135" in {d.code for d in result.diagnostics}
-    assert "output_error" not in record(result, "w0").facts
-    assert is_24(model.weights["w0"], 0)
+    x, found = correlated(1, 32), {}
+    for text in ("prune24", "prune24{method=admm}", "prune24{permute=on}"):
+        model = mlp()
+        model, result = compiled(model, text, data_for(tmp_path, model, x=x))
+        assert [d.code for d in result.diagnostics].count("O24-135") == 1
+        assert "output_error" not in record(result, "w0").facts
+        assert is_24(model.weights["w0"], 0)
+        found[text] = "rows" in record(result, "w0").facts
+    assert found == {"prune24": False, "prune24{method=admm}": True, "prune24{permute=on}": False}
 
 
 def test_data_that_is_asked_for_and_missing():
