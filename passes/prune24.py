@@ -33,7 +33,7 @@ from onnx24.sparsity.solve import Method as SolverMethod
 
 LEAST_GAIN = 0.01
 """Channels are reordered where pruning's relative error falls by that share."""
-PERMUTED_ELEMENTS = 1 << 28
+PERMUTED_ELEMENTS = 1 << 26
 """With more weights than that, permute=auto is off: the search would take longer than the rest."""
 
 

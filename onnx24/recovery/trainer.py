@@ -224,7 +224,10 @@ class _Run:
     # --- masks -----------------------------------------------------------------------------
     def _start_from_dense(self, teacher: Model) -> None:
         """Progressive pruning needs what was pruned away: the teacher's values, where the model is
-        sparse already."""
+        sparse already. All of them, biases too: the model's channels may stand in another order."""
+        if any(site.is_sparse for site in self.sites):
+            for key in self.module.keys:
+                self._copy_from(teacher, key)
         for site in self.sites:
             if not site.is_sparse:
                 continue
@@ -238,8 +241,13 @@ class _Run:
                     tensor=site.key.name,
                     scope=site.key.scope,
                 )
+
+    def _copy_from(self, teacher: Model, key: ValueKey) -> None:
+        """Take a parameter that the teacher has in the same shape."""
+        parameter = self.module.parameter(key)
+        if key in teacher.weights and teacher.weights[key].shape == tuple(parameter.shape):
             with torch.no_grad():
-                dense = np.array(teacher.weights[site.key], dtype=np.float32)
+                dense = np.array(teacher.weights[key], dtype=np.float32)
                 parameter.copy_(torch.from_numpy(dense))
 
     def _mask_all(self, sparsity: float) -> None:

@@ -79,7 +79,7 @@ def _peak_bytes(arguments: list[str]) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 @pytest.mark.parametrize("layout", ["external", "embedded"])
-def test_pruning_500_mib_stays_below_200_mib(tmp_path: Path, layout: str):
+def test_pruning_500_mib_stays_below_256_mib(tmp_path: Path, layout: str):
     if shutil.disk_usage(tmp_path).free < 3 << 30:
         pytest.skip("needs 3 GiB of free disk")
     path = external_mlp(tmp_path, 500 << 20)
@@ -97,7 +97,7 @@ def test_pruning_500_mib_stays_below_200_mib(tmp_path: Path, layout: str):
     }
     peaks = {name: _peak_bytes(arguments) >> 20 for name, arguments in commands.items()}
     print(f"peak memory, {layout} [MiB]: {peaks}")
-    assert max(peaks.values()) < 200
+    assert max(peaks.values()) < 256
 
     model = Model.load(pruned)
     assert len(model.claims) == len(model.weights.keys())

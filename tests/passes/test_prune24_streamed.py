@@ -19,7 +19,7 @@ from onnx24.testing.generate import mlp
 SIZES = [96, 64, 32, 16]
 
 
-def prune(model: Model, text: str = "prune24", **options) -> RunResult:
+def prune(model: Model, text: str = "prune24{permute=off}", **options) -> RunResult:
     return run(model, parse(text), target=targets.load("sm86"), reproducer_dir=None, **options)
 
 
