@@ -298,7 +298,7 @@ class Prune24(Pass):
             magnitude.search_nonfinite(verdict)
         magnitude.check_finite()
         norms = None
-        if ctx.calibration is not None and not ctx.calibration.is_random:
+        if ctx.calibration is not None and self._solves(ctx):
             uses = [use for verdict in chosen for use in verdict.products]
             norms = channel_norms(model, uses, ctx.calibration, ctx.progress)
         results = permute_channels(
