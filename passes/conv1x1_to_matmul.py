@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.pointwise import Pointwise, PointwiseConvs
+from onnx24.analysis.pointwise import PointwiseConvs
 from onnx24.analysis.products import conflicts
-from onnx24.ir.index import Index
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite.matmul import between_reshapes, rewrite_as_matmul
+from onnx24.rewrite.shared import admitted_by_weight, move_claims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,11 @@ class Conv1x1ToMatmul(Pass):
                 )
             if not self.all:
                 sites = between_reshapes(convs, sites)
-            admitted = _admit(ctx, sites)
+            admitted = admitted_by_weight(sites, ctx.admit)
             torn = conflicts(admitted, convs.outputs)
             admitted = [site for site in admitted if id(site.node) not in torn]
             rewrite_as_matmul(convs, admitted)
-        _move_claims(model, admitted)
+        move_claims(model, admitted)
         for site in admitted:
             ctx.record(
                 "rewritten",
@@ -80,25 +80,3 @@ class Conv1x1ToMatmul(Pass):
             )
         if admitted:
             ctx.statistics["rewritten"] = len(admitted)
-
-
-def _admit(ctx: Context, sites: list[Pointwise]) -> list[Pointwise]:
-    """A weight is one site: its readers are rewritten together."""
-    asked: dict[int, bool] = {}
-    for site in sites:
-        if id(site.weight) not in asked:
-            asked[id(site.weight)] = ctx.admit(f"{site.scope}::{site.name}".lstrip(":"))
-    return [site for site in sites if asked[id(site.weight)]]
-
-
-def _move_claims(model: Model, sites: list[Pointwise]) -> None:
-    """A constant that only a body reads is defined there now."""
-    if not model.claims.keys():
-        return
-    index = Index.of(model.proto)
-    claimed = set(model.claims.keys())
-    for site in sites:
-        new = index.resolve(site.name, site.scope)
-        old = [key for key in claimed if key.name == site.name and key not in index.initializers]
-        for key in old if new is not None else []:
-            model.claims.move(key, new)  # type: ignore[arg-type]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.products import Product, Products, Refusal, has_products
-from onnx24.ir.index import Index
+from onnx24.analysis.products import Products, Refusal, has_products
 from onnx24.ir.model import Model
 from onnx24.ir.repair import repair
 from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite.conv1x1 import Layout, rewrite_as_conv1x1
+from onnx24.rewrite.shared import admitted_by_weight, move_claims
 
 
 class When(str, enum.Enum):
@@ -83,9 +83,9 @@ class MatmulToConv1x1(Pass):
                     reason = f"{ctx.target.name} takes the MatMul as it is"
                     _refuse(ctx, site.refused("O24-310", reason))
                 return
-            admitted = _admit(ctx, sites)
+            admitted = admitted_by_weight(sites, ctx.admit)
             kept = rewrite_as_conv1x1(products, admitted, self.form)
-        _move_claims(model, admitted)
+        move_claims(model, admitted)
         for site in admitted:
             ctx.record(
                 "rewritten",
@@ -114,25 +114,3 @@ def _refuse(ctx: Context, refusal: Refusal) -> None:
         scope=refusal.graph.scope,
         reason=refusal.reason,
     )
-
-
-def _admit(ctx: Context, sites: list[Product]) -> list[Product]:
-    """A weight is one site: its readers are rewritten together."""
-    asked: dict[int, bool] = {}
-    for site in sites:
-        if id(site.weight) not in asked:
-            asked[id(site.weight)] = ctx.admit(f"{site.scope}::{site.name}".lstrip(":"))
-    return [site for site in sites if asked[id(site.weight)]]
-
-
-def _move_claims(model: Model, sites: list[Product]) -> None:
-    """A constant that only a body reads is defined there now."""
-    if not model.claims.keys():
-        return
-    index = Index.of(model.proto)
-    claimed = set(model.claims.keys())
-    for site in sites:
-        new = index.resolve(site.name, site.scope)
-        old = [key for key in claimed if key.name == site.name and key not in index.initializers]
-        for key in old if new is not None else []:
-            model.claims.move(key, new)  # type: ignore[arg-type]

@@ -8,11 +8,9 @@ the number of threads changes no bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from onnx24.sparsity.solve import Moments
+from onnx24.sparsity.solve import Map, Moments
 
 __all__ = ["MomentSums"]
 
@@ -20,8 +18,6 @@ CHUNK_ROWS = 4096
 COLUMNS = 512
 FLOAT32_SAFE = (1e-12, 1e15)
 """Largest entries whose products float32 holds."""
-
-Each = Callable[[Callable[[slice], None], list[slice]], None]
 
 
 class MomentSums:
@@ -31,7 +27,7 @@ class MomentSums:
     each: runs a function on every block of columns, in any order or at once.
     """
 
-    def __init__(self, K: int, each: Each, R: int = 0) -> None:
+    def __init__(self, K: int, each: Map, R: int = 0) -> None:
         self.rows = 0
         self._each = each
         self._H = np.zeros((K, K))

@@ -23,6 +23,7 @@ from scipy.linalg import lapack
 from onnx24.sparsity.masks import mask_24
 
 __all__ = [
+    "Map",
     "Method",
     "Moments",
     "Problem",

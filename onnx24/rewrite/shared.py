@@ -1,0 +1,47 @@
+"""What both directions of the 1x1 rewrite share: a weight is one site; its record follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from onnx24.ir.index import Index
+from onnx24.ir.model import Model
+
+__all__ = ["admitted_by_weight", "move_claims"]
+
+
+class WeightSite(Protocol):
+    """A product or a convolution of a view: its weight's tensor, and where it stands."""
+
+    weight: Any
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def scope(self) -> str: ...
+
+
+S = TypeVar("S", bound=WeightSite)
+
+
+def admitted_by_weight(sites: Sequence[S], admit: Callable[[str], bool]) -> list[S]:
+    """A weight is one site: its readers are rewritten together."""
+    asked: dict[int, bool] = {}
+    for site in sites:
+        if id(site.weight) not in asked:
+            asked[id(site.weight)] = admit(f"{site.scope}::{site.name}".lstrip(":"))
+    return [site for site in sites if asked[id(site.weight)]]
+
+
+def move_claims(model: Model, sites: Sequence[WeightSite]) -> None:
+    """A constant that only a body reads is defined there now."""
+    if not model.claims.keys():
+        return
+    index = Index.of(model.proto)
+    claimed = set(model.claims.keys())
+    for site in sites:
+        new = index.resolve(site.name, site.scope)
+        old = [key for key in claimed if key.name == site.name and key not in index.initializers]
+        for key in old if new is not None else []:
+            model.claims.move(key, new)  # type: ignore[arg-type]
