@@ -1,6 +1,8 @@
-"""Photos for the detectors, and many random views of few photos.
+"""Photos for the detectors, and random views of them.
 
-Every second photo is for calibration, the others for the evaluation, so no photo is in both.
+Every second photo of a list is for calibration, the others for the evaluation; the many photos of
+`MORE_FACES` and `MORE_OBJECTS` are for calibration alone. No photo is in both: what looks like one
+of the evaluation's is left out of the calibration's.
 """
 
 from __future__ import annotations
@@ -85,6 +87,19 @@ OBJECTS = [
 does not matter where the dense model's own boxes are the reference."""
 
 
+MORE_OBJECTS = (
+    ("jwyang/faster-rcnn.pytorch", "images"),
+    ("ayooshkathuria/pytorch-yolo-v3", "imgs"),
+    ("PaddlePaddle/PaddleDetection", "demo"),
+)
+"""Folders of photos of objects, some thirty."""
+MORE_FACES = (
+    ("serengil/deepface", "tests/unit/dataset"),
+    ("justadudewhohacks/face-api.js", "examples/images"),
+)
+"""Folders of photos of one to many people, some seventy."""
+
+
 class Split(NamedTuple):
     """RGB photos `[H, W, 3]` uint8."""
 
@@ -92,14 +107,43 @@ class Split(NamedTuple):
     evaluation: list[NDArray[np.uint8]]
 
 
-def photos(sources: Sources, listed: list[tuple[str, str]], longest: int = 1600) -> Split:
-    """The listed photos, shrunk to at most `longest` pixels a side."""
-    read = []
-    for repo, path in listed:
-        image = Image.open(io.BytesIO(sources.read(repo, path))).convert("RGB")
-        image.thumbnail((longest, longest), Image.Resampling.BILINEAR)
-        read.append(np.asarray(image))
-    return Split(read[::2], read[1::2])
+def photos(
+    sources: Sources,
+    listed: list[tuple[str, str]],
+    more: tuple[tuple[str, str], ...] = (),
+    longest: int = 1600,
+) -> Split:
+    """The listed photos, and for calibration those of the folders `more` = (repository, folder);
+    shrunk to at most `longest` pixels a side."""
+    read = [_photo(sources, repo, path, longest) for repo, path in listed]
+    calibration, evaluation = read[::2], read[1::2]
+    known = [_thumbnail(photo) for photo in evaluation]
+    for repo, folder in more:
+        for path in sources.files(repo, folder, most_bytes=4 << 20):
+            if not path.lower().endswith((".jpg", ".jpeg")):
+                continue
+            photo = _photo(sources, repo, path, longest)
+            small = _thumbnail(photo)
+            if all(np.mean(small * other) < SAME_PHOTO for other in known):
+                calibration.append(photo)
+    return Split(calibration, evaluation)
+
+
+SAME_PHOTO = 0.9
+"""Correlation of two 16 x 16 thumbnails from which on two photos are taken for one."""
+
+
+def _photo(sources: Sources, repo: str, path: str, longest: int) -> NDArray[np.uint8]:
+    image = Image.open(io.BytesIO(sources.read(repo, path))).convert("RGB")
+    image.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _thumbnail(photo: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Grey `[16, 16]` of mean 0 and variance 1."""
+    grey = Image.fromarray(photo).convert("L").resize((16, 16), Image.Resampling.BOX)
+    values = np.asarray(grey, np.float64)
+    return (values - values.mean()) / max(values.std(), 1e-9)
 
 
 def views(

@@ -201,13 +201,14 @@ def _detector(
     name: str,
     input_name: str,
     listed: list[tuple[str, str]],
+    more: tuple[tuple[str, str], ...],
     aspect: tuple[float, float],
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     decode: Callable[[list[NDArray]], boxes.Found],
     count: int,
 ) -> Task:
     def data() -> Data:
-        split = photos.photos(Sources(places.repos), listed)
+        split = photos.photos(Sources(places.repos), listed, more)
 
         def pool(samples: int, seed: int) -> NDArray:
             drawn = photos.views(split.calibration, max(samples, 1000), 100 + seed, aspect)
@@ -304,13 +305,14 @@ def task(name: str, places: Places) -> Task:
         return _mnistfc(places, int(name[-1]))
     if name == "ultraface_rfb320":
         return _detector(
-            places, name, "input", photos.FACES, (4 / 3, 4 / 3), _ultraface_input,
-            boxes.ultraface, 400,
+            places, name, "input", photos.FACES, photos.MORE_FACES,
+            (4 / 3, 4 / 3), _ultraface_input, boxes.ultraface, 400,
         )  # fmt: skip
     if name == "yolox_nano":
         return _detector(
-            places, name, "images", photos.OBJECTS, (0.75, 1.5), _yolox_input, boxes.yolox, 300
-        )
+            places, name, "images", photos.OBJECTS, photos.MORE_OBJECTS,
+            (0.75, 1.5), _yolox_input, boxes.yolox, 300,
+        )  # fmt: skip
     made = {"magika_std_v3_3": _magika, "byte_lm": _byte_lm, "cifar_cnn": _cifar_cnn}
     if name not in made:
         raise SystemExit(f"no model {name!r}; there are {', '.join(NAMES)}")

@@ -47,6 +47,10 @@ DAMPINGS_FEW_ROWS = (0.003, 0.03, 0.3)
 """Tried where a layer has fewer rows than 4 K; held-back rows choose."""
 FEW_ROWS = 4
 """Below so many rows for each column the damping is chosen."""
+WIDEST = 1.5
+"""No output is widened by more."""
+ROWS_FOR_SPREAD = 256
+"""With so many held-back rows an output is widened by half of what they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +324,8 @@ class _Walk:
                 for b in range(site.batch)
             ]
             Q = np.stack(self._run_tasks(problems))
+            if self.settings.asymmetric:
+                self._widen(layers, W, Q, held)
             found = self._results(layers, W, Q, moments, mean_s, held, centred)
             for result in found:
                 if damping is not None:
@@ -379,6 +385,26 @@ class _Walk:
 
     def _solve_locally(self, problem: Problem) -> np.ndarray:
         return _solve_task(problem, self.settings, self._each)
+
+    def _widen(self, layers: list[Layer], W: list[np.ndarray], Q: np.ndarray, held: _Rows) -> None:
+        """Scale each row of `Q [batch, ΣR, K]` so that the layer's outputs spread as the dense
+        ones do on the held-back rows.
+
+        What least squares can't explain it leaves out, so its outputs spread less, layer after
+        layer: a detector's rare high scores sink below the threshold. *Source:* 2211.08403
+        rescales merged networks for the same reason.
+        """
+        for b in range(len(Q)) if held.U else ():
+            U = np.concatenate([u[b] for u in held.U])
+            V = np.concatenate([v[b] for v in held.V])
+            at = 0
+            for layer, w in zip(layers, W, strict=True):
+                q = Q[b, at : at + w.shape[1]]
+                at += w.shape[1]
+                Y = V @ w[b].T
+                if layer.key in held.S:
+                    Y += np.concatenate(held.S[layer.key])
+                q *= _widening(Y, U @ q.T)[:, None]
 
     def _results(
         self,
@@ -480,6 +506,15 @@ def _finite_rows(
     kept = U[:, good]
     S = {key: s[good] for key, s in S.items()}
     return kept, kept if V is U else V[:, good], S, int(np.count_nonzero(~good))
+
+
+def _widening(Y: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """[R] ≥ 1: by how much outputs `found [n, R]` are widened to spread as `Y [n, R]` do."""
+    wanted, spread = Y.std(0, dtype=np.float64), found.std(0, dtype=np.float64)
+    known = (spread > 0) & np.isfinite(wanted) & np.isfinite(spread)
+    ratio = np.divide(wanted, spread, out=np.ones_like(wanted), where=known)
+    trust = len(Y) / (len(Y) + ROWS_FOR_SPREAD)
+    return 1 + trust * (np.clip(ratio, 1, WIDEST) - 1)
 
 
 def _better(a: LayerResult, b: LayerResult) -> LayerResult:

@@ -151,6 +151,24 @@ def test_the_default_is_far_better_than_magnitude(tmp_path, build):
     assert errors["prune24"] < errors["prune24{method=obs}"]
 
 
+def test_outputs_spread_as_the_dense_ones(tmp_path):
+    """What least squares leaves unexplained is made up for."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
+    data, fresh = correlated(8000, 32, seed=1), correlated(4000, 32, seed=2)
+
+    def build() -> Model:
+        return model_of(nodes, {"w": weight(32, 16)}, {"x": ["n", 32]}, ["y"])
+
+    dense = outputs(build(), {"x": fresh})
+    spreads = {}
+    for text in ("prune24", "prune24{method=admm asymmetric=off}"):
+        model, _ = compiled(build(), text, data_for(tmp_path, build(), x=data))
+        spreads[text] = outputs(model, {"x": fresh}).std(0) / dense.std(0)
+    shrunk = 1 - spreads["prune24{method=admm asymmetric=off}"]
+    assert np.all(shrunk > 0.001)
+    assert np.abs(1 - spreads["prune24"]).mean() < 0.5 * shrunk.mean()
+
+
 def convnet() -> Model:
     """Conv without bias, BatchNormalization, Relu, a strided Conv beside a skip, Gemm."""
     rng = RNG(4)
