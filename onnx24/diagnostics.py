@@ -7,7 +7,7 @@ aggregate, JSON can list, and a policy can decide without parsing sentences.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,6 +124,10 @@ class Diagnostics:
             item = replace(item, pass_name=self.pass_name)
         self._items.append(item)
         return item
+
+    def extend(self, items: Iterable[Diagnostic]) -> None:
+        for item in items:
+            self.add(item)
 
     def __iter__(self) -> Iterator[Diagnostic]:
         return iter(self._items)

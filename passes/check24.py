@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from onnx24.analysis.eligibility import Eligibility
+from onnx24.analysis.eligibility import Eligibility, judge
 from onnx24.analysis.invariants import broken_weights
 from onnx24.analysis.packed24 import packed_product
 from onnx24.analysis.weight_uses import WeightUses
@@ -48,7 +48,7 @@ class Check24(Pass):
         keys = model.claims.keys()
         problems = broken_weights(model, ctx.analyses, keys, "O24-807")
         if self.require is Require.ELIGIBLE:
-            verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
+            verdicts = judge(model, ctx.analyses, ctx.target)
             claimed = set(keys)
             more = [k for k, v in verdicts.items() if v.eligible and k not in claimed]
             problems += broken_weights(model, ctx.analyses, more, "O24-610")

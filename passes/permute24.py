@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import enum
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from onnx24.analysis.coupling import Coupling, Group
-from onnx24.analysis.eligibility import Eligibility, Verdict
+from onnx24.analysis.eligibility import Eligibility, Verdict, judge
 from onnx24.analysis.selection import Selection
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
@@ -20,15 +18,10 @@ from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.layerwise.effort import Switch
 from onnx24.passmgr.base import Context, Pass
 from onnx24.rewrite.permutation import Permuted, permute_channels
 from onnx24.runtime.channels import channel_norms
-
-
-class Norms(str, enum.Enum):
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +78,8 @@ class Permute24(Pass):
         tuple[str, ...], "disregard weights whose name, or whose node's, matches a pattern"
     ] = ()
     min_gain: Annotated[float, "leave channels whose relative error would fall by less"] = 0.01
-    norms: Annotated[Norms, "whether channels count by their norms on calibration data"] = (
-        Norms.AUTO
+    norms: Annotated[Switch, "whether channels count by their norms on calibration data"] = (
+        Switch.AUTO
     )
 
     def __post_init__(self) -> None:
@@ -96,18 +89,19 @@ class Permute24(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         found = ctx.analysis(model, WeightUses)
         coupling = ctx.analysis(model, Coupling)
-        verdicts = ctx.analysis(model, Eligibility).judge(model, ctx.target)
+        verdicts = judge(model, ctx.analyses, ctx.target)
         selection = Selection(self.include, self.exclude)
-        names = [name for verdict in verdicts.values() for name in _names(verdict)]
+        names = [name for verdict in verdicts.values() for name in verdict.names]
         selection.check("permute24", names, "weight and no node that reads one")
-        eligible = {key: verdict for key, verdict in verdicts.items() if verdict.eligible}
-        chosen, left_out = {}, {}
-        for key, verdict in eligible.items():
-            objection = selection.objection(_names(verdict))
-            if objection is None:
-                chosen[key] = verdict
-            else:
+        chosen: dict[ValueKey, Verdict] = {}
+        left_out: dict[ValueKey, str] = {}
+        for key, verdict in verdicts.items():
+            if not verdict.eligible:
+                continue
+            if objection := selection.objection(verdict.names):
                 left_out[key] = objection
+            else:
+                chosen[key] = verdict
         results = permute_channels(
             model,
             found,
@@ -140,12 +134,12 @@ class Permute24(Pass):
     ) -> dict[str, np.ndarray] | None:
         """Raises: InputError O24-035."""
         data = ctx.calibration
-        if self.norms is Norms.ON and data is None:
+        if self.norms is Switch.ON and data is None:
             raise InputError.of("O24-035", "permute24: expected samples for norms=on, found none")
-        if self.norms is Norms.OFF or data is None or not chosen:
+        if self.norms is Switch.OFF or data is None or not chosen:
             return None
         if data.is_random:
-            if self.norms is Norms.AUTO:
+            if self.norms is Switch.AUTO:
                 return None
             message = f"the channels' norms come from {data.describe()}"
             ctx.diagnostics.add(diagnostic("O24-034", message))
@@ -175,29 +169,8 @@ class Permute24(Pass):
                     )
 
 
-def _names(verdict: Verdict) -> list[str]:
-    nodes = [use.node for use in verdict.uses if use.node]
-    return [verdict.key.name, str(verdict.key), *nodes]
-
-
 def _record(ctx: Context, result: Permuted) -> None:
-    group = result.group
-    first = next(c for c in group.consumers if c.key == result.weights[0])
-    facts: dict[str, Any] = {
-        "channels": group.size,
-        "consumers": [key.name for key in result.weights],
-        "members": len(group.members),
-    }
-    if group.copies > 1:
-        facts["copies"] = group.copies
-    if not math.isnan(result.kept_before):
-        facts |= {
-            "kept_before": result.kept_before,
-            "kept_after": result.kept_after,
-            "gain": result.gain,
-        }
-    if result.digest:
-        facts["permutation"] = result.digest
+    first = next(c for c in result.group.consumers if c.key == result.weights[0])
     ctx.record(
         "permuted" if result.done else "refused",
         result.code,
@@ -206,5 +179,5 @@ def _record(ctx: Context, result: Permuted) -> None:
         node=first.use.node,
         op=first.use.op,
         reason=result.reason,
-        **facts,
+        **result.facts(),
     )

@@ -84,6 +84,15 @@ class Verdict:
         uses = self.products or self.uses
         return uses[0].op if uses else ""
 
+    @property
+    def names(self) -> list[str]:
+        """By which a user may mean it: its own, with and without scope, and its readers'."""
+        return [self.key.name, str(self.key), *(use.node for use in self.uses if use.node)]
+
+    def ruled(self, code: str, reason: str, *, eligible: bool = False) -> Verdict:
+        """The same weight, on other grounds than the graph's."""
+        return replace(self, code=code, reason=reason, eligible=eligible, tied=False)
+
 
 @dataclass
 class Eligibility(Analysis):

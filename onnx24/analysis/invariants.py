@@ -18,7 +18,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.sparsity.masks import Violations, violations
 
-__all__ = ["broken_claims", "broken_weights", "seen_violations"]
+__all__ = ["broken_claims", "broken_weights", "seen_violations", "stale_claims"]
 
 
 def broken_claims(model: Model, cache: AnalysisCache) -> list[Diagnostic]:
@@ -75,6 +75,11 @@ def broken_weights(
             )
             break
     return problems
+
+
+def stale_claims(model: Model, found: WeightUses) -> list[ValueKey]:
+    """Records of weights that the model does not have (any more)."""
+    return [key for key in model.claims if key not in found.tensors]
 
 
 def seen_violations(model: Model, found: WeightUses, key: ValueKey, use: WeightUse) -> Violations:

@@ -8,7 +8,7 @@ does goes back to magnitude, layer by layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -42,7 +43,8 @@ MAX_HELD_RUNS = 256
 class Solved:
     """What became of each weight. `dense_again`: weights that the budget leaves dense, with what
     the model gains by each (relative error of the outputs). agreement: with the dense model on
-    held-back samples, by magnitude and as solved; None where no sample could be held back."""
+    held-back samples, by magnitude and as solved; None where no sample could be held back.
+    impossible: why nothing was solved, to be said before anything else."""
 
     results: dict[ValueKey, LayerResult]
     layers: dict[ValueKey, Layer]
@@ -55,6 +57,47 @@ class Solved:
     dense_again: dict[ValueKey, float] = field(default_factory=dict)
     predicted: float | None = None
     resumed: int = 0
+    impossible: list[Diagnostic] = field(default_factory=list)
+
+    @classmethod
+    def nothing(cls) -> Solved:
+        return cls(results={}, layers={}, unsolved={})
+
+    def leave_dense(self, keys: Iterable[ValueKey]) -> None:
+        """What can't be measured can't be promised to keep a budget."""
+        self.dense_again.update((key, 0.0) for key in keys)
+
+    def statistics(self) -> dict[str, Any]:
+        """For the report; nothing where no layer was solved."""
+        if not self.layers:
+            return {}
+        found: dict[str, Any] = {
+            "solved": len(self.results),
+            "samples": self.fitted,
+            "held": self.held,
+        }
+        if self.resumed:
+            found["resumed"] = self.resumed
+        ours, other = self.agreement, self.agreement_magnitude
+        if ours is None or other is None:
+            return found
+        found |= {"output_error": ours.rel_l2, "output_error_magnitude": other.rel_l2}
+        if ours.top1 is not None and other.top1 is not None:
+            found |= {"agreement": ours.top1, "agreement_magnitude": other.top1}
+        if self.predicted is not None:
+            found["predicted_output_error"] = self.predicted
+        return found
+
+    def doubts(self) -> list[Diagnostic]:
+        """O24-132 and O24-135: what the judgement found, or that there was none."""
+        if self.layers and (self.agreement is None or self.agreement_magnitude is None):
+            message = "there are too few samples to hold any back: nothing was judged"
+            return [diagnostic("O24-135", message)]
+        if not self.fallen_back:
+            return []
+        message = f"{len(self.fallen_back)} layers went back to magnitude: as solved, the model "
+        message += "agreed less with the dense one on held-back samples"
+        return [diagnostic("O24-132", message)]
 
 
 def can_be_judged(data: Calibration) -> bool:
@@ -122,8 +165,8 @@ def solve_model(
         held=0 if alone else len(held),
         resumed=saved.found,
     )
-    if budget > 0:  # what can't be measured can't be promised
-        solved.dense_again.update((key, 0.0) for key in plan.unsolved)
+    if budget > 0:
+        solved.leave_dense(plan.unsolved)
     if not alone and solved.layers:
         with threadpool_limits(1):
             _judge(model, solved, dense, unsolved(), strides, held, resources, budget, progress)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
+from onnx24.analysis.eligibility import Verdict
 from onnx24.diagnostics import Diagnostics, diagnostic
 from onnx24.effects import Effects
 from onnx24.ir.index import NodeSite
@@ -137,6 +138,21 @@ class Context:
         message = f"{action}: {reason}" if reason else action
         self.diagnostics.add(
             diagnostic(code, message, scope=scope, node=node, op=op, tensor=weight, facts=facts)
+        )
+
+    def record_weight(
+        self, verdict: Verdict, action: str, code: str, reason: str, **facts: Any
+    ) -> None:
+        """`record` of a weight, with the numbers of its verdict and those of `facts`."""
+        self.record(
+            action,
+            code,
+            weight=verdict.key.name,
+            scope=verdict.key.scope,
+            node=verdict.node,
+            op=verdict.op,
+            reason=reason,
+            **{**verdict.facts, **facts},
         )
 
     def refuse_node(self, code: str, site: NodeSite, reason: str) -> None:

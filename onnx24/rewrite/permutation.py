@@ -10,12 +10,14 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from onnx24.analysis.axes import Slot
 from onnx24.analysis.coupling import Axis, Consumer, Coupling, Group
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view
+from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.effects import Effects
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -58,6 +60,31 @@ class Permuted:
     @property
     def done(self) -> bool:
         return self.code == "O24-140"
+
+    def facts(self) -> dict[str, Any]:
+        """For the report."""
+        group = self.group
+        found: dict[str, Any] = {
+            "channels": group.size,
+            "consumers": [key.name for key in self.weights],
+            "members": len(group.members),
+        }
+        if group.copies > 1:
+            found["copies"] = group.copies
+        if not math.isnan(self.kept_before):
+            found |= {"kept_before": self.kept_before, "kept_after": self.kept_after}
+            found["gain"] = self.gain
+        if self.digest:
+            found["permutation"] = self.digest
+        return found
+
+    def note(self) -> Diagnostic:
+        """One line for a pass that permutes on the way to something else."""
+        scope, name = self.weights[0]
+        weights = ", ".join(key.name for key in self.weights)
+        message = f"{self.group.size} channels of {weights}"
+        facts = {"gain": self.gain, "permutation": self.digest}
+        return diagnostic(self.code, message, scope=scope, tensor=name, facts=facts)
 
 
 def permute_channels(

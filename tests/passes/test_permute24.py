@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx24.passes.permute24 import Norms, Permute24
+from onnx24.passes.permute24 import Permute24
 from onnx24.passes.prune24 import Prune24
 from rewrite_support import apply, assert_same, outputs, text_model
 
@@ -21,6 +21,7 @@ from onnx24.analysis.weight_uses import WeightUses
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.layerwise.effort import Switch
 from onnx24.passmgr import manager, pipeline
 from onnx24.passmgr.base import Context
 from onnx24.rewrite.permutation import permute_channels
@@ -396,7 +397,7 @@ def test_norms_are_those_of_the_channels(tmp_path: Path) -> None:
 
 def test_norms_decide_what_is_kept(tmp_path: Path) -> None:
     results = {}
-    for norms in Norms:
+    for norms in Switch:
         model = feed_forward()
         ctx = _calibrated(model, tmp_path)
         before = outputs(model)
@@ -405,7 +406,7 @@ def test_norms_decide_what_is_kept(tmp_path: Path) -> None:
         x = np.load(tmp_path / "calib.npz")["x"]
         h = np.maximum(x @ model.weights["w1"] + model.weights["b1"], 0)
         results[norms] = error(model.weights["w2"] * np.linalg.norm(h, axis=0)[:, None])
-    assert results[Norms.ON] == results[Norms.AUTO] < results[Norms.OFF]
+    assert results[Switch.ON] == results[Switch.AUTO] < results[Switch.OFF]
 
 
 def test_random_data_are_no_reason(tmp_path: Path) -> None:
@@ -415,13 +416,13 @@ def test_random_data_are_no_reason(tmp_path: Path) -> None:
     Permute24().run(model, ctx)
     apply(plain, Permute24())
     assert model.to_bytes() == plain.to_bytes()
-    Permute24(norms=Norms.ON).run(feed_forward(), ctx)
+    Permute24(norms=Switch.ON).run(feed_forward(), ctx)
     assert ctx.diagnostics.with_code("O24-034")
 
 
 def test_norms_on_needs_data() -> None:
     with pytest.raises(InputError, match="O24-035"):
-        apply(feed_forward(), Permute24(norms=Norms.ON))
+        apply(feed_forward(), Permute24(norms=Switch.ON))
 
 
 # --- real models -------------------------------------------------------------------------------
