@@ -460,7 +460,14 @@ def _conflict(group: Sequence[L], outputs: set[int]) -> str:
         other = next((node for node in tensor.outputs if id(node) not in allowed), None)
         if other is not None:
             return f"{label(other)} ({other.op}) reads the weight too"
+        twice = next((node for node in tensor.outputs if _count(node, tensor) > 1), None)
+        if twice is not None:
+            return f"{label(twice)} ({twice.op}) reads the weight twice"
     return ""
+
+
+def _count(node: gs.Node, tensor: gs.Tensor) -> int:
+    return sum(each is tensor for each in node.inputs)
 
 
 def producer_of(tensor: gs.Tensor) -> gs.Node | None:

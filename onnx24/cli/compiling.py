@@ -122,17 +122,21 @@ class CompileRequest:
 
 
 def run_pipeline(request: OptRequest) -> int:
-    """Run the passes, write the model, say what happened. Returns: 0."""
+    """Run the passes, write the model, say what happened. Passes that change nothing write nothing
+    unless -o says where. Returns: 0."""
     clock = _Clock()
     source = Source(request.model)
     out = output_path(request.output, source)
     console = Console(as_json=request.as_json, stdout_is_taken=True)
-    check_model_output(out, source, as_json=request.as_json)
+    pipeline = Pipeline(request.passes) if request.passes else parse(request.pipeline)
+    writes = request.output is not None or any(step.effects for step in pipeline)
+    if writes:
+        check_model_output(out, source, as_json=request.as_json)
     check_external(request.external, out)
     check_reports(request.reports, source)
-    check_distinct([("-o", out), *(("--report", path) for path in request.reports)])
+    named = [("-o", out if writes else None), *(("--report", path) for path in request.reports)]
+    check_distinct(named)
     target = targets.load(request.target)
-    pipeline = Pipeline(request.passes) if request.passes else parse(request.pipeline)
     profiles = parse_shapes(request.shapes)
 
     model = source.load()
@@ -141,7 +145,8 @@ def run_pipeline(request: OptRequest) -> int:
     calibration = load_samples(request.calib, model, profiles, request.seed)
     timing = Timing()
     numeric = Numeric(calibration)
-    model.stage(out, external=_external(request.external))
+    if writes:
+        model.stage(out, external=_external(request.external))
     hooks = _instruments(request, pipeline, console)
     hooks += [timing] if request.time else []
     hooks += [numeric] if request.numeric else []
@@ -157,14 +162,16 @@ def run_pipeline(request: OptRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
-    _record(model, result, target, facts, calibration, verdicts)
-    model.save(out, external=_external(request.external))
+    if writes:
+        _record(model, result, target, facts, calibration, verdicts)
+        model.save(out, external=_external(request.external))
     report = build_report(
         command=request.command,
         source=facts,
         result=result,
         target=target,
-        output=_written(out),
+        output=_written(out) if writes else None,
+        written=writes,
         verdicts=verdicts,
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnx24.cli.failure import usage
 from onnx24.errors import InputError
+from onnx24.ir.files import atomic_write, refuse_special
 
 if TYPE_CHECKING:
     from onnx24.ir.model import Model
@@ -64,11 +65,23 @@ def check_model_output(out: str, source: Source, *, as_json: bool) -> None:
 
 
 def check_output(out: str, source: Source) -> None:
-    """That a file can be made there, and that it is not the input."""
-    path = Path(out)
+    """That a file can be made there, and that it is not the input.
+
+    Raises: InputError O24-040, O24-041.
+    """
+    if "\0" in out:
+        raise InputError.of("O24-040", f"{out!r} is no file name")
+    try:
+        _check_output(Path(out), out, source)
+    except OSError as err:  # a name that is too long, a loop of links
+        raise InputError.of("O24-040", f"cannot write: {err.strerror}", file=out) from err
+
+
+def _check_output(path: Path, out: str, source: Source) -> None:
     folder = path.parent
     if path.is_dir():
         raise InputError.of("O24-040", "the output is a folder", file=out)
+    refuse_special(path)
     if not folder.is_dir():
         raise InputError.of("O24-040", f"the folder {str(folder)!r} does not exist", file=out)
     if not os.access(folder, os.W_OK):
@@ -111,8 +124,6 @@ def check_external(value: str, out: str) -> None:
 
 def write_reports(report: Report, paths: Iterable[str]) -> None:
     """Each whole or not at all. Raises: InputError O24-040."""
-    from onnx24.ir.files import atomic_write
-
     for path in paths:
         text = _RENDERERS[Path(path).suffix.lower()](report)
         with atomic_write(path) as file:

@@ -25,6 +25,11 @@ MIN_OPSET = 7
 """The oldest ai.onnx opset that is taken. Source: ONNX Runtime supports opset 7 and later."""
 
 
+MAX_RANK = 32
+"""What arrays can have in every numpy. Source: NPY_MAXDIMS, 32 before numpy 2.0, 64 since."""
+
+_COUNTS = frozenset({"group", "num_groups", "blocksize"})
+
 _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 
 
@@ -46,6 +51,12 @@ def check_input(model: Model) -> None:
         if min(tensor.dims, default=0) < 0:
             raise InputError.of(
                 "O24-014", f"negative dimension in {list(tensor.dims)}", tensor=tensor.name
+            )
+        if len(tensor.dims) > MAX_RANK:
+            raise InputError.of(
+                "O24-014",
+                f"{len(tensor.dims)} dimensions; {MAX_RANK} at most are expected",
+                tensor=tensor.name,
             )
         model.weights.check(tensor)
         _check_inline(model, tensor)
@@ -159,6 +170,30 @@ def _check_operators(scope: Scope, file: str) -> None:
                 node=node_label(node),
                 op=node.op_type,
             )
+        if problem := _attribute_problem(node):
+            raise InputError.of(
+                "O24-015",
+                problem,
+                file=file,
+                scope=scope.path,
+                node=node_label(node),
+                op=node.op_type,
+            )
+
+
+def _attribute_problem(node: onnx.NodeProto) -> str | None:
+    """What onnx.checker lets pass, and everybody who reads the node would divide by or index with;
+    None where nothing is wrong."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    for attr in node.attribute:
+        is_count = attr.type == onnx.AttributeProto.INT and attr.name in _COUNTS
+        if is_count and not attr.ref_attr_name and attr.i < 1:
+            return f"{attr.name} = {attr.i}; 1 or more is expected"
+        is_perm = node.op_type == "Transpose" and attr.name == "perm" and not attr.ref_attr_name
+        if is_perm and sorted(attr.ints) != list(range(len(attr.ints))):
+            return f"perm = {list(attr.ints)} is no order of {len(attr.ints)} axes"
+    return None
 
 
 def _check_names(scope: Scope, file: str) -> None:

@@ -27,7 +27,8 @@ class AtomicFiles:
         self._open: list[tuple[IO[bytes], Path, Path]] = []
 
     def create(self, path: Path) -> IO[bytes]:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        refuse_special(path)
+        temporary = _temporary(path)
         try:
             file = open(temporary, "xb")  # noqa: SIM115 - closed in __exit__
         except OSError as err:
@@ -42,7 +43,7 @@ class AtomicFiles:
         Source: open(2), O_TMPFILE: linkat through /proc with AT_SYMLINK_FOLLOW, which Python
         passes on only where a folder's descriptor is given.
         """
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        temporary = _temporary(path)
         duplicate = os.fdopen(os.dup(file.fileno()), "r+b")
         try:
             descriptor = f"/proc/self/fd/{file.fileno()}"
@@ -79,6 +80,23 @@ class AtomicFiles:
             with contextlib.suppress(OSError):
                 file.close()  # flushes; on a full disk that fails again, and the file goes anyway
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Beside it; its name may be as long as the system allows."""
+    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
+
+
+def refuse_special(path: Path) -> None:
+    """A new file takes the place of what is there: of a device, a pipe or a link to one of the
+    process's own streams, which superusers may replace, it must not.
+
+    Raises: InputError O24-040.
+    """
+    is_stream = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    if is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
+        message = "cannot write: it is no regular file; '-' is standard output"
+        raise InputError.of("O24-040", message, file=str(path))
 
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

@@ -137,7 +137,12 @@ class Model:
             model = cls(memoryview(sys.stdin.buffer.read()), None)
         else:
             file_path = Path(path)
+            if "\0" in str(path):
+                raise InputError.of("O24-001", f"{str(path)!r} is no file name")
             try:
+                if file_path.exists() and not (file_path.is_file() or file_path.is_dir()):
+                    message = "it is no regular file; '-' reads standard input"
+                    raise InputError.of("O24-001", message, file=str(path))
                 file = open(file_path, "rb")  # noqa: SIM115 - open as long as the model lives
                 source = map_file(file)
             except OSError as err:

@@ -261,7 +261,8 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One run of the compiler. `backend` and `run` are as their makers describe them."""
+    """One run of the compiler. `backend` and `run` are as their makers describe them. output: None
+    where no file was written; with `written` it went to standard output."""
 
     command: str
     status: str
@@ -279,6 +280,7 @@ class Report:
     backend: Mapping[str, Any] | None
     diagnostics: tuple[Diagnostic, ...]
     run: Mapping[str, Any]
+    written: bool = True
     version: str = __version__
 
     @cached_property
@@ -323,6 +325,7 @@ def build_report(
     target: Target,
     status: str = "done",
     output: ModelFacts | None = None,
+    written: bool = True,
     verdicts: Mapping[ValueKey, Any] | None = None,
     data: Sequence[DataFacts] = (),
     comparison: Comparison | None = None,
@@ -358,6 +361,7 @@ def build_report(
         status=status,
         source=source,
         output=output,
+        written=written,
         target=target.to_json(),
         pipeline=result.pipeline_text,
         data=tuple(data),

@@ -74,7 +74,9 @@ def _head(report: Report) -> str:
 def _output(report: Report) -> str:
     if report.output:
         return f"{report.output.file}  {_identity(report.output)}"
-    return "none" if report.status == "limits not met" else "standard output"
+    if not report.written or report.status == "limits not met":
+        return "none"
+    return "standard output"
 
 
 def _identity(facts: Any) -> str:

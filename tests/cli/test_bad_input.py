@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx24.cli.app import run
+from onnx24.errors import InputError
+from onnx24.ir.files import atomic_write
 from onnx24.testing.generate import external_mlp, mlp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,6 +260,75 @@ def test_output_folder_is_missing_or_read_only(work, capsys):
         assert run(["compile", "m.onnx", "-o", "/proc/self/out.onnx", "--preset", "sparse"]) == 2
         assert "O24-040" in capsys.readouterr().err
     assert _state(work) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("flag", ["-o", "--report"])
+def test_output_takes_the_place_of_files_only(work, capsys, flag):
+    """A rename onto /dev/null, as root, would leave a file there."""
+    _save(mlp([64, 32]))
+    os.mkfifo("pipe.txt")
+    argv = ["compile", "m.onnx", "--preset", "sparse", flag, "pipe.txt"]
+    assert run(argv) == 2
+    assert "O24-040" in capsys.readouterr().err
+    assert stat.S_ISFIFO(os.stat("pipe.txt").st_mode)
+    with pytest.raises(InputError, match="no regular file"), atomic_write("pipe.txt"):
+        pass
+    assert stat.S_ISFIFO(os.stat("pipe.txt").st_mode) and not list(Path().glob("*.onnx24.onnx"))
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="no /dev/stdout")
+def test_output_is_a_link_to_a_stream(work):
+    """`-o /dev/stdout > file`: the link itself would be replaced."""
+    _save(mlp([64, 32]))
+    Path("stream.onnx").symlink_to("/proc/self/fd/1")
+    with open("log", "wb") as log:
+        child = subprocess.run(
+            [sys.executable, ROOT / "cli.py", "prune24", "m.onnx", "-o", "stream.onnx"],
+            stdout=log,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert child.returncode == 2 and "O24-040" in child.stderr
+    assert Path("stream.onnx").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_input_is_a_pipe(work, capsys):
+    """Opening it would wait for somebody who writes."""
+    os.mkfifo("m.onnx")
+    assert run(["inspect", "m.onnx"]) == 2
+    assert "O24-001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_names_that_no_file_has(work, capsys, name):
+    _save(mlp([64, 32]))
+    before = _state(work)
+    assert run(["prune24", "m.onnx", "-o", name]) == 2
+    assert "O24-040" in capsys.readouterr().err
+    assert run(["prune24", name, "-o", "out.onnx"]) == 2
+    assert "O24-001" in capsys.readouterr().err
+    assert _state(work) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 127])
+def test_the_longest_name(work, capsys, name):
+    _save(mlp([64, 32]))
+    assert run(["prune24", "m.onnx", "-o", name]) == 0
+    capsys.readouterr()
+    assert sorted(os.listdir()) == sorted(["calib.npz", "m.onnx", name])
+
+
+def test_a_check_writes_no_model(work, capsys):
+    """`compile m.onnx; check24 m.onnx` would put the uncompressed model over the result."""
+    _save(mlp([64, 32]))
+    before = _state(work)
+    assert run(["check24", "m.onnx"]) == 0
+    assert "output    none" in capsys.readouterr().err
+    assert _state(work) == before
+    assert run(["check24", "m.onnx", "-o", "out.onnx"]) == 0
+    assert Path("out.onnx").exists()
 
 
 def _cli(*argv: str, **extra) -> subprocess.Popen:

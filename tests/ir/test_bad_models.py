@@ -124,6 +124,32 @@ def test_negative_dimension():
     assert _code(proto)[0] == "O24-014"
 
 
+def test_more_dimensions_than_arrays_have():
+    proto = mlp([8, 8])
+    proto.graph.initializer[0].dims[:] = [1] * 70
+    proto.graph.initializer[0].raw_data = b"\0\0\0\0"
+    assert _code(proto)[0] == "O24-014"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "Conv<group=0>(x, w)",
+        "Conv<group=-1>(x, w)",
+        "ConvTranspose<group=0>(x, w)",
+        "DepthToSpace<blocksize=0>(x)",
+        "Transpose<perm=[0, 0, 1, 2]>(x)",
+        "Transpose<perm=[0, 1, 2, 4]>(x)",
+    ],
+)
+def test_attributes_that_everybody_would_trip_over(node):
+    """onnx.checker takes them; the passes divided by zero."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> '
+    text += f"g (float[1, 8, 5, 5] x, float[4, 8, 3, 3] w) => (float y) {{ [bad] y = {node} }}"
+    code, message = _code(onnx.parser.parse_model(text))
+    assert code == "O24-015" and "'bad'" in message
+
+
 def test_unsorted_is_no_error_and_is_repaired_on_request():
     from onnx24.ir.repair import repair
 

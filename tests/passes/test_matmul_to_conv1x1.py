@@ -422,6 +422,16 @@ def test_a_weight_with_other_readers_is_refused(body: str, refused: int) -> None
     assert codes(ctx) == ["O24-311"] * refused and model.to_bytes() == before
 
 
+@pytest.mark.parametrize("body", ["y = Gemm(x, w, w)", "a = MatMul(w, w) y = MatMul(x, a)"])
+def test_a_weight_that_one_node_reads_twice_is_refused(body: str) -> None:
+    """A new form under the old name would stand beside the old one (O24-903)."""
+    square = np.ascontiguousarray(np.resize(W, (8, 8)))
+    model = text_model(f"g (float[8,8] x) => (float[8,8] y) {{ {body} }}", weights={"w": square})
+    before = model.to_bytes()
+    ctx = rewritten(model)
+    assert "O24-300" not in codes(ctx) and model.to_bytes() == before
+
+
 def test_bodies() -> None:
     model = text_model(
         "g (bool p, float[3,8] x) => (float[3,6] y) { y = If(p)<"
