@@ -24,6 +24,13 @@ BAR_AFTER_S = 1.0
 """A bar that would vanish at once only flickers."""
 
 
+def _lines(text: str) -> str:
+    from onnx24.report.table import printable
+
+    text = printable(text)
+    return text if text.endswith("\n") else text + "\n"
+
+
 class Console:
     """The streams of one command. `as_json`: stdout carries one JSON document and no text."""
 
@@ -39,7 +46,7 @@ class Console:
             self.document(document)
         else:
             stream = sys.stderr if self._stdout_is_taken else sys.stdout
-            stream.write(text if text.endswith("\n") else text + "\n")
+            stream.write(_lines(text))
             stream.flush()
 
     def document(self, document: Any) -> None:
@@ -50,7 +57,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line for people, on stderr."""
-        sys.stderr.write(text if text.endswith("\n") else text + "\n")
+        sys.stderr.write(_lines(text))
         sys.stderr.flush()
 
     def diagnostics(self, items: Iterable[Diagnostic]) -> None:

@@ -84,8 +84,10 @@ def _tell(err: Onnx24Error, *, as_json: bool) -> int:
 
 
 def _say(text: str) -> None:
+    from onnx24.report.table import printable
+
     with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
 
 

@@ -88,7 +88,8 @@ def check(
 
 
 def _text(outcome: Any, promote: str | None) -> str:
-    from onnx24.report.checktext import printable, render_text
+    from onnx24.report.checktext import render_text
+    from onnx24.report.table import printable
 
     lines = [render_text(outcome.results).rstrip()]
     lines += [printable(item.render()) for item in outcome.worse]

@@ -12,7 +12,7 @@ from onnx24.codes import CODES
 from onnx24.report.aggregate import aggregate
 from onnx24.report.checked import Checked
 from onnx24.report.jsontext import plain
-from onnx24.report.table import WIDTH, share_text
+from onnx24.report.table import WIDTH, printable, share_text
 
 _ORDER = ("met", "not met", "refused", "backend missing", "internal error")
 
@@ -54,13 +54,6 @@ def _summary(results: Sequence[Checked]) -> str:
     counts = Counter(result.status for result in results)
     said = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
     return f"{len(results)} models: {said}"
-
-
-def printable(text: str) -> str:
-    """The text with control characters written out: a model's names must not steer a terminal."""
-    return "".join(
-        c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def one_document(result: Checked, *, explain: bool = False) -> dict[str, Any]:

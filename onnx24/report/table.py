@@ -24,6 +24,7 @@ def table(
     right: columns aligned to the right. These and `whole` are never shortened; the widest of the
     others are until a line fits into `width`: those in `prose` at their end, names in the middle.
     """
+    rows = [[printable(text, keep="") for text in row] for row in rows]
     columns = list(zip(header, *rows, strict=True)) if rows else [(text,) for text in header]
     widths = [max(map(len, column)) for column in columns]
     room = width - indent - len(_GAP) * (len(widths) - 1)
@@ -43,6 +44,16 @@ def table(
         ]
         lines.append(" " * indent + _GAP.join(cells).rstrip())
     return "\n".join(lines)
+
+
+def printable(text: str, keep: str = "\n") -> str:
+    """The text with control characters but `keep` written out: a model's names must not steer a
+    terminal, or break a table."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def shorten(text: str, width: int) -> str:

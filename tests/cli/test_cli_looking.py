@@ -10,6 +10,7 @@ import pytest
 from cli_support import document, invoke
 from onnx import numpy_helper
 
+from onnx24.cli.app import run
 from onnx24.ir.model import Model
 from onnx24.testing.generate import mlp
 
@@ -224,3 +225,28 @@ def test_a_model_without_weights_says_so(work: Path) -> None:
     onnx.save(onnx.parser.parse_model(text), work / "m.onnx")
     shown = invoke("inspect", "m.onnx").stdout
     assert "no weight of a matrix product" in shown and "p (MatMul)" in shown
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect", "prune24", "permute24", "compile", "diff", "check24"]
+)
+@pytest.mark.parametrize(
+    "name", ["\n", "a\nb\x1b[2J\r", "[/b]\u2028"], ids=["newline", "escape", "markup"]
+)
+def test_names_that_would_steer_a_terminal(tmp_path, monkeypatch, capsys, command, name):
+    monkeypatch.chdir(tmp_path)
+    proto = mlp([8, 8])
+    weight, node = proto.graph.initializer[0], proto.graph.node[0]
+    node.input[1] = weight.name = node.name = name
+    Path("m.onnx").write_bytes(proto.SerializeToString())
+    more = {
+        "compile": ("-o", "out.onnx", "--preset", "sparse"),
+        "diff": ("m.onnx",),
+        "inspect": ("--all",),
+        "check24": ("--require", "eligible"),
+    }
+    argv = [command, "m.onnx", *more.get(command, ("-o", "out.onnx"))]
+    code = run(argv)
+    said = "".join(capsys.readouterr())
+    assert code == (1 if command == "check24" else 0), said
+    assert all(c == "\n" or c.isprintable() for c in said)
