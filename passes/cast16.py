@@ -13,6 +13,7 @@ from onnx import TensorProto
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.mixed_precision import LIMIT, SENSITIVE, Finding, Plan
 from onnx24.analysis.precision import Range16
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -20,6 +21,7 @@ from onnx24.ir.surgeon import label
 from onnx24.ir.weights import INLINE_BYTES
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite.precision import Rewriter, Stored
+from onnx24.rewrite.shared import move_claims_of_products
 from onnx24.runtime.ranges import largest_magnitudes
 
 
@@ -92,9 +94,11 @@ class Cast16(Pass):
             ctx.statistics["casts"] = rewriter.casts
         if stored:
             ctx.statistics["weights"] = len(stored)
-        for weight in stored:
-            if weight.twice and weight.key in model.claims:
-                model.claims.add(ValueKey(weight.key.scope, weight.name))
+        claimed = set(model.claims)
+        twice = [weight for weight in stored if weight.twice and weight.key in claimed]
+        if twice:
+            moved = [(weight.key, ValueKey(weight.key.scope, weight.name)) for weight in twice]
+            move_claims_of_products(model, ctx.analysis(model, WeightUses), moved)
 
     def _record(self, ctx: Context, stored: Sequence[Stored]) -> None:
         """One line for each weight; small vectors and numbers need none."""

@@ -15,6 +15,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.weights import payload_bytes
 from onnx24.passmgr.base import Context, Pass
+from onnx24.rewrite.shared import move_claims_of_products
 from onnx24.rewrite.spmm24 import (
     MIN_OPSET,
     declare_spmm24,
@@ -116,7 +117,8 @@ class SpmmPlugin(Pass):
         declare_spmm24(model, with_function=self.fallback)
         before = {site.key: payload_bytes(found.tensors[site.key]) for site in sites}
         placed = rewrite_as_spmm24(model, found, sites)
-        _move_claims(model, ctx, [(site.key, key) for site, key, _ in placed])
+        moved = [(site.key, key) for site, key, _ in placed]
+        move_claims_of_products(model, ctx.analysis(model, WeightUses), moved)
         for site, key, nbytes in placed:
             ctx.record(
                 "packed",
@@ -148,12 +150,3 @@ def _refuse(ctx: Context, key: ValueKey, use: WeightUse, code: str, reason: str)
         op=use.op,
         reason=reason,
     )
-
-
-def _move_claims(model: Model, ctx: Context, moved: list[tuple[ValueKey, ValueKey]]) -> None:
-    """To the packed values; also kept where another product still reads the dense ones."""
-    model.claims.update([new for _, new in moved])
-    left = ctx.analysis(model, WeightUses)
-    for old, _ in moved:
-        if old not in left.uses or not left.products(old):
-            model.claims.discard(old)

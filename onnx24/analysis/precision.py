@@ -22,6 +22,11 @@ _TYPE_STR: dict[int, str] = {
 _CHUNK = 1 << 20
 
 
+_LIKE_INPUT = frozenset({"EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
+"""The type of the result is an attribute's, or by default the input's, whose values hardly count:
+a change of the input would change the result unasked. Source: onnx/docs/Operators.md."""
+
+
 @dataclass(frozen=True)
 class Slots:
     """For each operand whether it may change from float32 to the 16-bit type. Operands that share
@@ -56,6 +61,8 @@ def slots(
     out_vars = _variables(schema.outputs, len(outputs))
     if op_type == "DequantizeLinear" and domain == "" and out_vars[0] not in in_vars:
         out_vars = (in_vars[1],)  # Source: DequantizeLinear-23: by default the type of the scale
+    if op_type in _LIKE_INPUT and domain == "":
+        return Slots((False,) * len(inputs), (False,) * len(outputs))
     driven = {var for var, is_float in zip(in_vars, inputs, strict=True) if is_float}
     return Slots(
         tuple(f and allowed.get(v, False) for v, f in zip(in_vars, inputs, strict=True)),

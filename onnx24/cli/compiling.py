@@ -378,15 +378,26 @@ def _data(
     )
 
 
+_LACKING = "Could not find an implementation"
+"""ONNX Runtime's words where a model's opset has an operator that it does not know yet."""
+
+
 def _compare(
     original: Model, compiled: Model, data: Calibration | None, plan: _Plan, console: Console
 ) -> tuple[Comparison | None, list[LimitResult], list[Diagnostic]]:
     try:
         _must_run(compiled)
     except InputError as err:  # the original did run
+        message = err.diagnostics[0].message
+        if _LACKING in message:
+            raise InputError.of(
+                "O24-016",
+                f"the compiled model can't be verified: {message}",
+                hint=f"export with an older opset than {compiled.opset}",
+            ) from err
         raise InternalError.of(
             "O24-900",
-            f"the compiled model is refused: {err.diagnostics[0].message}",
+            f"the compiled model is refused: {message}",
             hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
         ) from err
     if data is None:

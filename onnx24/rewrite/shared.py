@@ -1,14 +1,16 @@
-"""What both directions of the 1x1 rewrite share: a weight is one site; its record follows it."""
+"""What rewrites share: a weight is one site; its record of 2:4 follows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir.index import Index
+from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 
-__all__ = ["admitted_by_weight", "move_claims"]
+__all__ = ["admitted_by_weight", "move_claims", "move_claims_of_products"]
 
 
 class WeightSite(Protocol):
@@ -32,6 +34,18 @@ def admitted_by_weight(sites: Sequence[S], admit: Callable[[str], bool]) -> list
         if id(site.weight) not in asked:
             asked[id(site.weight)] = admit(f"{site.scope}::{site.name}".lstrip(":"))
     return [site for site in sites if asked[id(site.weight)]]
+
+
+def move_claims_of_products(
+    model: Model, found: WeightUses, moved: Iterable[tuple[ValueKey, ValueKey]]
+) -> None:
+    """A record follows the products to a new form of their weight, (old, new), and stays with the
+    old one too where a product still reads that. found: of the model as it is now."""
+    moved = list(moved)
+    model.claims.update([new for _, new in moved])
+    for old, _ in moved:
+        if old not in found.uses or not found.products(old):
+            model.claims.discard(old)
 
 
 def move_claims(model: Model, sites: Sequence[WeightSite]) -> None:

@@ -142,6 +142,15 @@ def test_opset_too_old_or_too_new(work, capsys):
     _refused(work, capsys, "O24-010")
 
 
+def test_the_newest_opset(work, capsys):
+    """ONNX Runtime may lack what Q/DQ is there: that is no fault of ours."""
+    _save(mlp([64, 32], opset=onnx.defs.onnx_opset_version()))
+    code = run(["compile", "m.onnx", "-o", "out.onnx", "--calib", "calib.npz"])
+    _, err = capsys.readouterr()
+    assert code == 0 or (code == 2 and "O24-016" in err), err
+    assert Path("out.onnx").exists() == (code == 0)
+
+
 def test_custom_domain(work, capsys):
     proto = mlp([64, 32])
     proto.graph.node[0].domain = "com.example"

@@ -356,10 +356,25 @@ def test_without_data_a_note_says_so() -> None:
     assert "O24-244" in [d.code for d in ctx.diagnostics]
 
 
-# --- weights -------------------------------------------------------------------------------------
-def test_a_weight_read_in_both_precisions_is_stored_twice() -> None:
+@pytest.mark.parametrize("op", ["EyeLike", "RandomNormalLike", "RandomUniformLike"])
+@pytest.mark.parametrize("dtype", ["", "<dtype=1>"], ids=["default", "float"])
+def test_results_that_take_the_type_of_an_input(op: str, dtype: str) -> None:
+    """They became 16-bit with their input, and were declared as float32."""
     model = text_model(
-        "g (float[3,8] x) => (float[3,6] y, float[8,6] z) { y = MatMul(x, w) z = Softmax(w) }",
+        "g (float[8,8] x) => (float[8,6] y, float[8,8] z) <float[8,8] e, float[8,8] a> "
+        f"{{ a = MatMul(x, v) e = {op}{dtype}(a) z = Mul(e, zero) c = Add(a, z) y = MatMul(c, w) }}",
+        weights={"w": W, "v": np.resize(W, (8, 8)), "zero": np.float32(0)},
+    )
+    cast(model)
+    onnx.checker.check_model(model.to_bytes(), full_check=True)
+
+
+# --- weights -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("other", ["float[8,6] z", "int64[2] z"], ids=["values", "shape"])
+def test_a_weight_read_in_both_precisions_is_stored_twice(other: str) -> None:
+    reader = "Softmax" if other.startswith("float") else "Shape"
+    model = text_model(
+        f"g (float[3,8] x) => (float[3,6] y, {other}) {{ y = MatMul(x, w) z = {reader}(w) }}",
         weights={"w": W},
     )
     model.claims.add("w")
@@ -368,7 +383,7 @@ def test_a_weight_read_in_both_precisions_is_stored_twice() -> None:
         "w": "float32",
         "w.fp16": "float16",
     }
-    assert model.claims.keys() == [ValueKey("", "w"), ValueKey("", "w.fp16")]
+    assert model.claims.keys() == [ValueKey("", "w.fp16")], "no product reads the other"
     assert "twice" in ctx.records[0].reason or "twice" in ctx.records[1].reason
 
 
