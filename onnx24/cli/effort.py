@@ -45,9 +45,10 @@ class Effort:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-        except OSError as err:
+        except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+            reason = getattr(err, "strerror", None) or err
             raise usage(
-                f"--work-dir {self.work_dir} can't be written to: {err.strerror or err}",
+                f"--work-dir {self.work_dir} can't be written to: {reason}",
                 "name a folder in which files can be made",
             ) from err
         return folder

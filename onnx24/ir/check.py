@@ -29,6 +29,7 @@ MAX_RANK = 32
 """What arrays can have in every numpy. Source: NPY_MAXDIMS, 32 before numpy 2.0, 64 since."""
 
 _COUNTS = frozenset({"group", "num_groups", "blocksize"})
+_TYPES = frozenset({"to", "dtype", "output_dtype"})
 
 _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 
@@ -187,10 +188,14 @@ def _attribute_problem(node: onnx.NodeProto) -> str | None:
     if node.domain not in ("", "ai.onnx"):
         return None
     for attr in node.attribute:
-        is_count = attr.type == onnx.AttributeProto.INT and attr.name in _COUNTS
-        if is_count and not attr.ref_attr_name and attr.i < 1:
+        if attr.ref_attr_name:
+            continue
+        if attr.name in _COUNTS and attr.type == onnx.AttributeProto.INT and attr.i < 1:
             return f"{attr.name} = {attr.i}; 1 or more is expected"
-        is_perm = node.op_type == "Transpose" and attr.name == "perm" and not attr.ref_attr_name
+        is_default = attr.i == 0 and attr.name != "to"
+        if attr.name in _TYPES and not is_default and attr.i not in _DATA_TYPES:
+            return f"{attr.name} = {attr.i} is no data type"
+        is_perm = node.op_type == "Transpose" and attr.name == "perm"
         if is_perm and sorted(attr.ints) != list(range(len(attr.ints))):
             return f"perm = {list(attr.ints)} is no order of {len(attr.ints)} axes"
     return None

@@ -14,6 +14,7 @@ right by the small adapters below:
 - Resize 10 → 11 (Upsample as well): the sampling grid of opset 10 is not carried over, so that
   linear modes differ;
 - Dropout with a mask output that nothing reads: the mask's type changed;
+- Split 13 → 18 with "" for the sizes: the number of outputs is not added;
 - LayerNormalization below opset 17 (see ir.repair): no adapter;
 - Upsample and Scatter, which become other operators: their results lose their names, and bodies
   that read them are left behind;
@@ -167,6 +168,8 @@ def _prepare(model: ModelProto, start: int, to: int) -> None:
         for node in graph.node:
             if start < 12 <= to and _is(node, "Dropout") and set(node.output[1:]).isdisjoint(read):
                 del node.output[1:]
+            if start < 18 <= to and _is(node, "Split") and list(node.input[1:]) == [""]:
+                del node.input[1:]
             if start < 17 <= to and _is(node, "LayerNormalization"):
                 node.domain = _AHEAD_DOMAIN
     if start < 13 <= to:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,13 +61,19 @@ def prune_weight(
 
 
 def by_magnitude_note(pruned: Iterable[Verdict], solved: Solved) -> list[Diagnostic]:
-    """O24-125, once for all weights that no activations were looked at for."""
-    n = sum(verdict.key not in solved.results for verdict in pruned)
-    if not n:
+    """O24-125, once for all weights that no activations were looked at for, with the reasons
+    where there were data."""
+    left = [verdict.key for verdict in pruned if verdict.key not in solved.results]
+    if not left:
         return []
-    were = "weight was" if n == 1 else "weights were"
+    n, were = len(left), "weight was" if len(left) == 1 else "weights were"
     message = f"{n} {were} pruned by magnitude, which looks at no activations"
-    return [diagnostic("O24-125", message, facts={"weights": n})]
+    facts: dict[str, Any] = {"weights": n}
+    reasons = Counter(solved.unsolved[key] for key in left if key in solved.unsolved)
+    if reasons:
+        facts["reasons"] = dict(reasons.most_common())
+        message += f": {'; '.join(f'{why} ({count})' for why, count in reasons.most_common(3))}"
+    return [diagnostic("O24-125", message, facts=facts)]
 
 
 def _left_dense(verdict: Verdict, solved: Solved) -> Outcome:

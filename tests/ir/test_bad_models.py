@@ -138,6 +138,8 @@ def test_more_dimensions_than_arrays_have():
         "Conv<group=-1>(x, w)",
         "ConvTranspose<group=0>(x, w)",
         "DepthToSpace<blocksize=0>(x)",
+        "Cast<to=99>(x)",
+        "Cast<to=0>(x)",
         "Transpose<perm=[0, 0, 1, 2]>(x)",
         "Transpose<perm=[0, 1, 2, 4]>(x)",
     ],

@@ -108,6 +108,8 @@ def test_nothing_but_nan_spreads_into_no_weight(tmp_path, rows):
     data = data_for(tmp_path, model, x=correlated(rows, 32))
     model, result = compiled(model, "prune24{method=admm}", data)
     assert "NaN or infinite" in pruned(result, "w")["unsolved"]
+    (warning,) = [d for d in result.diagnostics if d.code == "O24-125"]
+    assert "NaN or infinite" in warning.message and len(warning.facts["reasons"]) == 1
     assert np.isfinite(model.weights["w"]).all() and is_24(model.weights["w"], 0)
 
 

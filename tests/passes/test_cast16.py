@@ -362,7 +362,8 @@ def test_results_that_take_the_type_of_an_input(op: str, dtype: str) -> None:
     """They became 16-bit with their input, and were declared as float32."""
     model = text_model(
         "g (float[8,8] x) => (float[8,6] y, float[8,8] z) <float[8,8] e, float[8,8] a> "
-        f"{{ a = MatMul(x, v) e = {op}{dtype}(a) z = Mul(e, zero) c = Add(a, z) y = MatMul(c, w) }}",
+        f"{{ a = MatMul(x, v) e = {op}{dtype}(a) z = Mul(e, zero) "
+        "c = Add(a, z) y = MatMul(c, w) }",
         weights={"w": W, "v": np.resize(W, (8, 8)), "zero": np.float32(0)},
     )
     cast(model)

@@ -181,6 +181,17 @@ def test_results_that_a_body_reads(name: str) -> None:
     assert_same(before, outputs(model))
 
 
+@pytest.mark.parametrize("inputs", [["x"], ["x", ""]], ids=["left out", "empty"])
+def test_split_into_equal_parts(inputs: list[str]) -> None:
+    """What is "" is absent; the converter took it for sizes."""
+    text = "g (float[2,4] x) => (float[2,2] y) { p, q = Split<axis=1>(x) y = Sub(p, q) }"
+    model = text_model(text, opset=13)
+    model.proto.graph.node[0].input[:] = inputs
+    before = outputs(model)
+    apply(model, UpgradeOpset(to=18))
+    assert_same(before, outputs(model), rtol=0)
+
+
 def test_a_newer_model_is_not_touched() -> None:
     model = text_model(X + "{ y = Softmax<axis=1>(x) }", opset=13)
     before = model.to_bytes()
