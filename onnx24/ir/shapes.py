@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import GraphProto, TypeProto
+from onnx import GraphProto, ModelProto, TypeProto
 
 from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
@@ -52,26 +52,82 @@ class ShapeTable:
 
 
 def infer(model: Model) -> ShapeTable:
-    """Infer the shapes of a model. Where ONNX's inference fails (a node that contradicts its
-    declared type), what the model itself declares is all there is."""
-    skeleton = model.proto
-    for data_prop in (True, False):
-        try:
-            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
-            break
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-            continue
-    table = ShapeTable(index=Index.of(model.proto))
+    """Infer the shapes of a model. What it declares of inner values counts where inference does
+    not contradict it: edited models hold what was true before. Where ONNX's inference fails (a
+    node that contradicts its declared type), what the model itself declares is all there is."""
+    skeleton = _inferred(_without_contradictions(model.proto))
+    table = ShapeTable(types=_types(skeleton), index=Index.of(model.proto))
     for scope in scopes(skeleton):
-        if isinstance(scope.graph, GraphProto):
-            for info in (*scope.graph.value_info, *scope.graph.input, *scope.graph.output):
-                if value := value_type(info.type):
-                    table.types[ValueKey(scope.path, info.name)] = value
         for tensor in scope.initializers:
             table.types[ValueKey(scope.path, tensor.name)] = ValueType(
                 tensor.data_type, tuple(tensor.dims)
             )
     return table
+
+
+def _inferred(proto: ModelProto) -> ModelProto:
+    """The document with what inference finds out; as it is where that fails."""
+    for data_prop in (True, False):
+        try:
+            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            continue
+    return proto
+
+
+def _without_contradictions(proto: ModelProto) -> ModelProto:
+    """The document, or where some of its value infos are false a copy without these."""
+    if not any(graph.value_info for graph in _graphs(proto)):
+        return proto
+    bare = ModelProto()
+    bare.CopyFrom(proto)
+    for graph in _graphs(bare):
+        del graph.value_info[:]
+    found = _types(_inferred(bare))
+    declared = {
+        ValueKey(scope.path, info.name): value_type(info.type)
+        for scope in scopes(proto)
+        if isinstance(scope.graph, GraphProto)
+        for info in scope.graph.value_info
+    }
+    false = {key for key, value in declared.items() if _contradict(value, found.get(key))}
+    if not false:
+        return proto
+    for scope, original in zip(scopes(bare), scopes(proto), strict=True):
+        if isinstance(scope.graph, GraphProto) and isinstance(original.graph, GraphProto):
+            infos = original.graph.value_info
+            kept = [info for info in infos if ValueKey(scope.path, info.name) not in false]
+            scope.graph.value_info.extend(kept)
+    return bare
+
+
+def _contradict(a: ValueType | None, b: ValueType | None) -> bool:
+    """Whether no value can be of both types."""
+    if a is None or b is None:
+        return False
+    if a.dtype and b.dtype and a.dtype != b.dtype:
+        return True
+    if a.shape is None or b.shape is None:
+        return False
+    if len(a.shape) != len(b.shape):
+        return True
+    sizes = zip(a.shape, b.shape, strict=True)
+    return any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in sizes)
+
+
+def _types(proto: ModelProto) -> dict[ValueKey, ValueType]:
+    """What a document says of inputs, outputs and inner values."""
+    found = {}
+    for scope in scopes(proto):
+        if isinstance(scope.graph, GraphProto):
+            for info in (*scope.graph.value_info, *scope.graph.input, *scope.graph.output):
+                if value := value_type(info.type):
+                    found[ValueKey(scope.path, info.name)] = value
+    return found
+
+
+def _graphs(proto: ModelProto) -> list[GraphProto]:
+    return [s.graph for s in scopes(proto) if isinstance(s.graph, GraphProto)]
 
 
 def value_type(proto: TypeProto) -> ValueType | None:

@@ -432,6 +432,17 @@ def test_a_weight_that_one_node_reads_twice_is_refused(body: str) -> None:
     assert "O24-300" not in codes(ctx) and model.to_bytes() == before
 
 
+@pytest.mark.parametrize("declared", ["float[4] a", "float[3,2,8] a"])
+def test_what_a_model_says_wrongly_of_inner_values_is_not_believed(declared: str) -> None:
+    """Models that were edited keep the value infos of before; runtimes overlook them."""
+    model = text_model(
+        f"g (float[3,8] x) => (float[3,6] y) <{declared}> "
+        "{ a = Relu(x) b = MatMul(a, v) y = MatMul(b, w) }",
+        weights={"w": W, "v": np.ascontiguousarray(np.resize(W, (8, 8)))},
+    )
+    assert codes(rewritten(model)) == ["O24-300"] * 2
+
+
 def test_bodies() -> None:
     model = text_model(
         "g (bool p, float[3,8] x) => (float[3,6] y) { y = If(p)<"
