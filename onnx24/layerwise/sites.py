@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from onnx24.analysis.weight_uses import WeightUse, consumer_view, stored_values
+from onnx24.errors import InputError
 
 __all__ = ["Site", "site_of"]
 
@@ -42,6 +43,11 @@ class Site:
         """What the product is multiplied with (Gemm's alpha)."""
         return float(_attribute(self.use, "alpha", 1.0)) if self.use.op == "Gemm" else 1.0
 
+    @property
+    def columns(self) -> int:
+        """Of the weight's matrices and of the rows."""
+        return self.use.K * (self.use.spatial if self.use.op == "Conv" else 1)
+
     def matrices(self, stored: np.ndarray) -> np.ndarray:
         """[batch, R, K] float32, from the stored tensor."""
         return _to_matrices(self, np.asarray(consumer_view(stored, self.use), np.float32))
@@ -53,8 +59,25 @@ class Site:
 
     def rows(self, x: np.ndarray, limit: int, offset: int = 0) -> np.ndarray:
         """[batch, n, K] float32: at most about `limit` rows, spread evenly over the activation;
-        `offset` varies which. The same arguments take the same rows of another activation."""
-        return _rows(self, x, limit, offset)
+        `offset` varies which. The same arguments take the same rows of another activation.
+
+        Raises: InputError O24-016 for an activation that the product can't take.
+        """
+        try:
+            rows = _rows(self, x, limit, offset)
+        except (ValueError, IndexError) as err:
+            raise self._misfit(x) from err
+        if rows.shape[-1] != self.columns:
+            raise self._misfit(x)
+        return rows
+
+    def _misfit(self, x: np.ndarray) -> InputError:
+        """A model that contradicts itself, or samples stacked along another axis than its batch:
+        runtimes find out when they run the node, which need not have happened yet."""
+        message = (
+            f"{self.data!r} of shape {list(x.shape)} does not fit a weight of K = {self.use.K}"
+        )
+        return InputError.of("O24-016", message, node=self.name, op=self.use.op)
 
     def output_rows(self, y: np.ndarray, x_shape: tuple[int, ...], limit: int, offset: int = 0):
         """[n, R] float32: the values of an array shaped like the product's output that stand

@@ -197,11 +197,8 @@ class _Walk:
                 self.store.put(number, name, dense[name], compressed[name])
 
     # --- moments ---------------------------------------------------------------------------
-    def _columns(self, site: Site) -> int:
-        return site.use.K * (site.use.spatial if site.use.op == "Conv" else 1)
-
     def _gather(self, group: _Group) -> tuple[list[MomentSums], _Rows]:
-        K = self._columns(group.sites[0])
+        K = group.sites[0].columns
         branches = {
             layer.key: layer
             for layer in group.layers
