@@ -48,7 +48,7 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    codes: ClassVar[tuple[str, ...]] = ("O24-018", "O24-320", "O24-321", "O24-322")
+    codes: ClassVar[tuple[str, ...]] = ("O24-018", "O24-320", "O24-321", "O24-322", "O24-331")
 
     inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = False
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnx24.analysis.weight_uses import WeightUse
+from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.session import activations
@@ -17,7 +18,7 @@ __all__ = ["channel_norms", "data_axis"]
 
 def channel_norms(
     model: Model,
-    uses: Iterable[WeightUse],
+    uses: Sequence[WeightUse],
     data: Calibration,
     progress: Callable[..., Iterator[Any]],
 ) -> dict[str, np.ndarray]:
@@ -26,8 +27,10 @@ def channel_norms(
     run's activations and the sums.
 
     Values of nested bodies are left out, and those that two products read along different axes.
-    progress: as `Context.progress`. Raises: InputError O24-016, O24-030 to O24-033.
+    progress: as `Context.progress`. Raises: InputError O24-016, also where a value has another
+    number of channels than its weight, O24-030 to O24-033.
     """
+    sizes = {use.data: use.K for use in uses}
     axes: dict[str, set[int | None]] = {}
     for use in uses:
         if use.scope == "" and use.data:
@@ -40,6 +43,10 @@ def channel_norms(
     for values in progress(runs, "channels", total=data.runs):
         for name, axis in chosen.items():
             channels = np.moveaxis(values[name], axis, 0)
+            if len(channels) != sizes[name]:
+                shape = list(values[name].shape)
+                message = f"{name!r} of shape {shape} does not fit a weight of K = {sizes[name]}"
+                raise InputError.of("O24-016", message)
             rows = channels.astype(np.float64).reshape(len(channels), -1)
             squares = np.einsum("kn,kn->k", rows, rows)
             sums[name] = sums[name] + squares if name in sums else squares

@@ -11,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx24.passes.canonicalize import Canonicalize
 from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
 
+from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.rewrite.functions import inline_functions
 
 
 def rewritten(model: Model, *, inline: bool = False):
@@ -437,6 +439,32 @@ def test_functions_are_inlined_on_request() -> None:
     assert model.opsets == {"": 17} and model.metadata["author"] == "me"
     assert ctx.records[0].code == "O24-322"
     np.testing.assert_array_equal(model.weights["w"], W.T)
+
+
+def _other_opset(body: str, opset: int, *, check: bool = True) -> Model:
+    return Model.from_proto(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17, "loc" : 1]> '
+            "g (float[2,8] x) => (float[A,B] y) { y = loc.f(x) } "
+            f'<domain: "loc", opset_import: ["" : {opset}]> f (a) => (b) {{ {body} }}'
+        ),
+        check=check,
+    )
+
+
+@pytest.mark.parametrize("opset", [13, 15, 20])
+def test_functions_of_another_opset_whose_operators_are_the_same(opset: int) -> None:
+    model = _other_opset("t = Transpose<perm=[1,0]>(a) b = Tanh(t)", opset)
+    rewritten(model, inline=True)
+    assert ops(model) == ["Transpose", "Tanh"]
+
+
+def test_functions_of_another_opset_whose_operators_are_not() -> None:
+    """onnx.checker refuses those first, but for what stands in bodies."""
+    model = _other_opset("[h] b = Hardmax(a)", 12, check=False)
+    with pytest.raises(InputError) as caught:
+        inline_functions(model)
+    assert caught.value.code == "O24-331" and "Hardmax" in str(caught.value)
 
 
 def test_functions_stay_without_a_request() -> None:
