@@ -23,6 +23,7 @@ from onnx24.layerwise.results import LayerResult
 from onnx24.layerwise.segments import Unsupported
 from onnx24.layerwise.solver import Settings
 from onnx24.passmgr.base import Context, Pass
+from onnx24.rewrite.kept_dense import DenseKeeper
 from onnx24.rewrite.magnitude import Magnitude
 from onnx24.rewrite.permutation import permute_channels
 from onnx24.rewrite.solved import put_solved
@@ -169,6 +170,7 @@ class Prune24(Pass):
         "O24-134",
         "O24-135",
         "O24-136",
+        "O24-137",
         "O24-140",
     )
 
@@ -257,14 +259,20 @@ class Prune24(Pass):
         if left and not solved.layers and self._too_few(ctx):
             message = "there are too few samples to hold any back: magnitude decided"
             ctx.diagnostics.add(diagnostic("O24-135", message))
+        keeper = DenseKeeper(model, found, ctx.work_dir, ctx.resources.memory_bytes)
         for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
             if not verdict.eligible:
                 _record(ctx, verdict, "refused", verdict.code, verdict.reason)
             elif key in kept:
                 _record(ctx, verdict, "kept", "O24-102", "already 2:4", **kept[key])
             else:
-                _finish(model, ctx, found, verdict, magnitude, solved)
+                with keeper.watching(verdict, solved.moved_bias(key)):
+                    _finish(model, ctx, found, verdict, magnitude, solved)
         magnitude.check_finite()
+        if keeper.left_out:
+            message = f"the dense values of {len(keeper.left_out)} weights were not kept"
+            facts = {"weights": keeper.left_out}
+            ctx.diagnostics.add(diagnostic("O24-137", message, facts=facts))
         pruned = [verdict for verdict in left if verdict.key not in solved.dense_again]
         claims = [*kept, *(verdict.key for verdict in pruned)]
         for site in found.dynamic:  # products of two activations have no weight to prune
