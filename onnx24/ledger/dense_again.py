@@ -12,7 +12,6 @@ import numpy as np
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.product_rows import as_rows, from_rows, has_alpha
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view, stored_values
-from onnx24.effects import Effects
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.layerwise.dense import DenseLayer, KeptDense
@@ -111,15 +110,10 @@ def _choose(origin: Origin, place: Place) -> tuple[DenseLayer, list[Edit]]:
 def apply(model: Model, uses: WeightUses, edits: Sequence[Edit]) -> None:
     """Write the values, and take the weights off the record of 2:4."""
     for edit in edits:
-        if edit.key in uses.constants:  # the tensor of a Constant node is an attribute
-            tensor = uses.tensors[edit.key]
-            name = tensor.name
-            model.weights.set_values(tensor, edit.values)
-            tensor.name = name
-            model.touch(Effects.STRUCTURE)
-        else:
+        if edit.is_bias:
             model.weights.replace(edit.key, edit.values)
-        if not edit.is_bias:
+        else:
+            uses.replace(model, edit.key, edit.values)
             model.claims.discard(edit.key)
 
 

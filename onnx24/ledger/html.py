@@ -132,7 +132,7 @@ def _cells(row: Row) -> Sequence[str]:
     shared = f' <span class="dim">of {row.shares} layers</span>' if row.shares > 1 else ""
     return [
         f"<td><code>{escape(row.name)}</code></td>",
-        f"<td>{shape_text(layer.shape) if layer else '–'}</td>",
+        f"<td>{shape_text(layer.shape) if layer and layer.weight else '–'}</td>",
         _number(layer.flops / 1e6 if layer and layer.flops is not None else None),
         f"<td>{marks[layer.is_24] if layer else '–'}</td>",
         f"<td>{why if layer else '–'}</td>",
