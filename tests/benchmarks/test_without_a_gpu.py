@@ -1,4 +1,4 @@
-"""benchmarks/sparse_products.py, as far as it goes without a GPU: no number is printed there."""
+"""The benchmarks that need a GPU, as far as they go without one: no time is printed there."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def script():
     return module
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run(*arguments: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="a CUDA device is here")
@@ -73,3 +73,12 @@ def test_no_gain_is_printed_inside_the_noise(script) -> None:
     assert touching.gain is None
     line = script.row("bert-base", "fp16", product, 64, touching)
     assert line.endswith("| in the noise |") and "1.1000 (1.0000 to 1.2000)" in line
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="a CUDA device is here")
+def test_rtx_plans_are_compared_and_not_run() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'onnx24[rtx]'")
+    arguments = ("--width", "64", "--inner", "64", "--m", "8")
+    done = run(*arguments, script=SCRIPT.with_name("rtx_sparsity.py"))
+    assert done.returncode == 3 and "no engine was run" in done.stderr, done.stderr
+    assert "the flag leaves the plan as it is" in done.stdout and " ms" not in done.stdout
