@@ -4,8 +4,8 @@
         [--m 1,64,1024] [--rounds 12]
 
 Builds one 2:4 feed-forward block in fp16 with the flag, without it, and its dense original,
-compares the plans, and runs the three in turns where a CUDA device of the target is. Without one the
-builds are made and compared, and it ends with exit code 3. It has not run on a GPU yet.
+compares the plans, and runs the three in turns where a CUDA device of the target is. Without one
+the builds are made and compared, and it ends with exit code 3. It has not run on a GPU yet.
 """
 
 from __future__ import annotations
