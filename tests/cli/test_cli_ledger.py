@@ -45,6 +45,7 @@ def test_output_file(work: Path, ending: str) -> None:
     [
         (["ledger"], "O24-043"),
         (["ledger", str(VIT)], "O24-043"),
+        (["ledger", "--log", str(RTX), "--shapes", "x:1x2"], "O24-043"),
         (["ledger", "--log", "absent.log"], "O24-048"),
         (["ledger", "--layers", str(RTX)], "O24-048"),
         (["ledger", "--log", str(RTX), "-o", "l.pdf"], "O24-043"),
