@@ -28,6 +28,8 @@ _NORM_RATIO = 1.33
 _WEAK_CHANNEL = 0.1
 """Channels below this share of the largest norm are not compared: INT8 may round them away."""
 
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseLayer:
@@ -94,17 +96,32 @@ class KeptDense:
         return path
 
     def find(self, name: str, pruned: np.ndarray) -> list[DenseLayer]:
-        """Every kept weight of that name which this one is the pruned form of, perhaps quantized
-        since: it is zero where that was, and its channels have the norms they had."""
-        paths = sorted(self.folder.glob(f"{_safe(name)}.*.npz"))
-        return [layer for path in paths if (layer := _load(path, name, pruned)) is not None]
+        """Every kept weight which this one is the pruned form of, perhaps quantized since: it is
+        zero where that was, and its channels have the norms they had. Its name is that of then, or
+        one that a later pass made of that, with an ending (`w_int8`)."""
+        known = {path: _name(path) for path in sorted(self.folder.glob("*.npz"))}
+        earlier = {was for was in known.values() if was and name.startswith(was)}
+        for was in sorted(earlier, key=len, reverse=True):
+            paths = [path for path, kept in known.items() if kept == was]
+            if found := [layer for path in paths if (layer := _load(path, pruned)) is not None]:
+                return found
+        return []
 
 
-def _load(path: Path, name: str, pruned: np.ndarray) -> DenseLayer | None:
+def _name(path: Path) -> str:
+    """Of the weight; "" where the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["name"])
+    except _DAMAGED:
+        return ""
+
+
+def _load(path: Path, pruned: np.ndarray) -> DenseLayer | None:
     """None for another weight, and for a file that is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            if str(file["name"]) != name or not _is_pruned_form(file, pruned):
+            if not _is_pruned_form(file, pruned):
                 return None
 
             def array(key: str) -> np.ndarray | None:
@@ -120,7 +137,7 @@ def _load(path: Path, name: str, pruned: np.ndarray) -> DenseLayer | None:
                 bias=array("bias"),
                 bias_moved=array("bias_moved"),
             )
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile):
+    except _DAMAGED:
         return None
 
 

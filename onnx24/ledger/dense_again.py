@@ -165,14 +165,25 @@ class FromModel:
         return [DenseLayer(rows=rows, op=use.op, has_alpha=has_alpha(use, place.use))]
 
     def _source(self, place: Place) -> tuple[ValueKey, WeightUse]:
+        """The weight of that name, else the one whose name a later pass put an ending to."""
         name = place.key.name
-        for key in (place.key, ValueKey("", name)):
-            if key in self._uses.tensors:
-                use = _product(self._uses, key)
-                if use is None:
-                    raise NotReturned("it is no product's weight in the dense model")
-                return key, use
+        for key in (place.key, ValueKey("", name), *self._earlier(name)):
+            if key not in self._uses.tensors:
+                continue
+            use = _product(self._uses, key)
+            if use is None:
+                raise NotReturned("it is no product's weight in the dense model")
+            return key, use
         raise NotReturned("the dense model has no weight of that name")
+
+    def _earlier(self, name: str) -> list[ValueKey]:
+        """Weights of products whose name is the beginning of this one, the longest first."""
+        found = [
+            key
+            for key in self._uses.tensors
+            if key.name and name.startswith(key.name) and _product(self._uses, key) is not None
+        ]
+        return sorted(found, key=lambda key: len(key.name), reverse=True)
 
     def biases(self, place: Place, layer: DenseLayer) -> list[Edit]:
         """Those whose values differ: the constants of the same name, a new one, which was 0."""

@@ -49,17 +49,31 @@ def rel_l2(dense: Model, model: Model) -> float:
         ("canonicalize,prune24{method=admm permute=on}", 1e-6),
         ("canonicalize,prune24{method=admm permute=on},matmul-to-conv1x1", 1e-6),
         ("canonicalize,prune24{method=admm},matmul-to-conv1x1,cast16", 2e-3),
-        ("canonicalize,prune24{method=wanda permute=on},qdq,fold-qdq", 0.15),
     ],
 )
 def test_the_dense_model_comes_back(tmp_path: Path, pipeline: str, tolerance: float) -> None:
-    """float32: to rounding; fp16: to its rounding; INT8: scales were made for the pruned weights,
-    and larger dense values are clipped to them."""
+    """float32: to rounding; fp16: to its rounding."""
     model, dense, _ = pruned(tmp_path, pipeline)
     sparse = rel_l2(dense, model)
     back, total = all_dense_again(model, [FromWorkDir(KeptDense(tmp_path))])
     assert back == total == 2 and not list(model.claims)
     assert rel_l2(dense, model) < min(tolerance, sparse / 2)
+
+
+@pytest.mark.parametrize("origin", ["work dir", "model"])
+def test_int8_weights_have_another_name(tmp_path: Path, fixture_models, origin: str) -> None:
+    """Found with the preset sparse-int8: fold-qdq stores `w` as `w_int8`."""
+    path = fixture_models["vit"].path
+    dense, model = Model.load(path), Model.load(path)
+    data = load_data("random:16", dense)
+    pipeline = parse("prune24{permute=off},qdq,fold-qdq")
+    target = targets.load("sm86-trt10")
+    manager.run(model, pipeline, target=target, calibration=data, work_dir=tmp_path)
+    assert sum(key.name.endswith("_int8") for key in model.claims) >= 12
+    sparse = compare(dense, model, data).worst.rel_l2
+    origins = [FromWorkDir(KeptDense(tmp_path))] if origin == "work dir" else [FromModel(dense)]
+    assert all_dense_again(model, origins) == (13, 13)
+    assert compare(dense, model, data).worst.rel_l2 < sparse / 3, "what INT8 costs is left"
 
 
 def test_permuted_channels_are_not_mixed_up_with_the_dense_models(tmp_path: Path) -> None:
@@ -145,6 +159,7 @@ def test_the_same_weight_is_one_file_and_others_are_told_apart(tmp_path: Path) -
         assert len(found) == 1
         np.testing.assert_array_equal(found[0].rows, rows(seed))
     assert kept.find("a_b_c", layer(rows())[1]) == []  # another name, the same file name
+    assert len(kept.find("a/b c_int8", layer(rows())[1])) == 1
     assert kept.find("a/b c", layer(rows(k=16))[1]) == []
     assert kept.find("a/b c", np.roll(layer(rows())[1], 1, axis=1)) == []
     assert kept.find("a/b c", 2 * layer(rows())[1]) == []
