@@ -155,9 +155,9 @@ def brought_back(comparisons: Mapping[str, Comparison]) -> list[dict[str, Any]]:
         top1 = None
         if before.top1_agreement is not None and after.top1_agreement is not None:
             top1 = after.top1_agreement - before.top1_agreement
-        found.append(
-            {"output": before.name, "rel_l2": before.rel_l2 - after.rel_l2, "top1_agreement": top1}
-        )
+        both = math.isfinite(before.rel_l2) and math.isfinite(after.rel_l2)
+        rel_l2 = before.rel_l2 - after.rel_l2 if both else None
+        found.append({"output": before.name, "rel_l2": rel_l2, "top1_agreement": top1})
     return found
 
 
@@ -187,9 +187,20 @@ def render_gate(
     ]  # fmt: skip
     lines.append(f"  against {reference}, {comparisons['sparse'].data}")
     lines.append(table(header, body, right=(2, 3, 4)))
-    for item in brought_back(comparisons):
+    gains = brought_back(comparisons)
+    for item in gains:
+        if item["rel_l2"] is None:
+            continue
         text = f"  brought back at {item['output']}: {item['rel_l2']:+.3g} of the relative error"
         if item["top1_agreement"] is not None:
             text += f", {100 * item['top1_agreement']:+.1f} points of top-1 agreement"
         lines.append(text)
+    if any((item["rel_l2"] or 0.0) < 0 for item in gains):
+        lines.append(_FITTED)
+        names = (name for d in decisions if d.action == "dense again" for name in d.layers)
+        lines.append(f"    prune24{{exclude={'|'.join(dict.fromkeys(names))}}}")
     return "\n".join(lines)
+
+
+_FITTED = """  a solved layer makes up for what those before it lost as pruned, and now they do not lose
+  it; prune again without the layers that went back:"""

@@ -19,6 +19,7 @@ from onnx24.ir.model import Model
 from onnx24.ledger.dense_again import FromModel
 from onnx24.ledger.gate import Measured, gate, render_gate, rows_of
 from onnx24.passmgr.base import Context
+from onnx24.runtime.compare import Comparison, OutputDiff
 from onnx24.testing.generate import mlp
 
 ALL = ("w0", "w2", "w4", "w8")
@@ -121,6 +122,22 @@ def test_a_weight_that_the_dense_model_lacks_is_said() -> None:
     found = gate(model, [FromModel(other)], rows(w0=0.9), noise=0.03)
     assert found[0].action == "not returned" and "no weight of that name" in found[0].reason
     assert "not returned" in render_gate(found, {})
+
+
+def test_where_the_error_grows_it_says_what_to_exclude() -> None:
+    def of(rel_l2: float) -> Comparison:
+        out = OutputDiff(
+            name="y", max_abs=0.1, rel_l2=rel_l2, cosine=1.0, sqnr_db=20.0, top1_agreement=1.0,
+            shape=(8, 4),
+        )  # fmt: skip
+        return Comparison(outputs=[out], samples=8, data="8 samples")
+
+    found = gate(net(ALL), [FromModel(net())], rows(w0=1.0, w2=2.0), noise=0.03)
+    worse = render_gate(found, {"sparse": of(0.1), "gated": of(0.2)})
+    assert "brought back at y: -0.1 of the relative error" in worse
+    assert worse.splitlines()[-1].strip() == "prune24{exclude=node of w0}"
+    better = render_gate(found, {"sparse": of(0.2), "gated": of(0.1)})
+    assert "exclude" not in better
 
 
 @pytest.mark.parametrize(
