@@ -202,5 +202,7 @@ def render_gate(
     return "\n".join(lines)
 
 
-_FITTED = """  a solved layer makes up for what those before it lost as pruned, and now they do not lose
-  it; prune again without the layers that went back:"""
+_FITTED = (
+    "  a solved layer makes up for what those before it lost as pruned, and now they do not lose\n"
+    "  it; prune again without the layers that went back:"
+)
