@@ -28,7 +28,8 @@ class Row:
     """One layer of the model. `layer`: None without a model, where the engine's layers are the
     rows. `shares`: how many rows ended up in the same layer of the engine, which has one time for
     all of them. builder_eligible, chosen: None where nothing says. time_ms, dense_ms: medians of
-    the engine's layer here and in the dense engine."""
+    the engine's layer here and in the dense engine. traffic_bytes: what the engine's layer reads
+    and writes, 0 where no file says."""
 
     name: str
     layer: ModelLayer | None
@@ -43,6 +44,7 @@ class Row:
     dense_ms: float | None = None
     reformats_before: int = 0
     reformats_after: int = 0
+    traffic_bytes: int = 0
 
     @property
     def gain(self) -> float | None:
@@ -236,6 +238,7 @@ def _row(
         dense_ms=_median(dense.time_of(dense_where)) if dense_where else None,
         reformats_before=before,
         reformats_after=after,
+        traffic_bytes=where.traffic_bytes(),
     )
 
 

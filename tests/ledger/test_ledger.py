@@ -253,7 +253,18 @@ def test_html_is_one_file_with_a_plot() -> None:
 
 def test_html_without_times_plots_the_work() -> None:
     page = render_html(make_ledger(Engine.read(log=recorded("trt-10.log")), TARGET, model=net()))
-    assert "nothing was timed" in page and page.count("<rect") == 5
+    assert "work of each layer [MFLOP]" in page and page.count("<rect") == 5
+
+
+@pytest.mark.parametrize("release", ["trt-8.6", "trt-10"])
+def test_html_of_files_alone_plots_the_traffic(release: str) -> None:
+    """--log, --layers and --times, without a model: run times are of the whole engine."""
+    files = {"log": f"{release}.log", "layers": f"{release}.layers.json"}
+    files["times"] = "sparse.times.json"
+    ledger = make_ledger(Engine.read(**{k: recorded(v) for k, v in files.items()}), TARGET)
+    page = render_html(ledger)
+    assert "traffic of each layer [kB]" in page and page.count("<rect") == len(ledger.rows)
+    assert "no layer was timed" in page and "over 40 runs" in page
 
 
 def test_names_are_escaped() -> None:
