@@ -55,6 +55,7 @@ class KeptDense:
     def __init__(self, work_dir: Path, *, limit_bytes: int = KEPT_BYTES) -> None:
         self.folder = work_dir / "dense"
         self._limit_bytes = limit_bytes
+        self._names: dict[Path, str] = {}
 
     def room_bytes(self) -> int:
         if not self.folder.is_dir():
@@ -99,7 +100,7 @@ class KeptDense:
         """Every kept weight which this one is the pruned form of, perhaps quantized since: it is
         zero where that was, and its channels have the norms they had. Its name is that of then, or
         one that a later pass made of that, with an ending (`w_int8`)."""
-        known = {path: _name(path) for path in sorted(self.folder.glob("*.npz"))}
+        known = {path: self._name(path) for path in sorted(self.folder.glob("*.npz"))}
         earlier = {was for was in known.values() if was and name.startswith(was)}
         for was in sorted(earlier, key=len, reverse=True):
             paths = [path for path, kept in known.items() if kept == was]
@@ -107,14 +108,15 @@ class KeptDense:
                 return found
         return []
 
-
-def _name(path: Path) -> str:
-    """Of the weight; "" where the file is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return str(file["name"])
-    except _DAMAGED:
-        return ""
+    def _name(self, path: Path) -> str:
+        """Of the weight, read once; "" where the file is damaged."""
+        if path not in self._names:
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    self._names[path] = str(file["name"])
+            except _DAMAGED:
+                return ""
+        return self._names[path]
 
 
 def _load(path: Path, pruned: np.ndarray) -> DenseLayer | None:
