@@ -499,6 +499,15 @@ _TABLE = (
         "look for the sample or the operator (Log, Div, Sqrt, an FP16 overflow) that makes them",
     ),
     Code(
+        "O24-137",
+        "warning",
+        "dense values not kept",
+        "The work dir keeps the values that weights had before they were pruned, up to 4 GiB in "
+        "all, of weights that fit four times into the memory allowed. `gate` can't give the others "
+        "back from there.",
+        "empty the folder `dense` of the work dir, raise --memory, or give `gate` --dense as well",
+    ),
+    Code(
         "O24-140",
         "note",
         "channels permuted",

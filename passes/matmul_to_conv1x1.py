@@ -43,7 +43,9 @@ class MatmulToConv1x1(Pass):
     `form=tokens` is the cheapest or near it (benchmarks/results/conv1x1.md). A weight on the left,
     whose activation has K before its last axis, becomes `Reshape[batch,K,M,1] → Conv → Reshape`
     there, which needs no Transpose. `form=nchw` writes every product so, `form=conv1d` as
-    `[batch,K,M] → Conv(W[N,K,1])`; both put Transposes around a weight on the right.
+    `[batch,K,M] → Conv(W[N,K,1])`; both put Transposes around a weight on the right. An activation
+    that is empty at run time only stays empty as tokens (with several dynamic sizes from opset 14
+    on); as an image, ONNX Runtime refuses an M of 0.
 
     Refused, with a record each: O24-310 where the target prefers the MatMul, O24-312 where both
     operands are computed, O24-311 for other forms (one matrix a batch, which would be a grouped

@@ -19,6 +19,7 @@ from onnx24.layerwise.effort import Effort
 from onnx24.layerwise.oneshot import solve_weights
 from onnx24.layerwise.prune import Solved
 from onnx24.passmgr.base import Context, Pass
+from onnx24.rewrite.kept_dense import DenseKeeper
 from onnx24.rewrite.magnitude import Magnitude
 from onnx24.rewrite.permutation import permute_channels
 from onnx24.rewrite.pruned import Outcome, by_magnitude_note, prune_weight, require_finite
@@ -92,7 +93,7 @@ class Prune24(WeightChoice, Effort, Pass):
     numeric: ClassVar = "close"
     heavy: ClassVar = True
     codes: ClassVar = tuple(
-        f"O24-{n}" for n in ("008", "035", 100, 102, 103, *range(110, 130), *range(131, 137), 140)
+        f"O24-{n}" for n in ("008", "035", 100, 102, 103, *range(110, 130), *range(131, 138), 140)
     )
 
     def __post_init__(self) -> None:
@@ -123,12 +124,15 @@ class Prune24(WeightChoice, Effort, Pass):
                 verdicts[key] = verdict.ruled("O24-120", "the limit of sites is reached")
         solved = self._solve(model, ctx, found, magnitude, left)
 
+        keeper = DenseKeeper(model, found, ctx.work_dir, ctx.resources.memory_bytes)
         for key, verdict in ctx.progress(verdicts.items(), "prune24", total=len(verdicts)):
             if not verdict.eligible:
                 ctx.record_weight(verdict, "refused", verdict.code, verdict.reason)
             elif key in kept:
                 ctx.record_weight(verdict, "kept", "O24-102", "already 2:4", **kept[key])
-            elif outcome := prune_weight(model, found, verdict, magnitude, solved):
+            else:
+                with keeper.watching(verdict, solved.moved_bias(key)):
+                    outcome = prune_weight(model, found, verdict, magnitude, solved)
                 _say(ctx, verdict, outcome)
         magnitude.check_finite()
         for site in found.dynamic:  # products of two activations have no weight to prune
@@ -143,7 +147,8 @@ class Prune24(WeightChoice, Effort, Pass):
         if permuted:
             ctx.statistics["permuted"] = permuted
         ctx.statistics.update(solved.statistics())
-        ctx.diagnostics.extend([*by_magnitude_note(pruned, solved), *solved.doubts()])
+        notes = [*by_magnitude_note(pruned, solved), *solved.doubts(), *keeper.notes()]
+        ctx.diagnostics.extend(notes)
 
     def _permute(self, model: Model, ctx: Context, chosen: Sequence[Verdict]) -> int:
         """Put the channels of the weights that will be pruned into a better order. Returns: how
@@ -212,7 +217,9 @@ class Prune24(WeightChoice, Effort, Pass):
         return solved
 
 
-def _say(ctx: Context, verdict: Verdict, outcome: Outcome) -> None:
+def _say(ctx: Context, verdict: Verdict, outcome: Outcome | None) -> None:
+    if outcome is None:  # NaN or infinity; told for all weights together
+        return
     if outcome.seconds is not None:
         ctx.layer_seconds[verdict.key.name] = outcome.seconds
     ctx.record_weight(verdict, outcome.action, outcome.code, outcome.reason, **outcome.facts)

@@ -798,9 +798,6 @@ def bench(
 @app.command()
 def gate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The 2:4 model.")],
-    dense: Annotated[
-        str, typer.Option("--dense", metavar="DENSE", help="The model before it was pruned.")
-    ],
     ledger: Annotated[
         str,
         typer.Option(
@@ -809,6 +806,24 @@ def gate(
             help="A ledger as JSON, with the times of a sparse and a dense engine.",
         ),
     ],
+    work_dir: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--work-dir",
+            metavar="DIR",
+            help="The --work-dir that MODEL was pruned with: it holds the dense weights.",
+            show_default=False,
+        ),
+    ] = None,
+    dense: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--dense",
+            metavar="DENSE",
+            help="The model before it was pruned, for weights that the work dir does not have.",
+            show_default=False,
+        ),
+    ] = None,
     output: o.Output = None,
     noise: Annotated[
         float,
@@ -827,8 +842,11 @@ def gate(
 ) -> int:
     """Give layers that 2:4 did not make faster their dense weights back.
 
-    A weight stays 2:4 where one of its layers is faster, and where one was not measured. With
-    --data the sparse and the gated model are both compared with the dense one.
+    A weight stays 2:4 where one of its layers is faster, and where one was not measured. The dense
+    values come from --work-dir, where they lie as they were right before pruning, or from --dense,
+    which is refused for weights whose channels were scaled or permuted since. With --data the
+    sparse and the gated model are both compared with the dense one, or with MODEL as it is with
+    all its dense weights.
     """
     from onnx24.cli.gating import GateRequest, gate_model
 
@@ -836,6 +854,7 @@ def gate(
         GateRequest(
             model=model,
             dense=dense,
+            work_dir=work_dir,
             ledger=ledger,
             output=output,
             noise=noise,

@@ -21,7 +21,7 @@ from onnx24.cli.nearest import did_you_mean
 from onnx24.errors import BackendError
 from onnx24.ledger.estimate import VARIANTS, estimate, render_estimates
 from onnx24.ledger.measure import Measurement, from_interleaved, in_turns, render_measurements
-from onnx24.ledger.model_layers import layers_of
+from onnx24.ledger.model_layers import ModelLayer, layers_of
 from onnx24.passmgr import manager
 from onnx24.passmgr.pipeline import parse
 from onnx24.targets.gpus import gpu_of
@@ -137,7 +137,7 @@ def _estimate(
 ) -> int:
     gpu = gpu_of(target, request.gpu)
     found = [
-        estimate(layers_of(model, target, profiles)[0], target, gpu, batch)
+        estimate(_with_weight(layers_of(model, target, profiles)[0]), target, gpu, batch)
         for batch, profiles in plans.items()
     ]
     document = {
@@ -152,6 +152,10 @@ def _estimate(
     text = render_estimates(request.model, target, gpu, found)
     Console(as_json=request.as_json).report(text, document)
     return 0
+
+
+def _with_weight(layers: Sequence[ModelLayer]) -> list[ModelLayer]:
+    return [layer for layer in layers if layer.weight]
 
 
 # --- measurement --------------------------------------------------------------------------------

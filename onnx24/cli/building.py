@@ -94,11 +94,16 @@ def build_engine(request: BuildRequest) -> int:
     shapes = parse_shapes(request.shapes)
     options = request.options()
     engine = request.engine or f"{source.stem}.engine"
-    files = [("--engine", engine), ("--log", request.log), ("--layers", request.layers)]
+    files = [
+        ("--engine", engine),
+        ("--log", request.log),
+        ("--layers", request.layers),
+        ("--timing-cache", request.timing_cache),
+    ]
     for _, path in files:
         if path is not None:
             check_output(path, source)
-    check_distinct([*files, ("--timing-cache", request.timing_cache)])
+    check_distinct(files)
     backend = get(request.backend, target)
     model = source.load()  # a broken file gets our diagnostics, not a parser's
     profiles = _profiles(request, model, shapes)

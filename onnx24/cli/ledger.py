@@ -61,6 +61,8 @@ def keep_ledger(request: LedgerRequest) -> int:
             "`onnx24 build --log F --layers F` writes the first two; trtexec's --exportProfile the "
             "third",
         )
+    if request.shapes and request.model is None:
+        raise usage("--shapes without MODEL", "sizes are of a model's inputs; name the model")
     source = Source(request.model) if request.model is not None else None
     _check_output(request)
     target = targets.load(request.target)

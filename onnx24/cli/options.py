@@ -133,8 +133,9 @@ WorkDir = Annotated[
     typer.Option(
         "--work-dir",
         metavar="DIR",
-        help="Keep solved layers here, so that a run that was stopped goes on with them; "
-        "activations beyond --memory go here as well.",
+        help="Keep solved layers here, so that a run that was stopped goes on with them, and the "
+        "dense weights of pruned layers, up to 4 GiB, which `gate` can give back; activations "
+        "beyond --memory go here as well.",
         show_default=False,
     ),
 ]

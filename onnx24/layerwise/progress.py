@@ -15,7 +15,7 @@ import numpy as np
 from onnx24.ir.keys import ValueKey
 from onnx24.layerwise.results import LayerResult
 
-__all__ = ["Saved"]
+__all__ = ["Saved", "from_bits", "plain"]
 
 
 class Saved:
@@ -47,8 +47,8 @@ class Saved:
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                stored = _bits(file["stored"], str(file["stored_dtype"]))
-                bias = _bits(file["bias"], str(file["bias_dtype"])) if "bias" in file else None
+                stored = from_bits(file["stored"], str(file["stored_dtype"]))
+                bias = from_bits(file["bias"], str(file["bias_dtype"])) if "bias" in file else None
                 head = json.loads(str(file["head"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None  # damaged since; it is solved again
@@ -62,12 +62,12 @@ class Saved:
             return
         head = json.dumps({"magnitude": result.magnitude, "facts": result.facts})
         arrays: dict[str, Any] = {
-            "stored": _plain(result.stored),
+            "stored": plain(result.stored),
             "stored_dtype": np.array(result.stored.dtype.name),
             "head": np.array(head),
         }
         if result.bias is not None:
-            arrays["bias"] = _plain(result.bias)
+            arrays["bias"] = plain(result.bias)
             arrays["bias_dtype"] = np.array(result.bias.dtype.name)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two runs may share the folder
         with open(temporary, "wb") as file:
@@ -80,12 +80,12 @@ class Saved:
         return self._folder / f"{hashlib.sha256(str(key).encode()).hexdigest()[:24]}.npz"
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
+def plain(array: np.ndarray) -> np.ndarray:
     """.npy has no name for bfloat16 and the like: their bits."""
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
-def _bits(array: np.ndarray, dtype: str) -> np.ndarray:
+def from_bits(array: np.ndarray, dtype: str) -> np.ndarray:
     if array.dtype.name == dtype:
         return array
     import ml_dtypes

@@ -99,6 +99,15 @@ class Solved:
         message += "agreed less with the dense one on held-back samples"
         return [diagnostic("O24-132", message)]
 
+    def moved_bias(self, key: ValueKey) -> tuple[np.ndarray, np.ndarray] | None:
+        """The bias of a layer as it was and as solved, both as stored; None where it stays."""
+        result = self.results.get(key)
+        if result is None or result.bias is None or key in self.dense_again:
+            return None
+        bias = self.layers[key].bias
+        assert bias is not None
+        return bias.values, result.bias
+
 
 def can_be_judged(data: Calibration) -> bool:
     """Whether a part of the samples can be held back."""

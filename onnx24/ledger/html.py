@@ -36,18 +36,22 @@ def render_html(ledger: Ledger) -> str:
 
 
 def _plot(ledger: Ledger) -> str:
-    """Bars: the layer's time here and in the dense engine, or its work where nothing was timed."""
+    """Bars: the layer's time here and in the dense engine; where nothing was timed its work, and
+    without a model what it reads and writes."""
     timed = [row for row in ledger.rows if row.time_ms is not None]
     if timed:
         rows = sorted(timed, key=lambda row: -(row.time_ms or 0))[:_SHOWN]
         values = [[("dense", row.dense_ms), ("sparse", row.time_ms)] for row in rows]
         caption, unit = "time of each layer [ms], the longest first", "ms"
     else:
-        worked = [(row, row.layer.flops) for row in ledger.rows if row.layer and row.layer.flops]
-        worked.sort(key=lambda item: -item[1])
-        rows = [row for row, _ in worked[:_SHOWN]]
-        values = [[("work", flops / 1e6)] for _, flops in worked[:_SHOWN]]
-        caption, unit = "work of each layer [MFLOP], the largest first; nothing was timed", "MFLOP"
+        sizes, what, unit = _sizes(ledger.rows)
+        sized = sorted(
+            ((row, size) for row, size in zip(ledger.rows, sizes, strict=True) if size),
+            key=lambda item: -item[1],
+        )[:_SHOWN]
+        rows = [row for row, _ in sized]
+        values = [[(what, size)] for _, size in sized]
+        caption = f"{what} of each layer [{unit}], the largest first; no layer was timed"
     if not rows:
         return ""
     most = max(value or 0 for bars in values for _, value in bars) or 1.0
@@ -84,6 +88,14 @@ def _plot(ledger: Ledger) -> str:
         + "".join(parts)
         + "</svg></div>"
     )
+
+
+def _sizes(rows: Sequence[Row]) -> tuple[list[float], str, str]:
+    """A size of each row, 0 where it is not known; what that is, and its unit."""
+    work = [(row.layer.flops or 0) / 1e6 if row.layer else 0.0 for row in rows]
+    if any(work):
+        return work, "work", "MFLOP"
+    return [row.traffic_bytes / 1e3 for row in rows], "traffic", "kB"
 
 
 _COLOURS = {
@@ -132,7 +144,7 @@ def _cells(row: Row) -> Sequence[str]:
     shared = f' <span class="dim">of {row.shares} layers</span>' if row.shares > 1 else ""
     return [
         f"<td><code>{escape(row.name)}</code></td>",
-        f"<td>{shape_text(layer.shape) if layer else '–'}</td>",
+        f"<td>{shape_text(layer.shape) if layer and layer.weight else '–'}</td>",
         _number(layer.flops / 1e6 if layer and layer.flops is not None else None),
         f"<td>{marks[layer.is_24] if layer else '–'}</td>",
         f"<td>{why if layer else '–'}</td>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onnx24 import __version__
@@ -28,7 +28,8 @@ class Row:
     """One layer of the model. `layer`: None without a model, where the engine's layers are the
     rows. `shares`: how many rows ended up in the same layer of the engine, which has one time for
     all of them. builder_eligible, chosen: None where nothing says. time_ms, dense_ms: medians of
-    the engine's layer here and in the dense engine."""
+    the engine's layer here and in the dense engine. traffic_bytes: what the engine's layer reads
+    and writes, 0 where no file says."""
 
     name: str
     layer: ModelLayer | None
@@ -43,6 +44,7 @@ class Row:
     dense_ms: float | None = None
     reformats_before: int = 0
     reformats_after: int = 0
+    traffic_bytes: int = 0
 
     @property
     def gain(self) -> float | None:
@@ -67,7 +69,8 @@ class Row:
 class Ledger:
     """All rows, and what they add up to. counts: (eligible, chosen) as the builder's log numbers
     them, None where it does not. engine_layers: kernels of the engine; reformats: those of them
-    that only move data. profiled_ms: the sum of the layers' medians."""
+    that only move data. profiled_ms: the sum of the layers' medians; shares_ms: what of it went
+    into layers that hold a row ("rows"), that only move data ("moves"), and into the "rest"."""
 
     model: str
     target: str
@@ -79,6 +82,7 @@ class Ledger:
     latency: Summary | None = None
     dense_latency: Summary | None = None
     profiled_ms: float | None = None
+    shares_ms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -87,6 +91,7 @@ class Ledger:
         has = [row for row in self.rows if row.layer is not None]
         return {
             "layers": len(self.rows),
+            "with_weight": sum(bool(row.layer.weight) for row in has if row.layer),
             "eligible": sum(row.layer.eligible for row in has if row.layer),
             "weights_24": sum(bool(row.layer.is_24) for row in has if row.layer),
             "eligible_for_builder": sum(bool(row.builder_eligible) for row in self.rows),
@@ -112,6 +117,7 @@ class Ledger:
                 "latency": self.latency.to_json() if self.latency else None,
                 "dense_latency": self.dense_latency.to_json() if self.dense_latency else None,
                 "profiled_ms": self.profiled_ms,
+                "shares_ms": dict(self.shares_ms),
                 "notes": list(self.notes),
                 "rows": [row.to_json() for row in self.rows],
             }
@@ -152,8 +158,20 @@ def make_ledger(
         latency=Summary.of(engine.latencies_ms) if engine.latencies_ms else None,
         dense_latency=Summary.of(dense.latencies_ms) if dense.latencies_ms else None,
         profiled_ms=sum(t.median_ms for t in engine.profile) if engine.profile else None,
+        shares_ms=_shares_ms(engine, rows),
         notes=tuple(_notes(engine, dense, rows)),
     )
+
+
+def _shares_ms(engine: Engine, rows: Iterable[Row]) -> dict[str, float]:
+    """Where the profiled time went. Nothing without a profile."""
+    homes = {row.engine_layer for row in rows}
+    moves = {layer.name for layer in engine.known_layers() if layer.is_reformat}
+    shares = dict.fromkeys(("rows", "moves", "rest"), 0.0)
+    for time in engine.profile:
+        kind = "rows" if time.name in homes else "moves" if time.name in moves else "rest"
+        shares[kind] += time.median_ms
+    return shares if engine.profile else {}
 
 
 def _rows_of_model(
@@ -220,6 +238,7 @@ def _row(
         dense_ms=_median(dense.time_of(dense_where)) if dense_where else None,
         reformats_before=before,
         reformats_after=after,
+        traffic_bytes=where.traffic_bytes(),
     )
 
 

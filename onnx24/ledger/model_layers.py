@@ -1,4 +1,4 @@
-"""The layers of a model that multiply by a weight: sizes, work, and whether 2:4 is possible."""
+"""The layers of a model that multiply: sizes, work, and whether 2:4 is possible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 from onnx import ModelProto
 
 from onnx24.analysis.cache import AnalysisCache
@@ -15,15 +16,18 @@ from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.backends.base import Profile
 from onnx24.codes import CODES
+from onnx24.ir.index import NodeSite
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import ShapeTable, infer
+from onnx24.ir.weights import numpy_dtype
 from onnx24.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLayer:
-    """One product with a weight. k, n: reduction and output sizes [elements]; flops: two for each
-    multiplication and addition, at the sizes asked for; None where a size is not known.
+    """One product, of a weight or of two activations (`weight` is "" then). k, n: reduction and
+    output sizes [elements]; flops: two for each multiplication and addition, at the sizes asked
+    for; None where a size is not known.
     activation_bytes: what it reads and writes besides the weight; is_24: None where the question
     has no meaning. code, reason: why it cannot be sparse; code O24-101 where it can."""
 
@@ -44,14 +48,14 @@ class ModelLayer:
 
     @property
     def weight_bytes(self) -> int:
-        return math.prod(self.shape) * self.itemsize
+        return math.prod(self.shape) * self.itemsize if self.weight else 0
 
 
 def layers_of(
     model: Model, target: Target, shapes: Mapping[str, Profile]
 ) -> tuple[list[ModelLayer], list[str]]:
-    """Every product with a weight in document order, and the names of all nodes. Sizes are those
-    of the profiles' opt; an unknown size counts as 1."""
+    """Every product in document order, and the names of all nodes. Sizes are those of the profiles'
+    opt; an unknown size counts as 1."""
     cache = AnalysisCache()
     uses = cache.get(model, WeightUses)
     table = bound_shapes(model, shapes)
@@ -62,6 +66,7 @@ def layers_of(
             if use.kind == "product" and use.consumer is not None:
                 position = order.get(id(use.consumer.proto), len(order))
                 found.append((position, _layer(model, uses, table, verdict, use)))
+    found += [(order[id(site.proto)], _dynamic(table, site)) for site in uses.dynamic]
     found.sort(key=lambda item: item[0])
     return [layer for _, layer in found], [site.name for site in uses.index.nodes]
 
@@ -69,17 +74,18 @@ def layers_of(
 def _layer(
     model: Model, uses: WeightUses, table: ShapeTable, verdict: Verdict, use: WeightUse
 ) -> ModelLayer:
-    values = uses.read(model, verdict.key)
-    itemsize = values.dtype.itemsize
-    flops, moved = _work(table, use, values.shape, itemsize)
-    groups = use.k_axis_consumer is not None and use.K % 4 == 0
+    held = uses.tensors.get(verdict.key)
+    tensor = held if held is not None else uses.unheld[verdict.key][0]
+    shape, dtype = tuple(tensor.dims), numpy_dtype(tensor.data_type)
+    flops, moved = _work(table, use, shape, dtype.itemsize)
+    groups = held is not None and use.k_axis_consumer is not None and use.K % 4 == 0
     return ModelLayer(
         name=use.node,
         op=use.op,
         weight=verdict.key.name,
-        shape=values.shape,
-        dtype=str(verdict.facts.get("dtype", values.dtype.name)),
-        itemsize=itemsize,
+        shape=shape,
+        dtype=str(verdict.facts.get("dtype", dtype.name)),
+        itemsize=dtype.itemsize,
         k=use.K,
         n=use.N,
         flops=flops,
@@ -88,6 +94,35 @@ def _layer(
         eligible=verdict.eligible,
         code=verdict.code,
         reason=verdict.reason or CODES[verdict.code].title,
+    )
+
+
+def _dynamic(table: ShapeTable, site: NodeSite) -> ModelLayer:
+    """A product of two activations: QKᵀ and its like."""
+    node, scope = site.proto, site.scope
+    left, right, out = (_sizes(table, v, scope) for v in (*node.input[:2], node.output[0]))
+    data_type = table.dtype(node.input[0], scope)
+    dtype = numpy_dtype(data_type) if data_type else np.dtype(np.float32)
+    flops = moved = None
+    k = left[-1] if left and node.op_type == "MatMul" else 0
+    if left and right and out is not None and k:
+        flops = 2 * math.prod(out) * k
+        moved = sum(math.prod(sizes) for sizes in (left, right, out)) * dtype.itemsize
+    return ModelLayer(
+        name=site.name,
+        op=node.op_type,
+        weight="",
+        shape=(),
+        dtype=dtype.name,
+        itemsize=dtype.itemsize,
+        k=k,
+        n=right[-1] if right and len(right) > 1 and k else 0,
+        flops=flops,
+        activation_bytes=moved,
+        is_24=None,
+        eligible=False,
+        code="O24-117",
+        reason=CODES["O24-117"].title,
     )
 
 

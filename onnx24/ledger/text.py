@@ -46,16 +46,21 @@ def summary(ledger: Ledger) -> list[str]:
             f"builder's log: {eligible} layers eligible for sparse kernels, {chosen} chosen"
         )
     if any(row.layer for row in ledger.rows):
-        lines.append(
-            f"{funnel['layers']} layers with a weight: {funnel['eligible']} can be 2:4, "
-            f"{funnel['weights_24']} are"
-        )
+        text = f"{funnel['with_weight']} layers with a weight: {funnel['eligible']} can be 2:4, "
+        text += f"{funnel['weights_24']} are"
+        if activations := funnel["layers"] - funnel["with_weight"]:
+            text += f"; {activations} multiply two activations"
+        lines.append(text)
     if ledger.engine_layers:
         lines.append(
             f"engine: {ledger.engine_layers} kernels, {ledger.reformats} of them only move data"
         )
     if ledger.profiled_ms is not None:
-        lines.append(f"profiled: {ledger.profiled_ms:.4g} ms over all layers (medians)")
+        shares = ledger.shares_ms
+        lines.append(
+            f"profiled: {ledger.profiled_ms:.4g} ms (medians): {shares['rows']:.4g} in these "
+            f"layers, {shares['moves']:.4g} in copies, {shares['rest']:.4g} in others"
+        )
     measured = funnel["faster"] + funnel["not_faster"]
     if measured:
         lines.append(
@@ -86,7 +91,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     gain = "–" if row.gain is None else f"{row.gain:.2f}"
     return (
         row.name,
-        shape_text(layer.shape) if layer else "–",
+        shape_text(layer.shape) if layer and layer.weight else "–",
         _flops(layer.flops) if layer else "–",
         marks[layer.is_24] if layer else "–",
         ("yes" if layer.eligible else layer.code) if layer else marks[row.builder_eligible],

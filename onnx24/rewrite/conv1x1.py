@@ -303,7 +303,10 @@ class _GraphEdit(FormWriter):
         else:
             target = self.target([*ones, *sizes], label, "shape")
             out = None if swapped else result
-            reshaped = self.op("Reshape", label, step, [value, target], out)
+            is_computed = not isinstance(target, gs.Constant)
+            # Without it a size that is 0 at run time would be taken from the tokens.
+            attrs = {"allowzero": 1} if is_computed and self.plan.opset >= 14 else None
+            reshaped = self.op("Reshape", label, step, [value, target], out, attrs=attrs)
         if swapped:
             self.transpose(reshaped, rank, label, "channels_last", result)
         elif reshaped is value:

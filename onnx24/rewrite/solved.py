@@ -26,7 +26,6 @@ def put_solved(
     before. energy_kept: Σw² of the survivors, as they were, over Σw² of all. relative_error:
     ‖W − Ŵ‖ / ‖W‖. Both in the consumer's values."""
     key, use = verdict.key, verdict.products[0]
-    tensor = found.tensors[key]
     before = found.read(model, key)
     total, kept, lost = energies(consumer_view(before, use), consumer_view(result.stored, use))
     facts = {
@@ -35,13 +34,7 @@ def put_solved(
         "relative_error": math.sqrt(lost / total) if total else 0.0,
         **result.facts,
     }
-    if key in found.constants:  # the tensor of a Constant node is an attribute
-        name = tensor.name
-        model.weights.set_values(tensor, result.stored)
-        tensor.name = name
-        model.touch(Effects.STRUCTURE)
-    else:
-        model.weights.replace(key, result.stored)
+    found.replace(model, key, result.stored)
     if result.bias is not None:
         assert bias is not None
         put_bias(model, bias.node, bias.input, bias.name, result.bias)

@@ -193,11 +193,9 @@ class _Writer:
         node = next(n for n in graph.nodes if n.outputs and n.outputs[0].name == output)
         packed = self._weight(site)
         x, result = node.inputs[0], node.outputs[0]
-        if site.x != site.use.data:
-            dequantizer = x.inputs[0]
+        dequantizer = x.inputs[0] if site.x != site.use.data else None
+        if dequantizer is not None:
             x = dequantizer.inputs[0]
-        else:
-            dequantizer = None
         addend = self._addend(site, node)
         new: list[gs.Node] = []
         if attribute(site.site, "transA", 0):
@@ -208,41 +206,52 @@ class _Writer:
         product = result
         if addend is not None:
             product = gs.Variable(fresh(graph, f"{result.name}.product"), result.dtype)
-        new.append(
-            gs.Node(
-                OP,
-                node.name,
-                {
-                    "K": site.K,
-                    "N": site.N,
-                    "dtype": int(helper.np_dtype_to_tensor_dtype(site.dtype)),
-                    "out": site.out,
-                },
-                [x, packed.values, packed.metadata, packed.scale],
-                [product],
-                domain=DOMAIN,
-            )
-        )
+        new.append(self._operator(node.name, site, x, packed, product))
         if addend is not None:
-            beta = float(attribute(site.site, "beta", 1.0))
-            if beta != 1.0:
-                factor = np.array(beta, numpy_dtype(site.out))
-                name = fresh(graph, f"{result.name}.beta")
-                scaled = gs.Variable(fresh(graph, f"{result.name}.addend"), result.dtype)
-                inputs = [addend, gs.Constant(name, factor)]
-                new.append(gs.Node("Mul", "", {}, inputs, [scaled]))
-                addend = scaled
-            new.append(gs.Node("Add", "", {}, [product, addend], [result]))
+            new += self._sum(graph, site, product, addend, result)
         insert_before(graph, node, new)
-        gone = {id(node)}
-        if dequantizer is not None and not dequantizer.outputs[0].outputs:
-            shown = any(t is dequantizer.outputs[0] for g in walk(self._root) for t in g.outputs)
-            if not shown:
-                detach(dequantizer)
-                gone.add(id(dequantizer))
-        graph.nodes[:] = [other for other in graph.nodes if id(other) not in gone]
+        gone = [node, *([dequantizer] if self._is_idle(dequantizer) else [])]
+        for each in gone:
+            detach(each)
+        graph.nodes[:] = [n for n in graph.nodes if all(n is not each for each in gone)]
         self._drop_chain(site)
         return packed
+
+    @staticmethod
+    def _operator(
+        name: str, site: Packable, x: gs.Tensor, packed: _Packed, result: gs.Tensor
+    ) -> gs.Node:
+        attrs = {
+            "K": site.K,
+            "N": site.N,
+            "dtype": int(helper.np_dtype_to_tensor_dtype(site.dtype)),
+            "out": site.out,
+        }
+        inputs = [x, packed.values, packed.metadata, packed.scale]
+        return gs.Node(OP, name, attrs, inputs, [result], domain=DOMAIN)
+
+    @staticmethod
+    def _sum(
+        graph: Any, site: Packable, product: gs.Tensor, addend: gs.Tensor, result: gs.Tensor
+    ) -> list[gs.Node]:
+        """What a Gemm adds, times its beta."""
+        beta = float(attribute(site.site, "beta", 1.0))
+        if beta == 1.0:
+            return [gs.Node("Add", "", {}, [product, addend], [result])]
+        factor = gs.Constant(
+            fresh(graph, f"{result.name}.beta"), np.array(beta, numpy_dtype(site.out))
+        )
+        scaled = gs.Variable(fresh(graph, f"{result.name}.addend"), result.dtype)
+        return [
+            gs.Node("Mul", "", {}, [addend, factor], [scaled]),
+            gs.Node("Add", "", {}, [product, scaled], [result]),
+        ]
+
+    def _is_idle(self, node: gs.Node | None) -> bool:
+        """Whether nothing reads the node, and no graph shows its value."""
+        if node is None or node.outputs[0].outputs:
+            return False
+        return not any(t is node.outputs[0] for g in walk(self._root) for t in g.outputs)
 
     def _weight(self, site: Packable) -> _Packed:
         use = site.use

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def test_the_printed_command_exports_for_the_ledger(calib):
 def test_wrong_usage(arguments):
     result = invoke("build", VIT, "--shapes", "image:4x1x8x8", *arguments)
     assert result.exit_code == 2 and result.stdout == ""
+
+
+def test_a_timing_cache_is_never_the_model(tmp_path):
+    """Found by reading: TensorRT takes what is no cache for an empty one, and the new cache would
+    have been written over the model. A folder that is not there is said before the build."""
+    shutil.copy(VIT, tmp_path / "m.onnx")
+    for path, code in (("m.onnx", "O24-041"), ("absent/x.cache", "O24-040")):
+        result = invoke(
+            "build", tmp_path / "m.onnx", "--target", "sm86-rtx1", "--shapes", "image:4x1x8x8",
+            "--engine", tmp_path / "e.engine", "--timing-cache", tmp_path / path,
+        )  # fmt: skip
+        assert result.exit_code == 2 and code in result.stderr
+    assert (tmp_path / "m.onnx").read_bytes() == VIT.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @rtx

@@ -18,6 +18,7 @@ def test_a_table_on_stdout_and_nothing_on_stderr() -> None:
     result = invoke("ledger", VIT, "--log", RTX, "--shapes", "image:8x1x8x8")
     assert result.exit_code == 0 and result.stderr == ""
     assert "block0.up.matmul" in result.stdout and "14 layers with a weight" in result.stdout
+    assert "4 multiply two activations" in result.stdout
 
 
 def test_json(work: Path) -> None:
@@ -35,7 +36,8 @@ def test_output_file(work: Path, ending: str) -> None:
     text = Path(f"l.{ending}").read_text(encoding="utf-8")
     assert "block0.up.matmul" in text
     if ending == "json":
-        assert json.loads(text)["funnel"]["layers"] == 14
+        funnel = json.loads(text)["funnel"]
+        assert (funnel["layers"], funnel["with_weight"]) == (18, 14)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_output_file(work: Path, ending: str) -> None:
     [
         (["ledger"], "O24-043"),
         (["ledger", str(VIT)], "O24-043"),
+        (["ledger", "--log", str(RTX), "--shapes", "x:1x2"], "O24-043"),
         (["ledger", "--log", "absent.log"], "O24-048"),
         (["ledger", "--layers", str(RTX)], "O24-048"),
         (["ledger", "--log", str(RTX), "-o", "l.pdf"], "O24-043"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from ledger_support import RECORDED, net
 
@@ -98,9 +100,12 @@ def test_a_row_says_it_all() -> None:
     assert gemm.layer is not None and gemm.layer.is_24 is False
     assert [row.layer.is_24 for row in ledger.rows if row.layer] == [True] * 4 + [False]
     assert ledger.funnel == {
-        "layers": 5, "eligible": 5, "weights_24": 4, "eligible_for_builder": 5, "chosen": 3,
-        "faster": 1, "not_faster": 4, "not_measured": 0,
+        "layers": 5, "with_weight": 5, "eligible": 5, "weights_24": 4, "eligible_for_builder": 5,
+        "chosen": 3, "faster": 1, "not_faster": 4, "not_measured": 0,
     }  # fmt: skip
+    assert sum(ledger.shares_ms.values()) == pytest.approx(ledger.profiled_ms)
+    assert ledger.shares_ms["rows"] == pytest.approx(sum(row.time_ms for row in ledger.rows))
+    assert ledger.shares_ms["moves"] > 0
 
 
 def test_work_and_sizes() -> None:
@@ -111,6 +116,20 @@ def test_work_and_sizes() -> None:
     assert by_name["MatMul_8"].flops == 2 * 64 * 32 * 16
     assert by_name["MatMul_8"].activation_bytes == 4 * (64 * 32 + 64 * 16)
     assert (by_name["Gemm_10"].k, by_name["Gemm_10"].n) == (16, 10)
+
+
+def test_weights_that_no_tensor_holds_are_layers_too() -> None:
+    """A sparse initializer has no values that could be judged, and its layer has a row."""
+    proto = net().full_proto()
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name != "w10"]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    sparse = proto.graph.sparse_initializer.add(dims=[16, 10])
+    sparse.values.CopyFrom(onnx.numpy_helper.from_array(np.ones(1, np.float32), "w10"))
+    sparse.indices.CopyFrom(onnx.numpy_helper.from_array(np.zeros(1, np.int64)))
+    layers, _ = layers_of(Model.from_proto(proto), TARGET, {})
+    gemm = next(layer for layer in layers if layer.name == "Gemm_10")
+    assert gemm.shape == (16, 10) and gemm.is_24 is None and gemm.code == "O24-121"
 
 
 def test_the_profile_binds_dynamic_sizes(fixture_models) -> None:
@@ -127,7 +146,10 @@ def test_a_real_rtx_log_places_every_layer(fixture_models) -> None:
         model=Model.load(fixture_models["vit"].path),
         shapes={"image": Profile.static((8, 1, 8, 8))},
     )
-    assert len(ledger.rows) == 14 and all(row.engine_layer for row in ledger.rows)
+    assert len(ledger.rows) == 18 and all(row.engine_layer for row in ledger.rows)
+    scores = next(row for row in ledger.rows if row.name == "block0.scores")
+    assert scores.layer.code == "O24-117" and scores.layer.weight == ""
+    assert scores.layer.flops == 2 * 8 * 4 * 16 * 16 * 32 and scores.layer.k == 32
     up = next(row for row in ledger.rows if row.name == "block0.up.matmul")
     assert up.kind == "runtime_fusion" and "block0.up.matmul" not in up.fused_with
     query = next(row for row in ledger.rows if row.name == "block0.query.matmul")
@@ -231,7 +253,18 @@ def test_html_is_one_file_with_a_plot() -> None:
 
 def test_html_without_times_plots_the_work() -> None:
     page = render_html(make_ledger(Engine.read(log=recorded("trt-10.log")), TARGET, model=net()))
-    assert "nothing was timed" in page and page.count("<rect") == 5
+    assert "work of each layer [MFLOP]" in page and page.count("<rect") == 5
+
+
+@pytest.mark.parametrize("release", ["trt-8.6", "trt-10"])
+def test_html_of_files_alone_plots_the_traffic(release: str) -> None:
+    """--log, --layers and --times, without a model: run times are of the whole engine."""
+    files = {"log": f"{release}.log", "layers": f"{release}.layers.json"}
+    files["times"] = "sparse.times.json"
+    ledger = make_ledger(Engine.read(**{k: recorded(v) for k, v in files.items()}), TARGET)
+    page = render_html(ledger)
+    assert "traffic of each layer [kB]" in page and page.count("<rect") == len(ledger.rows)
+    assert "no layer was timed" in page and "over 40 runs" in page
 
 
 def test_names_are_escaped() -> None:

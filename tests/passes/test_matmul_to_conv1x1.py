@@ -73,6 +73,18 @@ def test_matmul(dims: str, expected: list[str]) -> None:
     assert "w" in {t.name for t in model.proto.graph.initializer}
 
 
+@pytest.mark.parametrize("sizes", [(2, 0), (0, 3), (0, 0)])
+def test_what_is_empty_at_run_time_stays_so(sizes: tuple[int, int]) -> None:
+    """Found by random models: a Reshape without allowzero took the size that was 0 from the
+    tokens."""
+    model = text_model(
+        "g (float[M,L,8] x) => (float[M,L,6] y) { y = MatMul(x, w) }", weights={"w": W}
+    )
+    apply(model, MatmulToConv1x1(when=When.ALWAYS))
+    (result,) = outputs(model, {"x": np.zeros((*sizes, K), np.float32)}).values()
+    assert result.shape == (*sizes, N)
+
+
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("shape", [(N,), (1, N), (1, 1, N)])
 def test_bias_is_taken_in(shape: tuple[int, ...], swap: bool) -> None:

@@ -141,9 +141,10 @@ def rtx_builds(model: Path, engine: Path) -> str | None:
         return None
     shapes = {}
     for value in Model.load(model).proto.graph.input:
-        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        if min(dims, default=1) < 1:
-            low, high = ([d if d > 0 else n for d in dims] for n in (1, 8))
+        sizes = value.type.tensor_type.shape.dim
+        dims = [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else -1 for d in sizes]
+        if -1 in dims:
+            low, high = ([n if d == -1 else d for d in dims] for n in (1, 8))
             shapes[value.name] = backends.Profile(tuple(low), tuple(low), tuple(high))
     try:
         rtx.build(model, load("sm86-rtx1"), engine=engine, shapes=shapes, timeout_s=300)
