@@ -57,7 +57,9 @@ def not_less(typing: Any, array: Any, i: Any, j: Any, bits: Any) -> Any:
         kind = signature.args[0]
         a = _magnitudes(context, builder, kind, values, at, mask)
         b = _magnitudes(context, builder, kind, values, other, mask)
-        return builder.bitcast(builder.icmp_unsigned(">=", a, b), ir.IntType(LANES))
+        # Without their signs both are at least 0, and AVX2 has this comparison and no other.
+        less = builder.icmp_signed(">", b, a)
+        return builder.not_(builder.bitcast(less, ir.IntType(LANES)))
 
     return types.uint64(array, types.intp, types.intp, array.dtype), generate
 
