@@ -130,6 +130,16 @@ def add_squares(values: np.ndarray, columns: np.ndarray) -> None:
     _kernels()["add_squares"](values, columns)
 
 
+def checksum(
+    words: np.ndarray, keys: np.ndarray, first: int, step: np.uint64, factor: np.uint64
+) -> np.ndarray:
+    """The sums of ir.checksum for whole blocks, of which the first is number `first`. words:
+    uint64; keys: uint64, [2, words of a block]."""
+    sums = np.zeros(2, np.uint64)
+    _kernels()["checksum"](words, keys[0], keys[1], np.uint64(first), step, factor, sums)
+    return sums
+
+
 def widen(values: np.ndarray, magnitude: int, shift: int, wide: np.ndarray) -> None:
     """Write the magnitudes of the flat bits `values`, shifted left, into `wide`: uint32."""
     _kernels()["widen"](values, values.dtype.type(magnitude), np.uint32(shift), wide)
@@ -337,6 +347,26 @@ def _kernels() -> dict[str, Any]:
                 v = np.float64(row[i])
                 columns[i] += v * v
 
+    @_jit
+    def checksum(words, keys0, keys1, number, step, factor, sums):
+        low, half = u64(0xFFFF_FFFF), u64(32)
+        total0 = total1 = u64(0)
+        for start in range(0, words.size, keys0.size):
+            block = words[start : start + keys0.size]
+            m0 = m1 = number * step
+            for i in range(block.size):
+                a, b = block[i], block[i] >> half
+                m0 += ((a + keys0[i]) & low) * ((b + (keys0[i] >> half)) & low)
+                m1 += ((a + keys1[i]) & low) * ((b + (keys1[i] >> half)) & low)
+            for _ in range(2):
+                m0 = (m0 ^ (m0 >> half)) * factor
+                m1 = (m1 ^ (m1 >> half)) * factor
+            total0 += m0 ^ (m0 >> half)
+            total1 += m1 ^ (m1 >> half)
+            number += u64(1)
+        sums[0] += total0
+        sums[1] += total1
+
     from onnx24.sparsity._vectors import middle, near, rows
 
     functions = (
@@ -350,5 +380,6 @@ def _kernels() -> dict[str, Any]:
         survey_24,
         widen,
         add_squares,
+        checksum,
     )
     return {function.__name__: function for function in functions}
