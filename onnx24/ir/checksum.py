@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from onnx24.sparsity import _numba
 
-__all__ = ["BLOCK_BYTES", "Checksum"]
+__all__ = ["BLOCK_BYTES", "checksum_part", "total_of"]
 
 BLOCK_BYTES = 4096
 _WORDS = BLOCK_BYTES // 8
@@ -41,30 +42,13 @@ _BLOCKS = 32
 """Blocks that numpy works on at a time: a few arrays of 128 KiB."""
 
 
-class Checksum:
-    """The sum of the blocks that were added."""
-
-    def __init__(self) -> None:
-        self._sums = np.zeros(2, np.uint64)
-
-    def add(self, data: np.ndarray, at: int, *, compiled: bool = False) -> None:
-        """Add the flat contiguous `data`, which begins `at` bytes behind the payload's beginning:
-        whole blocks, unless it ends with the payload. compiled: by numba; the same sum.
-
-        Raises: ValueError where it begins inside a block.
-        """
-        self._sums += checksum_part(data, at, compiled=compiled)
-
-    def add_part(self, part: np.ndarray) -> None:
-        """Add what `checksum_part` found."""
-        self._sums += part
-
-    def hexdigest(self) -> str:
-        return self._sums.astype("<u8").tobytes().hex()
-
-
 def checksum_part(data: np.ndarray, at: int, *, compiled: bool = False) -> np.ndarray:
-    """What a part of a payload adds to its checksum: uint64 [2]. As `Checksum.add`."""
+    """What a part of a payload adds to its checksum: uint64 [2]. data: flat, contiguous, `at` bytes
+    behind the payload's beginning; whole blocks, unless it ends with the payload. compiled: by
+    numba; the same sums.
+
+    Raises: ValueError where it begins inside a block.
+    """
     if at % BLOCK_BYTES:
         raise ValueError(f"a part begins {at} bytes behind the beginning, inside of a block")
     raw = data.reshape(-1).view(np.uint8)
@@ -76,6 +60,14 @@ def checksum_part(data: np.ndarray, at: int, *, compiled: bool = False) -> np.nd
         last[: raw.size - whole] = raw[whole:]
         sums += _sums(last, first + whole // BLOCK_BYTES, compiled)
     return sums
+
+
+def total_of(parts: Iterable[np.ndarray]) -> str:
+    """The checksum of a payload in hex, given what its parts add to it, in any order."""
+    total = np.zeros(2, np.uint64)
+    for part in parts:
+        total += part
+    return total.astype("<u8").tobytes().hex()
 
 
 def _sums(raw: np.ndarray, first: int, compiled: bool) -> np.ndarray:

@@ -18,11 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from onnx24.sparsity._numba import _jit
+
+try:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+except ModuleNotFoundError as err:
+    raise ImportError("compiled kernels need numba: pip install 'onnx24[fast]'") from err
 
 LANES = 64
 
