@@ -114,12 +114,14 @@ def generate(folder: Path, size_bytes: int, dtype: str, *, seed: int = 0) -> Pat
 
 def measure(arguments: list[str]) -> Usage:
     """Run the command line as a process and watch it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installation has its bytecode
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
     )
     peak = anonymous = 0
     while True:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -84,12 +83,11 @@ def survey(
 ) -> tuple[np.ndarray, int, int]:
     """(column sums of squares, zeros, the largest magnitude's bits) of flat bits; see
     metrics.survey. Squares and sums are float32, as numpy's."""
-    sums, zeros = np.zeros(columns, np.float32), np.zeros(columns, np.uint32)
-    most = np.zeros(columns, values.dtype)
-    _kernels()["survey"](
-        values, values.dtype.type(magnitude), np.uint32(shift), np.float32(scale), sums, zeros, most
+    sums = np.zeros(columns, np.float32)
+    zeros, most = _kernels()["survey"](
+        values, values.dtype.type(magnitude), np.uint32(shift), np.float32(scale), sums
     )
-    return sums, int(zeros.sum()), int(most.max())
+    return sums, int(zeros), int(most)
 
 
 def survey_24(
@@ -97,31 +95,16 @@ def survey_24(
 ) -> tuple[np.ndarray, bool]:
     """(column sums of squares as `survey`'s, whether all groups have two nonzeros at most)."""
     sums = np.zeros(columns, np.float32)
-    broken = np.zeros(columns, np.uint8)
-    nonzero = _scratch(values.size + 3 * stride)
-    nonzero[values.size :] = 0
-    _kernels()["survey_24"](
-        values,
-        values.dtype.type(magnitude),
-        np.uint32(shift),
-        np.float32(scale),
-        sums,
-        stride,
-        nonzero,
-        _firsts(1 << max(18, values.size.bit_length()), stride)[: values.size],
-        broken,
-    )
-    return sums, not broken.any()
-
-
-_kept = threading.local()
-
-
-def _scratch(size: int) -> np.ndarray:
-    """Bytes of this thread, used again: fresh memory costs a page fault a page."""
-    if len(getattr(_kept, "bytes", b"")) < size:
-        _kept.bytes = np.empty(size, np.uint8)
-    return _kept.bytes[:size]
+    bits = values.dtype.type(magnitude)
+    arguments = values, bits, np.uint32(shift), np.float32(scale), sums
+    if stride < _ROW:
+        period = math.lcm(_ROW, 4 * stride)
+        first, _, _ = _in_rows_before(period, stride)
+        whole = max(0, values.size - 3 * stride) // period * period
+        rest = np.zeros(values.size - whole + 3 * stride + _ROW, values.dtype)
+        rest[: values.size - whole] = values[whole:]
+        return sums, bool(_kernels()["survey_24_near"](*arguments, stride, first, whole, rest))
+    return sums, bool(_kernels()["survey_24_rows"](*arguments, stride))
 
 
 def add_squares(values: np.ndarray, columns: np.ndarray) -> None:
@@ -303,38 +286,6 @@ def _kernels() -> dict[str, Any]:
         return zeros, special, violating
 
     @_jit
-    def survey(x, bits, shift, scale, sums, zeros, most):
-        for start in range(0, x.size, sums.size):
-            row = x[start : start + sums.size]
-            for i in range(row.size):
-                t = row[i] & bits
-                v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
-                sums[i] += v * v
-                zeros[i] += np.uint32(t == 0)
-                most[i] = max(most[i], t)
-
-    @_jit
-    def survey_24(x, bits, shift, scale, sums, stride, nonzero, firsts, broken):
-        for start in range(0, x.size, sums.size):
-            row, flags = x[start : start + sums.size], nonzero[start : start + sums.size]
-            for i in range(row.size):
-                t = row[i] & bits
-                v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
-                sums[i] += v * v
-                flags[i] = t != 0
-        for start in range(0, x.size, broken.size):
-            first, n = firsts[start : start + broken.size], min(broken.size, x.size - start)
-            wa, wb, wc, wd = (
-                nonzero[start:],
-                nonzero[start + stride :],
-                nonzero[start + 2 * stride :],
-                nonzero[start + 3 * stride :],
-            )
-            for i in range(n):
-                a, b, c, d = wa[i], wb[i], wc[i], wd[i]
-                broken[i] |= ((a & b & (c | d)) | (c & d & (a | b))) & first[i]
-
-    @_jit
     def widen(x, bits, shift, wide):
         for i in range(x.size):
             wide[i] = np.uint32(x[i] & bits) << shift
@@ -367,7 +318,14 @@ def _kernels() -> dict[str, Any]:
         sums[0] += total0
         sums[1] += total1
 
-    from onnx24.sparsity._vectors import middle, near, rows
+    from onnx24.sparsity._vectors import (
+        middle,
+        near,
+        rows,
+        survey,
+        survey_24_near,
+        survey_24_rows,
+    )
 
     functions = (
         quads,
@@ -377,7 +335,8 @@ def _kernels() -> dict[str, Any]:
         rows,
         count,
         survey,
-        survey_24,
+        survey_24_near,
+        survey_24_rows,
         widen,
         add_squares,
         checksum,

@@ -86,6 +86,19 @@ def keep_only(typing: Any, array: Any, i: Any, keep: Any) -> Any:
 
 
 @_instruction
+def nonzero(typing: Any, array: Any, i: Any, bits: Any) -> Any:
+    """nonzero(array, i, bits) -> uint64: bit n says whether the magnitude at i + n is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, at, mask = arguments
+        found = _magnitudes(context, builder, signature.args[0], values, at, mask)
+        some = builder.icmp_unsigned("!=", found, ir.Constant(found.type, None))
+        return builder.bitcast(some, ir.IntType(LANES))
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@_instruction
 def word(typing: Any, array: Any, i: Any) -> Any:
     """array[i], where i is known to be in it: numba would ask whether i is negative."""
 
@@ -194,3 +207,76 @@ def middle(x, size, bits, row, first, half, later, seen):
             behind = (word(next2, v2 + w) << p2) | (word(next2, v2 + w - 1) >> bit >> q2)
             lost = l3 | (word(next1, v1 + w) << p1) | (word(next1, v1 + w - 1) >> bit >> q1)
             keep_only(x, i, _majority(one, n2 | ~(behind | in_half), ~lost))
+
+
+@_jit
+def survey(x, bits, shift, scale, sums):
+    """Adds squares to `sums`, value i to column i mod sums.size. Returns: (zeros, the largest
+    magnitude)."""
+    zeros, most = np.uint64(0), bits & ~bits
+    for start in range(0, x.size, sums.size):
+        row = x[start : start + sums.size]
+        zero, largest = np.uint32(0), most
+        for i in range(row.size):
+            t = row[i] & bits
+            v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
+            sums[i] += v * v
+            zero += np.uint32(t == 0)
+            largest = max(largest, t)
+        zeros += np.uint64(zero)
+        most = largest
+    return zeros, most
+
+
+@_jit
+def _add_squares(x, bits, shift, scale, sums):
+    for start in range(0, x.size, sums.size):
+        row = x[start : start + sums.size]
+        for i in range(row.size):
+            v = np.uint32(np.uint32(row[i] & bits) << shift).view(np.float32) * scale
+            sums[i] += v * v
+
+
+@_jit
+def _more_than_two(a, b, c, d):
+    return (a & b & (c | d)) | (c & d & (a | b))
+
+
+@_jit
+def survey_24_rows(x, bits, shift, scale, sums, row):
+    """As `survey`. Returns: whether no group of rows of 64 values and more has over two nonzeros.
+    Shares nothing with what prunes but how it reads."""
+    broken = np.uint64(0)
+    for start in range(0, x.size, 4 * row):
+        for column in range(0, row, 64):
+            i = start + min(column, row - 64)
+            a, b = nonzero(x, i, bits), nonzero(x, i + row, bits)
+            c, d = nonzero(x, i + 2 * row, bits), nonzero(x, i + 3 * row, bits)
+            broken |= _more_than_two(a, b, c, d)
+    _add_squares(x, bits, shift, scale, sums)
+    return broken == 0
+
+
+@_jit
+def survey_24_near(x, bits, shift, scale, sums, row, first, whole, rest):
+    """The same for shorter rows. first: as for `near`; whole: values that are looked at where they
+    are, the others in `rest`, which ends in zeros."""
+    broken = np.uint64(0)
+    if 64 % (4 * row) == 0:  # a word holds whole blocks
+        shift1, shift2, shift3 = np.uint64(row), np.uint64(2 * row), np.uint64(3 * row)
+        for i in range(0, whole, 64):
+            a = nonzero(x, i, bits)
+            broken |= _more_than_two(a, a >> shift1, a >> shift2, a >> shift3) & word(first, 0)
+        whole = 0
+    for start in range(0, whole, 64 * first.size):
+        for w in range(first.size):
+            i = start + 64 * w
+            a, b = nonzero(x, i, bits), nonzero(x, i + row, bits)
+            c, d = nonzero(x, i + 2 * row, bits), nonzero(x, i + 3 * row, bits)
+            broken |= _more_than_two(a, b, c, d) & word(first, w)
+    for i in range(0, rest.size - 3 * row - 63, 64):
+        a, b = nonzero(rest, i, bits), nonzero(rest, i + row, bits)
+        c, d = nonzero(rest, i + 2 * row, bits), nonzero(rest, i + 3 * row, bits)
+        broken |= _more_than_two(a, b, c, d) & word(first, i // 64 % first.size)
+    _add_squares(x, bits, shift, scale, sums)
+    return broken == 0
