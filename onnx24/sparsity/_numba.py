@@ -79,15 +79,15 @@ def count(values: np.ndarray, stride: int, magnitude: int, nonfinite: int) -> tu
 
 
 def survey(
-    values: np.ndarray, columns: int, magnitude: int, shift: int, scale: float
+    values: np.ndarray, columns: int, magnitude: int, least: int, shift: int, scale: float
 ) -> tuple[np.ndarray, int, int]:
-    """(column sums of squares, zeros, the largest magnitude's bits) of flat bits; see
-    metrics.survey. Squares and sums are float32, as numpy's."""
-    sums = np.zeros(columns, np.float32)
-    zeros, most = _kernels()["survey"](
-        values, values.dtype.type(magnitude), np.uint32(shift), np.float32(scale), sums
+    """(column sums of squares, zeros, values from the bits `least` up) of flat bits; see
+    metrics.survey. Squares and sums are float32, as numpy's; columns: a multiple of 64."""
+    sums, scalar = np.zeros(columns, np.float32), values.dtype.type
+    zeros, nonfinite = _kernels()["survey"](
+        values, scalar(magnitude), scalar(least), np.uint32(shift), np.float32(scale), sums
     )
-    return sums, int(zeros), int(most)
+    return sums, int(zeros), int(nonfinite)
 
 
 def survey_24(

@@ -45,10 +45,15 @@ def _at(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
 
 def _magnitudes(context: Any, builder: Any, kind: Any, array: Any, index: Any, bits: Any) -> Any:
     values = builder.load(_at(context, builder, kind, array, index), align=kind.dtype.bitwidth // 8)
-    place = ir.VectorType(ir.IntType(32), LANES)
-    nothing = ir.Constant(values.type, ir.Undefined)
-    one = builder.insert_element(nothing, bits, ir.Constant(ir.IntType(32), 0))
-    return builder.and_(values, builder.shuffle_vector(one, nothing, ir.Constant(place, None)))
+    return builder.and_(values, _splat(builder, values.type, bits))
+
+
+def _splat(builder: Any, vector: Any, value: Any) -> Any:
+    """The value in every lane."""
+    places = ir.VectorType(ir.IntType(32), LANES)
+    nothing = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(places, None))
 
 
 @_instruction
@@ -96,6 +101,56 @@ def nonzero(typing: Any, array: Any, i: Any, bits: Any) -> Any:
         return builder.bitcast(some, ir.IntType(LANES))
 
     return types.uint64(array, types.intp, array.dtype), generate
+
+
+@_instruction
+def at_least(typing: Any, array: Any, i: Any, bits: Any, least: Any) -> Any:
+    """at_least(array, i, bits, least) -> uint64: bit n says whether the magnitude at i + n is."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, at, mask, bound = arguments
+        found = _magnitudes(context, builder, signature.args[0], values, at, mask)
+        less = builder.icmp_signed(">", _splat(builder, found.type, bound), found)
+        return builder.not_(builder.bitcast(less, ir.IntType(LANES)))
+
+    return types.uint64(array, types.intp, array.dtype, array.dtype), generate
+
+
+@_instruction
+def ones(typing: Any, bits: Any) -> Any:
+    """ones(bits) -> int64: how many bits of a word are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
+@_instruction
+def square(
+    typing: Any, array: Any, i: Any, bits: Any, shift: Any, scale: Any, sums: Any, j: Any
+) -> Any:
+    """Adds to sums[j + n] the square of the float32 that the magnitude at i + n is, once it is
+    shifted and scaled."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, at, mask, places, factor, target, column = arguments
+        wide, real = (ir.VectorType(kind, LANES) for kind in (ir.IntType(32), ir.FloatType()))
+        found = _magnitudes(context, builder, signature.args[0], values, at, mask)
+        if found.type.element.width < 32:
+            found = builder.zext(found, wide)
+        value = builder.bitcast(builder.shl(found, _splat(builder, wide, places)), real)
+        value = builder.fmul(value, _splat(builder, real, factor))
+        data = context.make_array(signature.args[5])(context, builder, target).data
+        place = builder.bitcast(builder.gep(data, [column]), real.as_pointer())
+        total = builder.fadd(builder.load(place, align=4), builder.fmul(value, value))
+        builder.store(total, place, align=4)
+        return context.get_dummy_value()
+
+    signature = types.none(
+        array, types.intp, array.dtype, types.uint32, types.float32, sums, types.intp
+    )
+    return signature, generate
 
 
 @_instruction
@@ -210,31 +265,30 @@ def middle(x, size, bits, row, first, half, later, seen):
 
 
 @_jit
-def survey(x, bits, shift, scale, sums):
-    """Adds squares to `sums`, value i to column i mod sums.size. Returns: (zeros, the largest
-    magnitude)."""
-    zeros, most = np.uint64(0), bits & ~bits
-    for start in range(0, x.size, sums.size):
-        row = x[start : start + sums.size]
-        zero, largest = np.uint32(0), most
-        for i in range(row.size):
-            t = row[i] & bits
-            v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
-            sums[i] += v * v
-            zero += np.uint32(t == 0)
-            largest = max(largest, t)
-        zeros += np.uint64(zero)
-        most = largest
-    return zeros, most
+def _add_squares(x, bits, shift, scale, sums):
+    """Adds squares to `sums`, value i to column i mod sums.size, which 64 divides."""
+    whole = x.size - x.size % 64
+    for i in range(0, whole, 64):
+        square(x, i, bits, shift, scale, sums, i % sums.size)
+    for i in range(whole, x.size):
+        v = np.uint32(np.uint32(x[i] & bits) << shift).view(np.float32) * scale
+        sums[i % sums.size] += v * v
 
 
 @_jit
-def _add_squares(x, bits, shift, scale, sums):
-    for start in range(0, x.size, sums.size):
-        row = x[start : start + sums.size]
-        for i in range(row.size):
-            v = np.uint32(np.uint32(row[i] & bits) << shift).view(np.float32) * scale
-            sums[i] += v * v
+def survey(x, bits, least, shift, scale, sums):
+    """Returns: (zeros, magnitudes of at least `least`); squares are added to `sums`."""
+    zeros = x.size
+    large = 0
+    whole = x.size - x.size % 64
+    for i in range(0, whole, 64):
+        zeros -= ones(nonzero(x, i, bits))
+        large += ones(at_least(x, i, bits, least))
+    for i in range(whole, x.size):
+        zeros -= (x[i] & bits) != 0
+        large += (x[i] & bits) >= least
+    _add_squares(x, bits, shift, scale, sums)
+    return zeros, large
 
 
 @_jit
