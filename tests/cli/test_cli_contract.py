@@ -33,7 +33,9 @@ def test_the_program_imports_nothing_heavy_for_help_and_usage_errors() -> None:
         assert done.stderr.splitlines()[-1] == f"{code} []", arguments
 
 
-def test_pruning_by_magnitude_imports_no_solver_and_no_runtime(work: Path, model_path: Path) -> None:
+def test_pruning_by_magnitude_imports_no_solver_and_no_runtime(
+    work: Path, model_path: Path
+) -> None:
     script = (
         "import sys\nfrom onnx24.cli.app import run\n"
         "code = run(sys.argv[1:])\n"
