@@ -1,17 +1,16 @@
 """A model larger than the memory that may be used: peak memory and speed of `onnx24 prune24`.
 
     python benchmarks/huge_model.py [--gib 6] [--dtype float32 float16] [--rounds 5] [--cold]
-                                    [--layout external embedded] [--others] [--unrecorded]
-                                    [--folder DIR]
+                                    [--layout external embedded] [--others] [--folder DIR]
+                                    [--provenance auto|full|fast|off ...]
 
 Generates a model with external data (MatMul, Gemm and Conv weights), prunes it by magnitude as a
 process, and copies its data file with shutil.copyfile, in turn, several times, each after a sync
 and with the input in the page cache (`--cold`: dropped from it); medians are compared. Peaks are
 those of the process: VmHWM, which counts mapped pages, and the largest RssAnon that was seen in
-/proc/PID/status. `--unrecorded` leaves out the sha256 of input and output that the output's
-metadata record, which take longer than all else. `--others` also runs inspect, check24 and
-canonicalize. Writes one line of markdown a row. Needs about three times the size on disk; Linux
-only.
+/proc/PID/status. `--provenance` is the command's: what of input and output is digested (auto: what
+users get). `--others` also runs inspect, check24 and canonicalize. Writes one line of markdown a
+row, and the shortest of all runs below it. Needs about three times the size on disk; Linux only.
 """
 
 from __future__ import annotations
@@ -113,23 +112,16 @@ def generate(folder: Path, size_bytes: int, dtype: str, *, seed: int = 0) -> Pat
     return path
 
 
-# The command line without the sha256 of input and output, which are part of the output's record.
-UNRECORDED = """
-from onnx24.cli import compiling, main
-compiling._record = lambda *arguments: None
-main()
-"""
-
-
-def measure(arguments: list[str], *, recorded: bool = True) -> Usage:
+def measure(arguments: list[str]) -> Usage:
     """Run the command line as a process and watch it."""
-    program = [str(ROOT / "cli.py")] if recorded else ["-c", UNRECORDED]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installation has its bytecode
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *program, *arguments],
+        [sys.executable, str(ROOT / "cli.py"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
     )
     peak = anonymous = 0
     while True:
@@ -181,7 +173,7 @@ def copy(source: Path, target: Path) -> Usage:
 
 
 def compare(
-    path: Path, data: Path, rounds: int, *, cold: bool, recorded: bool
+    path: Path, data: Path, rounds: int, *, cold: bool, provenance: str
 ) -> tuple[list[Usage], list[Usage]]:
     """Copy and prune in turn."""
     copied, pruned = [], []
@@ -192,7 +184,8 @@ def compare(
         copied.append(copy(data, beside))
         beside.unlink()
         _ready(data, cold=cold)
-        pruned.append(measure(["prune24", str(path), "-o", str(out)], recorded=recorded))
+        arguments = ["prune24", str(path), "-o", str(out), "--provenance", provenance]
+        pruned.append(measure(arguments))
         written = out.with_name("pruned.onnx.data")
         for file in (out, written):
             file.unlink(missing_ok=True)
@@ -243,7 +236,7 @@ def main() -> None:
     parser.add_argument("--layout", nargs="+", default=["external"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="with the input out of the page cache")
-    parser.add_argument("--unrecorded", action="store_true", help="without digests of the values")
+    parser.add_argument("--provenance", nargs="+", default=["auto"], help="as the command's")
     parser.add_argument("--others", action="store_true", help="measure other commands, too")
     parser.add_argument("--folder", type=Path, help="where the files go for the time being")
     args = parser.parse_args()
@@ -254,7 +247,8 @@ def main() -> None:
                 data = path.with_name("model.data")
                 if layout == "embedded":
                     path = data = in_process(embed, path)
-                report(path, data, dtype, layout, args)
+                for provenance in args.provenance:
+                    report(path, data, dtype, layout, provenance, args)
 
 
 def in_process(function: Callable[..., Path], *arguments: object) -> Path:
@@ -264,14 +258,14 @@ def in_process(function: Callable[..., Path], *arguments: object) -> Path:
         return pool.apply(function, arguments)
 
 
-def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Namespace) -> None:
+def report(
+    path: Path, data: Path, dtype: str, layout: str, provenance: str, args: argparse.Namespace
+) -> None:
     size = data.stat().st_size
     cache = "cold" if args.cold else "warm"
-    record = ", unrecorded" if args.unrecorded else ""
+    record = "" if provenance == "auto" else f", provenance {provenance}"
     if args.rounds:
-        copied, pruned = compare(
-            path, data, args.rounds, cold=args.cold, recorded=not args.unrecorded
-        )
+        copied, pruned = compare(path, data, args.rounds, cold=args.cold, provenance=provenance)
         medians = [
             statistics.median(getattr(usage, key) for usage in runs)
             for runs in (copied, pruned)
@@ -289,6 +283,16 @@ def report(path: Path, data: Path, dtype: str, layout: str, args: argparse.Names
         pairs = zip(copied, pruned, strict=True)
         spread = ", ".join(f"{a.seconds:.2f}/{b.seconds:.2f}" for a, b in pairs)
         print(f"  copy/prune24 [s]: {spread}", flush=True)
+        least = [
+            min(getattr(usage, key) for usage in runs)
+            for key in ("seconds", "cpu_s")
+            for runs in (copied, pruned)
+        ]
+        print(
+            f"  shortest: {least[0]:.2f}/{least[1]:.2f} s, ratio {least[0] / least[1]:.2f}; "
+            f"CPU {least[2]:.2f}/{least[3]:.2f} s",
+            flush=True,
+        )
     for name, usage in others(path) if args.others else []:
         print(
             f"| {name}, {layout} {dtype}, {size / 2**30:.2f} GiB | {usage.seconds:.2f} "

@@ -22,9 +22,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-import networkx as nx
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -39,6 +38,9 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import scopes
 from onnx24.ir.shapes import Dim, value_type
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["Axis", "Consumer", "Coupling", "Factor", "Group", "Member", "Refusal"]
 
@@ -349,6 +351,8 @@ class _Builder:
     # --- classes of axes -----------------------------------------------------------------------
     def _join(self) -> None:
         """Axes that are tied become one class."""
+        import networkx as nx
+
         graph = nx.Graph()
         graph.add_nodes_from(self._sizes)
         for _, relations in self._relations:
@@ -426,6 +430,8 @@ class _Builder:
 
     # --- components of atoms -------------------------------------------------------------------
     def _groups(self) -> Coupling:
+        import networkx as nx
+
         graph = nx.Graph()
         sizes: dict[_Atom, int] = {}
         for number, cls in enumerate(self._classes):

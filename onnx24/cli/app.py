@@ -178,6 +178,7 @@ def compile(
     timeout: o.Timeout = None,
     report: o.ReportFile = None,
     external: o.External = "auto",
+    provenance: o.Provenance = "auto",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
     ] = True,
@@ -213,6 +214,7 @@ def compile(
             timeout_s=timeout,
             reports=tuple(report or ()),
             external=external,
+            provenance=provenance,
             verify=verify,
             effort=Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir),
             as_json=json,
@@ -275,6 +277,7 @@ def opt(
     ] = None,
     report: o.ReportFile = None,
     external: o.External = "auto",
+    provenance: o.Provenance = "auto",
     memory: o.Memory = DEFAULT_MEMORY,
     workers: o.Workers = None,
     executor: o.Executor = "local",
@@ -304,6 +307,7 @@ def opt(
             stop_after=stop_after,
             reports=tuple(report or ()),
             external=external,
+            provenance=provenance,
             effort=Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir),
             as_json=json,
         )

@@ -32,6 +32,7 @@ from onnx24.cli.files import (
     check_external,
     check_model_output,
     check_output,
+    check_provenance,
     check_reports,
     output_path,
     write_reports,
@@ -90,6 +91,7 @@ class OptRequest:
     stop_after: int | None = None
     reports: tuple[str, ...] = ()
     external: str = "auto"
+    provenance: str = "auto"
     effort: Effort = field(default_factory=Effort)
     as_json: bool = False
 
@@ -113,6 +115,7 @@ class CompileRequest:
     timeout_s: float | None = None
     reports: tuple[str, ...] = ()
     external: str = "auto"
+    provenance: str = "auto"
     verify: bool = True
     effort: Effort = field(default_factory=Effort)
     as_json: bool = False
@@ -133,6 +136,7 @@ def run_pipeline(request: OptRequest) -> int:
     if writes:
         check_model_output(out, source, as_json=request.as_json)
     check_external(request.external, out)
+    check_provenance(request.provenance)
     check_reports(request.reports, source)
     named = [("-o", out if writes else None), *(("--report", path) for path in request.reports)]
     check_distinct(named)
@@ -145,6 +149,7 @@ def run_pipeline(request: OptRequest) -> int:
     calibration = load_samples(request.calib, model, profiles, request.seed)
     timing = Timing()
     numeric = Numeric(calibration)
+    recorder = _Recorder(model, facts, request.provenance) if writes else None
     if writes:
         model.stage(out, external=_external(request.external))
     hooks = _instruments(request, pipeline, console)
@@ -162,8 +167,8 @@ def run_pipeline(request: OptRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
-    if writes:
-        _record(model, result, target, facts, calibration, verdicts)
+    if recorder:
+        recorder.record(result, target, calibration, verdicts)
         model.save(out, external=_external(request.external))
     report = build_report(
         command=request.command,
@@ -230,6 +235,7 @@ def compile_model(request: CompileRequest) -> int:
     calibration, held_out, data = _data(request, original, plan.profiles)
 
     compiled = plan.source.load()
+    recorder = _Recorder(compiled, facts, request.provenance)
     compiled.stage(plan.out, external=_external(request.external))
     result = manager.run(
         compiled,
@@ -241,7 +247,7 @@ def compile_model(request: CompileRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
-    _record(compiled, result, plan.target, facts, calibration, verdicts)
+    recorder.record(result, plan.target, calibration, verdicts)
     comparison, limits, notes = _compare(original, compiled, held_out, plan, console)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     output, backend, failure = None, None, None
@@ -306,6 +312,7 @@ class _Plan:
             engine = f"{stem}.engine"
         check_model_output(out, source, as_json=request.as_json)
         check_external(request.external, out)
+        check_provenance(request.provenance)
         check_reports(request.reports, source)
         if engine is not None:
             check_output(engine, source)
@@ -448,39 +455,56 @@ def _build(
 # --- shared -----------------------------------------------------------------------------------
 
 
-def _record(
-    model: Model,
-    result: manager.RunResult,
-    target: Target,
-    source: ModelFacts,
-    calibration: Calibration | None,
-    verdicts: Mapping[ValueKey, Any],
-) -> None:
-    """Say in the model what made it, unless nothing did: then it stays as it was."""
-    if not result.changed:
-        return
-    # Both digests read everything, and hashing is slower than pruning: each gets a thread.
-    with ThreadPoolExecutor(1) as pool:
-        source_data = pool.submit(lambda: source.data_files)
-        provenance.digest_values(model)
-    provenance.record(
-        model,
-        target=target.name,
-        source_sha256=source.sha256,
-        source_data=source_data.result(),
-        calibration_sha256=calibration.digest() if calibration else "",
-        report_sha256=findings_digest(
-            build_report(
-                command="",
-                status="",
-                source=source,
-                result=result,
-                target=target,
-                output=None,
-                verdicts=verdicts,
-            ).to_json()
-        ),
-    )
+class _Recorder:
+    """Says in a model what made it, in the strength that was asked for. Made of the model as it was
+    loaded: it remembers what that refers to."""
+
+    def __init__(self, model: Model, facts: ModelFacts, mode: str) -> None:
+        self._model, self._source = model, facts
+        self._strength = provenance.strength(mode, model)
+        self._ranges = provenance.DataRanges.of(model)
+        model.weights.sums_drafts = self._strength == "fast"
+
+    def record(
+        self,
+        result: manager.RunResult,
+        target: Target,
+        calibration: Calibration | None,
+        verdicts: Mapping[ValueKey, Any],
+    ) -> None:
+        """Unless nothing was done: then the model stays as it was."""
+        model, source = self._model, self._source
+        if not result.changed:
+            return
+        if self._strength == "off":
+            provenance.forget(model)
+            return
+        fast = self._strength == "fast"
+        findings = build_report(
+            command="",
+            status="",
+            source=source,
+            result=result,
+            target=target,
+            output=None,
+            verdicts=verdicts,
+        ).findings()
+        provenance.record(
+            model,
+            target=target.name,
+            source_sha256=source.sha256,
+            source_data=self._ranges.checksum(model.weights) if fast else self._sha256_of_data(),
+            fast=fast,
+            calibration_sha256=calibration.digest() if calibration else "",
+            report_sha256=findings_digest(findings),
+        )
+
+    def _sha256_of_data(self) -> str:
+        """The input's, while the output's values are digested: both take longer than pruning."""
+        with ThreadPoolExecutor(1) as pool:
+            source = pool.submit(lambda: self._source.data_files)
+            provenance.digest_values(self._model)
+        return provenance.data_digest(source.result())
 
 
 def _written(out: str) -> ModelFacts | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 EXTERNAL = ("auto", "embed", "external")
+PROVENANCE = ("auto", "full", "fast", "off")
 
 
 class Source:
@@ -112,6 +113,12 @@ def check_reports(paths: Iterable[str], source: Source) -> None:
                 "the ending chooses the form",
             )
         check_output(path, source)
+
+
+def check_provenance(value: str) -> None:
+    """Raises: InputError O24-043."""
+    if value not in PROVENANCE:
+        raise usage(f"--provenance {value}: expected one of {', '.join(PROVENANCE)}", "see --help")
 
 
 def check_external(value: str, out: str) -> None:

@@ -81,6 +81,16 @@ External = Annotated[
         "model, or into OUT.data beside it.",
     ),
 ]
+Provenance = Annotated[
+    str,
+    typer.Option(
+        "--provenance",
+        metavar="auto|full|fast|off",
+        help="What OUT records of its making: full takes sha256 of all values read and written, "
+        "fast a checksum against accidents, which costs next to nothing, off records nothing. "
+        "auto is fast for models with 1 GiB of values or more, else full.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on standard output."),

@@ -35,6 +35,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "shapes": (o.Shapes, None),
     "report": (o.ReportFile, None),
     "external": (o.External, "auto"),
+    "provenance": (o.Provenance, "auto"),
     "json": (o.Json, False),
 }
 """Options that every pass's command has: parameter → (annotation, default)."""
@@ -156,6 +157,7 @@ def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[
                 shapes=tuple(given["shapes"] or ()),
                 reports=tuple(given["report"] or ()),
                 external=given["external"],
+                provenance=given["provenance"],
                 effort=Effort(**{name: given[name] for name in EFFORT if name in given}),
                 as_json=given["json"],
             )

@@ -323,6 +323,11 @@ def _provenance(subject: Subject) -> Iterator[Diagnostic]:
     if policy.get("provenance.required"):
         for problem in recorded.problems(subject.model):
             yield subject.finding("O24-626", problem, "provenance.required")
+    if policy.get("provenance.full") and not recorded.content_sha256:
+        message = "values are recorded by a checksum, which does not exclude intent"
+        if not recorded.is_fast:
+            message = "no sha256 of the values is recorded"
+        yield subject.finding("O24-626", message, "provenance.full")
     wanted = policy.get("provenance.source_sha256")
     if wanted is not None and recorded.source_sha256 != wanted:
         message = f"made of {recorded.source_sha256 or 'nothing recorded'}, expected {wanted}"

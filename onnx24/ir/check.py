@@ -9,12 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import onnx
 from onnx import GraphProto
 
 from onnx24.errors import InputError
-from onnx24.ir.repair import dependencies, find_defects, repair_proto
+from onnx24.ir.repair import dependencies, find_defects, is_sorted, repair_proto
 from onnx24.ir.scopes import Scope, node_label, scopes, tensors
 from onnx24.ir.weights import Reference, reference_of, set_reference
 
@@ -233,6 +232,10 @@ def _check_names(scope: Scope, file: str) -> None:
 
 
 def _check_acyclic(scope: Scope, file: str) -> None:
+    if is_sorted(scope.graph.node):
+        return
+    import networkx as nx
+
     order = dependencies(scope.graph.node)
     if nx.is_directed_acyclic_graph(order):
         return

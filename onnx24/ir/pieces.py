@@ -9,6 +9,7 @@ a flat array whose groups lie `Piece.stride` apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,16 +38,20 @@ class Piece:
         return self.start + run * self.apart + column
 
 
-def pieces(size: int, stride: int, limit: int = PIECE_ELEMENTS) -> Iterator[Piece]:
+def pieces(size: int, stride: int, limit: int = PIECE_ELEMENTS, align: int = 1) -> Iterator[Piece]:
     """The pieces of a tensor of `size` elements, in ascending order of their first elements.
 
-    limit: elements of a piece. Raises: ValueError where the blocks do not fill the tensor.
+    limit: elements of a piece. align: pieces of whole blocks begin at multiples of so many
+    elements, where that leaves room in a piece. Raises: ValueError where the blocks do not fill
+    the tensor.
     """
     block = 4 * stride
     if stride < 1 or size % block:
         raise ValueError(f"{size} values are no blocks of 4 · {stride}")
     if block <= limit:
-        step = limit // block * block
+        unit = math.lcm(block, align)
+        unit = block if unit > limit else unit
+        step = limit // unit * unit
         for start in range(0, size, step):
             yield Piece(start, 1, min(step, size - start), 0, stride)
         return

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import networkx as nx
 from onnx import GraphProto, ModelProto, NodeProto
 
 from onnx24.effects import Effects
@@ -21,6 +20,8 @@ from onnx24.ir.scopes import Scope, bodies, scopes
 from onnx24.ir.shapes import infer
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from onnx24.ir.model import Model
 
 
@@ -40,6 +41,8 @@ def reads(node: NodeProto) -> set[str]:
 
 def dependencies(nodes: Sequence[NodeProto]) -> nx.DiGraph:
     """Positions of nodes; an edge from each producer to each reader."""
+    import networkx as nx
+
     producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(nodes)))
@@ -125,6 +128,8 @@ def repair_proto(proto: ModelProto, defects: frozenset[str]) -> None:
 
 def _sort(scope: Scope) -> None:
     nodes = scope.graph.node
+    import networkx as nx
+
     order = nx.lexicographical_topological_sort(dependencies(nodes))
     copies = GraphProto()
     copies.node.extend(nodes[i] for i in list(order))

@@ -31,6 +31,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnx24.errors import InputError
+from onnx24.ir.checksum import BLOCK_BYTES, checksum_part, total_of
 from onnx24.ir.keys import ValueKey, as_key
 from onnx24.ir.overlay import (
     EMBEDDED,
@@ -43,6 +44,7 @@ from onnx24.ir.overlay import (
     release_pages,
 )
 from onnx24.ir.pieces import Piece, pieces
+from onnx24.sparsity import _numba
 from onnx24.sparsity.masks import Violations, violations_by_stride
 from onnx24.sparsity.metrics import count_violating
 
@@ -68,6 +70,8 @@ MAPPED_BYTES = 32 << 20
 """Views of mapped files that are given out before the pages of all are let go of [bytes]."""
 _THREADS = 4
 """No more than so many read and write one weight: memory is what limits them."""
+_BATCH = 8
+"""Pieces that a thread takes at a time: to hand one over costs a tenth of the work on it."""
 _DIGEST_BYTES = 1 << 20
 _MAPPED_FILES = 64
 
@@ -176,6 +180,9 @@ class Weights:
         self._mapped_bytes = 0
         self._overlay = Overlay()
         self._digests: dict[Reference, str] = {}
+        self._checksums: dict[Reference, str] = {}
+        self.sums_drafts = False
+        """Whether `draft` takes the checksums of what it reads and writes on the way."""
         self._violations: dict[tuple[Any, ...], Violations] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
@@ -286,6 +293,25 @@ class Weights:
         """sha256 of what a reference names, in hex."""
         return self.digest_of(self._stub(ref))
 
+    def checksum_of(self, tensor: TensorProto, *, compiled: bool = False) -> str:
+        """The checksum (ir/checksum.py) of the little-endian payload, in hex; not for strings.
+        compiled: by numba."""
+        ref = reference_of(tensor)
+        if ref is not None and ref in self._checksums:
+            return self._checksums[ref]
+        sums, at = [], 0
+        for part in self._parts(tensor):
+            sums.append(checksum_part(np.frombuffer(part, np.uint8), at, compiled=compiled))
+            at += len(part)
+        found = total_of(sums)
+        if ref is not None:
+            self._checksums[ref] = found
+        return found
+
+    def checksum_at(self, ref: Reference, *, compiled: bool = False) -> str:
+        """The same of what a reference names."""
+        return self.checksum_of(self._stub(ref), compiled=compiled)
+
     def violations(self, tensor: TensorProto, stride: int) -> Violations:
         """How far the stored values are from 2:4, for groups whose members lie `stride` elements
         apart in the flat tensor. Values that a reference names never change, so each is looked at
@@ -370,21 +396,31 @@ class Weights:
         offset = self._overlay.reserve(length, reference_of(tensor))
         block = self._overlay.block(offset)
         final = None if block is None else block.view(dtype)
+        drafted = Reference(OVERLAY, offset, length)
+        summed = self.sums_drafts and _are_blocks(parts, dtype)
         with self._reader(tensor) as read:
 
-            def task(piece: Piece) -> T:
-                if final is not None and piece.runs == 1:  # where they will stay
+            def task(piece: Piece) -> tuple[T, list[np.ndarray]]:
+                stays = final is not None and piece.runs == 1
+                if final is not None and stays:
                     values = final[piece.start : piece.start + piece.size]
-                    _transfer(piece, values, read)
-                    return change(piece, values)
-                values = self._buffer(piece.size, dtype)
+                else:
+                    values = self._buffer(piece.size, dtype)
                 _transfer(piece, values, read)
+                sums = [_checksum_of_piece(piece, values)] if summed else []
                 said = change(piece, values)
-                _transfer(piece, values, lambda at, data: self._overlay.write(offset, at, data))
-                return said
+                sums += [_checksum_of_piece(piece, values)] if summed else []
+                if not stays:
+                    _transfer(piece, values, lambda at, data: self._overlay.write(offset, at, data))
+                return said, sums
 
-            said = self._each(task, parts)
-        return Draft(tensor, Reference(OVERLAY, offset, length), said)
+            outcomes = self._each(task, parts)
+        if summed:
+            for ref, n in ((reference_of(tensor), 0), (drafted, 1)):
+                if ref is not None:
+                    self._checksums[ref] = total_of([sums[n] for _, sums in outcomes])
+        said = [said for said, _ in outcomes]
+        return Draft(tensor, drafted, said)
 
     def commit(self, draft: Draft[Any]) -> None:
         """Make a draft the values of its tensor; the caller touches the document."""
@@ -404,9 +440,11 @@ class Weights:
             return [task(piece) for piece in parts]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx24-weights")
-        futures = [self._pool.submit(task, piece) for piece in parts]
+        size = max(1, min(_BATCH, len(parts) // (4 * threads)))
+        batches = [parts[i : i + size] for i in range(0, len(parts), size)]
+        futures = [self._pool.submit(lambda b: [task(p) for p in b], batch) for batch in batches]
         try:
-            return [future.result() for future in futures]
+            return [outcome for future in futures for outcome in future.result()]
         finally:  # after an error nothing may still read or write
             for future in futures:
                 future.cancel()
@@ -579,6 +617,15 @@ def _transfer(piece: Piece, values: np.ndarray, move: Callable[[int, memoryview]
     for run in range(piece.runs):
         at = (piece.start + run * piece.apart) * size
         move(at, data[run * piece.width * size : (run + 1) * piece.width * size])
+
+
+def _are_blocks(parts: Sequence[Piece], dtype: np.dtype) -> bool:
+    """Whether a checksum can be taken piece by piece."""
+    return all(p.runs == 1 and p.start * dtype.itemsize % BLOCK_BYTES == 0 for p in parts)
+
+
+def _checksum_of_piece(piece: Piece, values: np.ndarray) -> np.ndarray:
+    return checksum_part(values, piece.start * values.itemsize, compiled=_numba.loaded())
 
 
 def _looked_at(tensor: TensorProto, stride: int) -> tuple[Any, ...]:

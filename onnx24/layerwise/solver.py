@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -33,6 +32,9 @@ from onnx24.runtime.augment import Augmented
 from onnx24.runtime.data import Calibration
 from onnx24.sparsity.masks import prune_24_by_stride
 from onnx24.sparsity.solve import Method, Problem, make_problem, solve
+
+if TYPE_CHECKING:
+    import joblib
 
 __all__ = ["Settings", "solve_layers"]
 
@@ -88,7 +90,7 @@ def solve_layers(
     walk = _Walk(model, plan, dense, strides, settings, resources, progress, saved)
     walk.current.update(pruned)
     with (
-        threadpool_limits(1),
+        _one_thread(),
         ThreadPoolExecutor(resources.threads) as walk.pool,
         ThreadPoolExecutor(resources.threads) as walk.inner,
         Store(resources.memory_bytes // 2, resources.folder) as walk.store,
@@ -372,6 +374,8 @@ class _Walk:
                 )
                 owners.append(b)
         if self.remote is not None:
+            import joblib
+
             solved = self.remote(joblib.delayed(_solve_remotely)(t, self.settings) for t in tasks)
         else:
             solved = list(self.pool.map(self._solve_locally, tasks))
@@ -542,8 +546,15 @@ def _solve_task(
 
 
 def _solve_remotely(problem: Problem, settings: Settings) -> np.ndarray:
-    with threadpool_limits(1):
+    with _one_thread():
         return _solve_task(problem, settings, None)
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """BLAS held to one thread; scipy's, too, which is limited only where it is loaded already."""
+    import scipy.linalg  # noqa: F401
+
+    return threadpool_limits(1)
 
 
 def _parallel(resources: Resources) -> AbstractContextManager[joblib.Parallel | None]:
@@ -563,6 +574,8 @@ class _Remote:
         self._stack = ExitStack()
 
     def __enter__(self) -> joblib.Parallel:
+        import joblib
+
         try:
             if self._name == "ray":
                 from ray.util.joblib import register_ray

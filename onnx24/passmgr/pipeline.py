@@ -15,8 +15,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import networkx as nx
-
 from onnx24.diagnostics import diagnostic
 from onnx24.errors import InputError
 from onnx24.passmgr import registry as registry_module
@@ -70,12 +68,19 @@ class Pipeline:
         place: dict[str, int] = {}
         for position, instance in enumerate(self.passes):
             place.setdefault(instance.name, position)
+        demands = [
+            (name, instance.name)
+            for instance in self.passes
+            for name in instance.after
+            if name in place
+        ]
+        if all(place[a] < place[b] for a, b in demands):
+            return
+        import networkx as nx
+
         earlier = nx.DiGraph()
         earlier.add_nodes_from(place)
-        for instance in self.passes:
-            earlier.add_edges_from(
-                (name, instance.name) for name in instance.after if name in place
-            )
+        earlier.add_edges_from(demands)
         try:
             cycle = nx.find_cycle(earlier)
         except nx.NetworkXNoCycle:

@@ -11,6 +11,13 @@
 | `onnx24.calibration.sha256` | of the calibration samples, where some were used |
 | `onnx24.report.sha256` | of what the report says of passes and weights (docs/report.md) |
 | `onnx24.content.sha256` | of the model as it was written: graph, weights, all other entries |
+| `onnx24.source.data.checksum`, `onnx24.content.checksum` | instead of the two, in a fast record |
+
+A `full` record takes sha256 of every byte that was read and written, which for gigabytes takes
+longer than pruning them. A `fast` one takes the checksum of ir/checksum.py of all values above
+1 KiB, on the way: it shows accidents, and says nothing against who constructs other values. The
+graph, smaller values and the model's file are under sha256 in either. `auto` is fast where the
+values outside of the document fill FAST_FROM_BYTES.
 
 The content's digest is that of the values, wherever they lie, so that moving weights into or out
 of a data file keeps it; it says that nobody edited the model since, and not who wrote it: whoever
@@ -24,14 +31,24 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, cast
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnx24 import __version__
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import tensors
-from onnx24.ir.weights import reference_of
+from onnx24.ir.weights import (
+    EMBEDDED,
+    INLINE_BYTES,
+    OVERLAY,
+    Reference,
+    Weights,
+    payload_bytes,
+    reference_of,
+)
 from onnx24.passmgr.manager import PIPELINE_KEY
+from onnx24.sparsity.masks import engine_for
 
 VERSION_KEY = "onnx24.version"
 TARGET_KEY = "onnx24.target"
@@ -41,6 +58,15 @@ ORIGIN_KEY = "onnx24.origin.sha256"
 CALIBRATION_KEY = "onnx24.calibration.sha256"
 REPORT_KEY = "onnx24.report.sha256"
 CONTENT_KEY = "onnx24.content.sha256"
+SOURCE_DATA_SUM_KEY = "onnx24.source.data.checksum"
+CONTENT_SUM_KEY = "onnx24.content.checksum"
+
+FAST_FROM_BYTES = 1 << 30
+"""Values from which a record is fast by default: sha256 of a GiB takes 0.5 s for the input and as
+long for the output."""
+
+Strength = Literal["full", "fast", "off"]
+STRENGTHS = ("auto", "full", "fast", "off")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,6 +84,12 @@ class Provenance:
     calibration_sha256: str = ""
     report_sha256: str = ""
     content_sha256: str = ""
+    source_data_checksum: str = ""
+    content_checksum: str = ""
+
+    @property
+    def is_fast(self) -> bool:
+        return bool(self.content_checksum) and not self.content_sha256
 
     @classmethod
     def of(cls, model: Model) -> Provenance:
@@ -68,16 +100,17 @@ class Provenance:
         found = [
             f"no entry {_KEYS[name]!r}"
             for name in ("version", "pipeline", "target", "source_sha256", "content_sha256")
-            if not getattr(self, name)
+            if not getattr(self, name) and not (name == "content_sha256" and self.is_fast)
         ]
         found += [
             f"{key!r} is no sha256: {getattr(self, name)!r}"
             for name, key in _KEYS.items()
-            if name.endswith("sha256")
+            if name.endswith(("sha256", "checksum"))
             and getattr(self, name)
             and not _SHA256.fullmatch(getattr(self, name))
         ]
-        if not found and content_digest(model) != self.content_sha256:
+        recorded = self.content_checksum if self.is_fast else self.content_sha256
+        if not found and content_digest(model, fast=self.is_fast) != recorded:
             found.append("the model was changed after onnx24 wrote it")
         return found
 
@@ -95,7 +128,56 @@ _KEYS = {
     "calibration_sha256": CALIBRATION_KEY,
     "report_sha256": REPORT_KEY,
     "content_sha256": CONTENT_KEY,
+    "source_data_checksum": SOURCE_DATA_SUM_KEY,
+    "content_checksum": CONTENT_SUM_KEY,
 }
+
+
+def strength(mode: str, model: Model) -> Strength:
+    """What `mode` means for a model that was just loaded. `mode`: one of STRENGTHS."""
+    if mode != "auto":
+        return cast(Strength, mode)
+    return "fast" if _referred_bytes(model) >= FAST_FROM_BYTES else "full"
+
+
+def _referred_bytes(model: Model) -> int:
+    references = {reference_of(tensor) for tensor in tensors(model.proto)}
+    return sum(ref.length for ref in references if ref is not None)
+
+
+@dataclass(frozen=True)
+class DataRanges:
+    """What a model's tensors refer to in its data files."""
+
+    references: tuple[Reference, ...]
+
+    @classmethod
+    def of(cls, model: Model) -> DataRanges:
+        found = {reference_of(tensor) for tensor in tensors(model.proto)} - {None}
+        return cls(
+            tuple(
+                sorted(
+                    (ref for ref in found if ref and ref.location not in (EMBEDDED, OVERLAY)),
+                    key=lambda ref: (ref.location, ref.offset, ref.length),
+                )
+            )
+        )
+
+    def checksum(self, weights: Weights) -> str:
+        """One digest of the ranges and their checksums; "" where there are none."""
+        if not self.references:
+            return ""
+        compiled = _compiled(sum(ref.length for ref in self.references))
+        lines = "".join(
+            f"{weights.checksum_at(ref, compiled=compiled)}  {ref.offset} {ref.length} "
+            f"{ref.location}\n"
+            for ref in self.references
+        )
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _compiled(nbytes: int) -> bool:
+    return engine_for(nbytes // 4) == "numba"
 
 
 def record(
@@ -103,29 +185,41 @@ def record(
     *,
     target: str,
     source_sha256: str,
-    source_data: Mapping[str, str],
+    source_data: str,
+    fast: bool = False,
     calibration_sha256: str = "",
     report_sha256: str = "",
 ) -> None:
-    """Write the entries into a model that a pipeline changed. `source_data`: the input's data
-    files and their sha256."""
+    """Write the entries into a model that a pipeline changed. source_data: `data_digest`, or for a
+    fast record `DataRanges.checksum`, of the input."""
     metadata = model.metadata
     earlier = metadata.get(ORIGIN_KEY) or metadata.get(SOURCE_KEY)
     entries = {
         VERSION_KEY: __version__,
         TARGET_KEY: target,
         SOURCE_KEY: source_sha256,
-        SOURCE_DATA_KEY: data_digest(source_data),
+        SOURCE_DATA_KEY: "" if fast else source_data,
+        SOURCE_DATA_SUM_KEY: source_data if fast else "",
         ORIGIN_KEY: earlier or "",
         CALIBRATION_KEY: calibration_sha256,
         REPORT_KEY: report_sha256,
+        CONTENT_KEY: "",
+        CONTENT_SUM_KEY: "",
     }
     for key, value in entries.items():
         if value:
             metadata[key] = value
         else:
             metadata.pop(key, None)
-    metadata[CONTENT_KEY] = content_digest(model)
+    digest = content_digest(model, fast=fast)
+    metadata[CONTENT_SUM_KEY if fast else CONTENT_KEY] = digest
+
+
+def forget(model: Model) -> None:
+    """Drop an earlier record, which speaks of another model than this one is now."""
+    for name, key in _KEYS.items():
+        if name != "pipeline":
+            model.metadata.pop(key, None)
 
 
 def digest_values(model: Model) -> None:
@@ -144,18 +238,23 @@ def data_digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def content_digest(model: Model) -> str:
-    """sha256 of the document with each tensor's values replaced by their digest, and without the
-    entry that holds this digest."""
+def content_digest(model: Model, *, fast: bool = False) -> str:
+    """sha256 of the document with each tensor's values replaced by their digest, or by their
+    checksum, and without the entry that holds this digest."""
+    compiled = fast and _compiled(_referred_bytes(model))
     bare = ModelProto()
     bare.CopyFrom(model.proto)
     for lean, stub in zip(tensors(model.proto), tensors(bare), strict=True):
-        digest = model.weights.digest_of(lean)
+        if fast and lean.data_type != TensorProto.STRING and payload_bytes(lean) > INLINE_BYTES:
+            digest = model.weights.checksum_of(lean, compiled=compiled)
+        else:
+            digest = model.weights.digest_of(lean)
         name, dims, data_type = lean.name, list(lean.dims), lean.data_type
         stub.Clear()
         stub.name, stub.data_type, stub.raw_data = name, data_type, bytes.fromhex(digest)
         stub.dims.extend(dims)
-    kept = [entry for entry in model.proto.metadata_props if entry.key != CONTENT_KEY]
+    own = CONTENT_SUM_KEY if fast else CONTENT_KEY
+    kept = [entry for entry in model.proto.metadata_props if entry.key != own]
     del bare.metadata_props[:]
     bare.metadata_props.extend(sorted(kept, key=lambda entry: entry.key))
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()

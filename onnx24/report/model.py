@@ -290,8 +290,22 @@ class Report:
     def at_least(self, severity: Severity) -> list[Diagnostic]:
         return [d for d in self.diagnostics if d.severity >= severity]
 
+    def findings(self) -> dict[str, Any]:
+        """What the passes did, as in `to_json`."""
+        return plain(
+            {
+                "pipeline": self.pipeline,
+                "passes": self.passes,
+                "coverage": self.coverage.to_json(),
+                "weights": [line.to_json() for line in self.weights],
+                "other_sites": [record.to_json() for record in self.other_sites],
+                "sites": self.sites,
+            }
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The document of docs/report.md."""
+        """The document of docs/report.md. Digests the input's and the output's data files."""
+        findings = self.findings()
         return plain(
             {
                 "schema": SCHEMA,
@@ -301,13 +315,9 @@ class Report:
                 "input": self.source.to_json(),
                 "output": self.output.to_json() if self.output else None,
                 "target": self.target,
-                "pipeline": self.pipeline,
+                "pipeline": findings["pipeline"],
                 "data": [d.to_json() for d in self.data],
-                "passes": self.passes,
-                "coverage": self.coverage.to_json(),
-                "weights": [line.to_json() for line in self.weights],
-                "other_sites": [record.to_json() for record in self.other_sites],
-                "sites": self.sites,
+                **{key: findings[key] for key in FINDINGS if key != "pipeline"},
                 "comparison": self.comparison,
                 "limits": [limit.to_json() for limit in self.limits],
                 "backend": self.backend,

@@ -118,6 +118,7 @@ KEYS: dict[str, dict[str, Key]] = {
     "provenance": {
         "required": Key("flag", "the model says what made it, and of what (`onnx24.*` entries)"),
         "source_sha256": Key("text", "digest of the file that the model was made of"),
+        "full": Key("flag", "all values are recorded by sha256, none by a checksum"),
         "pipeline": Key("text", "pattern that the pipeline's text must match"),
         "min_version": Key("text", "version of onnx24 that made it, at least"),
     },

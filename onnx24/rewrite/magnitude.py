@@ -20,9 +20,10 @@ from onnx24.analysis.weight_uses import WeightUses, consumer_view
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError
+from onnx24.ir.checksum import BLOCK_BYTES
 from onnx24.ir.model import Model
 from onnx24.ir.pieces import Piece, pieces
-from onnx24.ir.weights import element_count
+from onnx24.ir.weights import element_count, numpy_dtype
 from onnx24.sparsity.masks import Engine, Violations, engine_for, prune_24_by_stride
 from onnx24.sparsity.metrics import (
     Survey,
@@ -154,7 +155,8 @@ class Magnitude:
 
 
 def _pieces(tensor: TensorProto, stride: int) -> Sequence[Piece]:
-    return list(pieces(element_count(tensor), stride))
+    align = BLOCK_BYTES // numpy_dtype(tensor.data_type).itemsize  # checksums go by blocks
+    return list(pieces(element_count(tensor), stride, align=align))
 
 
 def _look(piece: Piece, values: np.ndarray) -> tuple[int, int, int]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
@@ -21,24 +20,15 @@ from onnx24.ir.scopes import tensors
 from onnx24.ir.weights import payload_bytes, reference_of
 from onnx24.runtime.inputs import element_name
 
+if TYPE_CHECKING:  # it is imported where a session is made: most commands make none
+    import onnxruntime as ort
+
 __all__ = ["Session", "activations"]
 
 MAX_IN_MEMORY_BYTES = 64 << 20
 """Models with more weights go through a temporary file with external data, which ONNX Runtime
 maps, instead of a second and third copy in memory."""
 
-_ERRORS: tuple[type[Exception], ...] = (
-    errors.Fail,
-    errors.InvalidArgument,
-    errors.InvalidGraph,
-    errors.InvalidProtobuf,
-    errors.NoSuchFile,
-    errors.NotImplemented,
-    errors.RuntimeException,
-    errors.EPFail,
-    RuntimeError,
-    ValueError,
-)
 _MESSAGE_CHARACTERS = 300
 
 _NO_NUMPY = frozenset(
@@ -78,13 +68,15 @@ class Session:
         }
         if outputs is not None:
             model = _with_outputs(model, outputs)
+        import onnxruntime as ort
+
         try:
             self._session = ort.InferenceSession(
                 self._source(model),
                 _options(optimize, fast, threads),
                 providers=["CPUExecutionProvider"],
             )
-        except _ERRORS as err:
+        except _errors() as err:
             raise self._refused(err) from err
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
@@ -109,10 +101,12 @@ class Session:
                 for name, array in feeds.items()
             }
             return dict(zip(self.outputs, self._session.run(None, plain), strict=True))
-        except _ERRORS as err:
+        except _errors() as err:
             raise self._refused(err) from err
 
     def _ort_value(self, name: str, array: np.ndarray) -> ort.OrtValue:
+        import onnxruntime as ort
+
         if array.dtype.isbuiltin == 1:
             return ort.OrtValue.ortvalue_from_numpy(array)
         element = self._elements[name]
@@ -171,7 +165,28 @@ def _with_outputs(model: Model, names: Sequence[str]) -> Model:
     return model.variant(proto)
 
 
+@functools.cache
+def _errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    return (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+        errors.EPFail,
+        RuntimeError,
+        ValueError,
+    )
+
+
 def _options(optimize: bool, fast: bool, threads: int | None) -> ort.SessionOptions:
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_BASIC if optimize else level.ORT_DISABLE_ALL

@@ -1,10 +1,11 @@
 """The compiled engine of `masks`: the same bits as numpy's, faster. Needs numba, which is the
 extra `fast`; it is imported, and its kernels are compiled, on first use.
 
-Every kernel takes values as unsigned 64-bit words of one, two, four or eight lanes. A magnitude
-leaves the top bit of its lane free, and that bit compares whole words: for magnitudes t and r,
-`(t | top) - r` has a lane's top bit set where t >= r there, and no lane borrows from the next.
-A value stays that wins two of the three comparisons with the others of its group.
+A value stays that wins two of the three comparisons with the others of its group. Where these lie
+side by side, values are taken as unsigned 64-bit words of one, two, four or eight lanes: a
+magnitude leaves the top bit of its lane free, and that bit compares whole words: for magnitudes t
+and r, `(t | top) - r` has a lane's top bit set where t >= r there, and no lane borrows from the
+next. Where they lie apart, `_vectors` compares 64 at a time.
 
 Kernels work in place: input and output that could overlap would keep LLVM from vectorizing.
 Whoever wants the result elsewhere copies first, a piece that fits the second-level cache at a
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import threading
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +28,8 @@ import numpy as np
 
 _WORD = 8
 """Bytes of a word."""
-_NEAR_WORDS = 512
-"""Words that the kernel for small strides works on at a time: 8 arrays of that size, 32 KiB, stay
-in the first-level cache. A constant: LLVM vectorizes where it sees that the masks, which lie
-so far apart, are one array."""
+_ROW = 64
+"""Values that `_vectors` compares at a time."""
 _PIECE = 1 << 19
 """Bytes that are copied before they are pruned there."""
 
@@ -80,16 +79,15 @@ def count(values: np.ndarray, stride: int, magnitude: int, nonfinite: int) -> tu
 
 
 def survey(
-    values: np.ndarray, columns: int, magnitude: int, shift: int, scale: float
+    values: np.ndarray, columns: int, magnitude: int, least: int, shift: int, scale: float
 ) -> tuple[np.ndarray, int, int]:
-    """(column sums of squares, zeros, the largest magnitude's bits) of flat bits; see
-    metrics.survey. Squares and sums are float32, as numpy's."""
-    sums, zeros = np.zeros(columns, np.float32), np.zeros(columns, np.uint32)
-    most = np.zeros(columns, values.dtype)
-    _kernels()["survey"](
-        values, values.dtype.type(magnitude), np.uint32(shift), np.float32(scale), sums, zeros, most
+    """(column sums of squares, zeros, values from the bits `least` up) of flat bits; see
+    metrics.survey. Squares and sums are float32, as numpy's; columns: a multiple of 64."""
+    sums, scalar = np.zeros(columns, np.float32), values.dtype.type
+    zeros, nonfinite = _kernels()["survey"](
+        values, scalar(magnitude), scalar(least), np.uint32(shift), np.float32(scale), sums
     )
-    return sums, int(zeros.sum()), int(most.max())
+    return sums, int(zeros), int(nonfinite)
 
 
 def survey_24(
@@ -97,37 +95,32 @@ def survey_24(
 ) -> tuple[np.ndarray, bool]:
     """(column sums of squares as `survey`'s, whether all groups have two nonzeros at most)."""
     sums = np.zeros(columns, np.float32)
-    broken = np.zeros(columns, np.uint8)
-    nonzero = _scratch(values.size + 3 * stride)
-    nonzero[values.size :] = 0
-    _kernels()["survey_24"](
-        values,
-        values.dtype.type(magnitude),
-        np.uint32(shift),
-        np.float32(scale),
-        sums,
-        stride,
-        nonzero,
-        _firsts(1 << max(18, values.size.bit_length()), stride)[: values.size],
-        broken,
-    )
-    return sums, not broken.any()
-
-
-_kept = threading.local()
-
-
-def _scratch(size: int) -> np.ndarray:
-    """Bytes of this thread, used again: fresh memory costs a page fault a page."""
-    if len(getattr(_kept, "bytes", b"")) < size:
-        _kept.bytes = np.empty(size, np.uint8)
-    return _kept.bytes[:size]
+    bits = values.dtype.type(magnitude)
+    arguments = values, bits, np.uint32(shift), np.float32(scale), sums
+    if stride < _ROW:
+        period = math.lcm(_ROW, 4 * stride)
+        first, _, _ = _in_rows_before(period, stride)
+        whole = max(0, values.size - 3 * stride) // period * period
+        rest = np.zeros(values.size - whole + 3 * stride + _ROW, values.dtype)
+        rest[: values.size - whole] = values[whole:]
+        return sums, bool(_kernels()["survey_24_near"](*arguments, stride, first, whole, rest))
+    return sums, bool(_kernels()["survey_24_rows"](*arguments, stride))
 
 
 def add_squares(values: np.ndarray, columns: np.ndarray) -> None:
     """Add the squares of the flat float32 or float64 `values` to `columns`, value i to column
     i mod columns.size, in order, in float64."""
     _kernels()["add_squares"](values, columns)
+
+
+def checksum(
+    words: np.ndarray, keys: np.ndarray, first: int, step: np.uint64, factor: np.uint64
+) -> np.ndarray:
+    """The sums of ir.checksum for whole blocks, of which the first is number `first`. words:
+    uint64; keys: uint64, [2, words of a block]."""
+    sums = np.zeros(2, np.uint64)
+    _kernels()["checksum"](words, keys[0], keys[1], np.uint64(first), step, factor, sums)
+    return sums
 
 
 def widen(values: np.ndarray, magnitude: int, shift: int, wide: np.ndarray) -> None:
@@ -139,15 +132,13 @@ def _kernel_for(
     itemsize: int, stride: int, magnitude: int
 ) -> tuple[Callable[[np.ndarray], None], int]:
     """(what prunes a flat array in place, the unit that the array's size must be a multiple of)."""
-    row = stride * itemsize
     if stride == 1 and itemsize <= 2:
         return _quads(itemsize, magnitude), _WORD // itemsize
     if stride == 1 and itemsize == 4:
         return _pairs(magnitude), 4
-    unit = 4 * stride * (2 if 4 * row % _WORD else 1)
-    if unit * itemsize <= _NEAR_WORDS * _WORD:
-        return _near(itemsize, stride, magnitude, unit), unit
-    return _planes(itemsize, stride, magnitude), 4 * stride
+    if stride >= _ROW:
+        return _rows(stride, magnitude), 4 * stride
+    return _near(stride, magnitude), 4 * stride
 
 
 @functools.cache
@@ -184,69 +175,53 @@ def _pairs(magnitude: int) -> Callable[[np.ndarray], None]:
     return kernel
 
 
-def _near(itemsize: int, stride: int, magnitude: int, unit: int) -> Callable[[np.ndarray], None]:
-    """For strides of which some blocks fit the first-level cache."""
-    block = _NEAR_WORDS * _WORD // (unit * itemsize) * unit
-    dtype = np.dtype(f"u{itemsize}")
-    # Later opponents are read from `later`, earlier ones, who win ties, one higher, from `earlier`.
-    later, earlier = (np.zeros(block + 6 * stride, dtype) for _ in range(2))
-    takes_earlier = _takes_earlier(itemsize, stride, block)
-
-    def words(scratch: np.ndarray, rows: int) -> np.ndarray:
-        size = block * itemsize // _WORD
-        return np.ndarray((size,), np.uint64, scratch, rows * stride * itemsize)
+def _rows(stride: int, magnitude: int) -> Callable[[np.ndarray], None]:
+    """For strides from which rows fill the vectors."""
 
     def kernel(values: np.ndarray) -> None:
-        _kernels()["near"](
-            values.view(np.uint64),
-            _lanes(magnitude, itemsize),
-            _lanes(magnitude + 1, itemsize),
-            _lanes(1, itemsize),
-            np.uint64(8 * itemsize - 1),
-            words(later, 3),
-            words(earlier, 3),
-            *(words(later, 3 + d) for d in (1, 2, 3)),
-            *(words(earlier, d - 1) for d in (1, 2, 3)),
-            takes_earlier,
-        )
+        _kernels()["rows"](values, stride, values.dtype.type(magnitude))
+
+    return kernel
+
+
+def _near(stride: int, magnitude: int) -> Callable[[np.ndarray], None]:
+    """For strides below."""
+    period = math.lcm(_ROW, 4 * stride)
+    masks = _in_rows_before(period, stride)
+
+    def prune(values: np.ndarray, size: int) -> None:
+        arguments = values, size, values.dtype.type(magnitude), stride, *masks
+        if 3 * stride < _ROW:
+            _kernels()["near"](*arguments)
+        else:
+            _kernels()["middle"](*arguments, np.empty((3, 3 + masks[0].size), np.uint64))
+
+    def kernel(values: np.ndarray) -> None:
+        whole = max(0, values.size - 3 * stride) // period * period
+        prune(values, whole)
+        rest = values[whole:]
+        if rest.size:  # where there is something to read behind it
+            last = np.zeros(rest.size + 3 * stride + _ROW, values.dtype)
+            last[: rest.size] = rest
+            prune(last, -(-rest.size // _ROW) * _ROW)
+            rest[:] = last[: rest.size]
 
     return kernel
 
 
 @functools.lru_cache(maxsize=8)
-def _takes_earlier(itemsize: int, stride: int, block: int) -> np.ndarray:
-    """Words that say where the opponent 1, 2, 3 strides behind is around the group:
-    [3 * _NEAR_WORDS]."""
-    dtype = np.dtype(f"u{itemsize}")
-    place = np.arange(block) // stride % 4
-    masks = np.zeros((3, _NEAR_WORDS * _WORD // itemsize), dtype)
-    for d, mask in enumerate(masks, 1):
-        mask[:block] = np.where(place + d > 3, np.iinfo(dtype).max, 0)
-    return masks.reshape(-1).view(np.uint64)
+def _in_rows_before(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Words that say which of `size` values are in the first, the first two, the first three of
+    the four rows of their blocks."""
+    place = np.arange(size) // stride % 4
+    first, half, later = (np.packbits(place < n, bitorder="little").view("<u8") for n in (1, 2, 3))
+    return first, half, later
 
 
 @functools.lru_cache(maxsize=8)
 def _firsts(size: int, stride: int) -> np.ndarray:
     """1 at the first value of each group, else 0."""
     return (np.arange(size, dtype=np.int32) // stride % 4 == 0).view(np.uint8)
-
-
-def _planes(itemsize: int, stride: int, magnitude: int) -> Callable[[np.ndarray], None]:
-    """For large strides: the four rows of a block side by side, in the widest words that a row
-    consists of."""
-    word = max(size for size in (1, 2, 4, 8) if stride * itemsize % size == 0)
-
-    def kernel(values: np.ndarray) -> None:
-        words = values.view(f"u{word}")
-        _kernels()["planes"](
-            words,
-            stride * itemsize // word,
-            _lanes(magnitude, itemsize, word),
-            _lanes(magnitude + 1, itemsize, word),
-            words.dtype.type(8 * itemsize - 1),
-        )
-
-    return kernel
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -262,8 +237,8 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _kernels() -> dict[str, Any]:
-    # In all of them a lane's top bit of `keep` says that the value stays; `keep - (keep >> …)`
-    # spreads it over the bits below.
+    # In `quads` and `pairs` a lane's top bit of `keep` says that the value stays;
+    # `keep - (keep >> …)` spreads it over the bits below.
     u64 = np.uint64
 
     @_jit
@@ -297,49 +272,6 @@ def _kernels() -> dict[str, Any]:
             w[2 * g + 1] = x1 & (keep1 | (keep1 - (keep1 >> sign)))
 
     @_jit
-    def near(w, bits, top, ones, sign, t, t_tie, n1, n2, n3, l1, l2, l3, takes_earlier):
-        # The opponents 1, 2 and 3 strides behind: later ones, or around the group, earlier ones.
-        for start in range(0, w.size, t.size):
-            n = min(t.size, w.size - start)
-            x = w[start : start + n]
-            for i in range(n):
-                v = x[i] & bits
-                t[i] = v
-                t_tie[i] = v + ones
-            for i in range(n):
-                v = x[i]
-                e1 = takes_earlier[i]
-                e2 = takes_earlier[i + _NEAR_WORDS]
-                e3 = takes_earlier[i + 2 * _NEAR_WORDS]
-                g = (v & bits) | top
-                s1 = g - (n1[i] ^ ((n1[i] ^ l1[i]) & e1))
-                s2 = g - (n2[i] ^ ((n2[i] ^ l2[i]) & e2))
-                s3 = g - (n3[i] ^ ((n3[i] ^ l3[i]) & e3))
-                keep = ((s1 & s2) | (s3 & (s1 | s2))) & top
-                x[i] = v & (keep | (keep - (keep >> sign)))
-
-    @_jit
-    def planes(w, row, bits, top, sign):
-        for start in range(0, w.size, 4 * row):
-            wa = w[start : start + row]
-            wb = w[start + row : start + 2 * row]
-            wc = w[start + 2 * row : start + 3 * row]
-            wd = w[start + 3 * row : start + 4 * row]
-            for i in range(row):
-                a, b, c, d = wa[i], wb[i], wc[i], wd[i]
-                ta, tb, tc, td = a & bits, b & bits, c & bits, d & bits
-                ga, gb, gc = ta | top, tb | top, tc | top
-                ab, ac, ad, bc, bd, cd = ga - tb, ga - tc, ga - td, gb - tc, gb - td, gc - td
-                ka = ((ab & ac) | (ad & (ab | ac))) & top
-                kb = ((~ab & bc) | (bd & (~ab | bc))) & top
-                kc = ((~ac & ~bc) | (cd & (~ac | ~bc))) & top
-                kd = ka ^ kb ^ kc  # two of four stay
-                wa[i] = a & (ka | (ka - (ka >> sign)))
-                wb[i] = b & (kb | (kb - (kb >> sign)))
-                wc[i] = c & (kc | (kc - (kc >> sign)))
-                wd[i] = d & (kd | (kd - (kd >> sign)))
-
-    @_jit
     def count(x, bits, nonfinite, stride, nonzero, firsts):
         zeros = special = violating = 0
         for i in range(x.size):
@@ -354,38 +286,6 @@ def _kernels() -> dict[str, Any]:
         return zeros, special, violating
 
     @_jit
-    def survey(x, bits, shift, scale, sums, zeros, most):
-        for start in range(0, x.size, sums.size):
-            row = x[start : start + sums.size]
-            for i in range(row.size):
-                t = row[i] & bits
-                v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
-                sums[i] += v * v
-                zeros[i] += np.uint32(t == 0)
-                most[i] = max(most[i], t)
-
-    @_jit
-    def survey_24(x, bits, shift, scale, sums, stride, nonzero, firsts, broken):
-        for start in range(0, x.size, sums.size):
-            row, flags = x[start : start + sums.size], nonzero[start : start + sums.size]
-            for i in range(row.size):
-                t = row[i] & bits
-                v = np.uint32(np.uint32(t) << shift).view(np.float32) * scale
-                sums[i] += v * v
-                flags[i] = t != 0
-        for start in range(0, x.size, broken.size):
-            first, n = firsts[start : start + broken.size], min(broken.size, x.size - start)
-            wa, wb, wc, wd = (
-                nonzero[start:],
-                nonzero[start + stride :],
-                nonzero[start + 2 * stride :],
-                nonzero[start + 3 * stride :],
-            )
-            for i in range(n):
-                a, b, c, d = wa[i], wb[i], wc[i], wd[i]
-                broken[i] |= ((a & b & (c | d)) | (c & d & (a | b))) & first[i]
-
-    @_jit
     def widen(x, bits, shift, wide):
         for i in range(x.size):
             wide[i] = np.uint32(x[i] & bits) << shift
@@ -398,5 +298,47 @@ def _kernels() -> dict[str, Any]:
                 v = np.float64(row[i])
                 columns[i] += v * v
 
-    functions = (quads, pairs, near, planes, count, survey, survey_24, widen, add_squares)
+    @_jit
+    def checksum(words, keys0, keys1, number, step, factor, sums):
+        low, half = u64(0xFFFF_FFFF), u64(32)
+        total0 = total1 = u64(0)
+        for start in range(0, words.size, keys0.size):
+            block = words[start : start + keys0.size]
+            m0 = m1 = number * step
+            for i in range(block.size):
+                a, b = block[i], block[i] >> half
+                m0 += ((a + keys0[i]) & low) * ((b + (keys0[i] >> half)) & low)
+                m1 += ((a + keys1[i]) & low) * ((b + (keys1[i] >> half)) & low)
+            for _ in range(2):
+                m0 = (m0 ^ (m0 >> half)) * factor
+                m1 = (m1 ^ (m1 >> half)) * factor
+            total0 += m0 ^ (m0 >> half)
+            total1 += m1 ^ (m1 >> half)
+            number += u64(1)
+        sums[0] += total0
+        sums[1] += total1
+
+    from onnx24.sparsity._vectors import (
+        middle,
+        near,
+        rows,
+        survey,
+        survey_24_near,
+        survey_24_rows,
+    )
+
+    functions = (
+        quads,
+        pairs,
+        near,
+        middle,
+        rows,
+        count,
+        survey,
+        survey_24_near,
+        survey_24_rows,
+        widen,
+        add_squares,
+        checksum,
+    )
     return {function.__name__: function for function in functions}

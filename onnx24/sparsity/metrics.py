@@ -66,7 +66,7 @@ def survey(values: np.ndarray, *, compiled: bool = False) -> Survey:
     magnitude, least, shift, scale = form
     bits = values.view(f"u{values.itemsize}")
     if compiled:
-        columns, zeros, most = _numba.survey(bits, _COLUMNS, magnitude, shift, scale)
+        columns, zeros, nonfinite = _numba.survey(bits, _COLUMNS, magnitude, least, shift, scale)
     else:
         zeros = most = 0
         for chunk in _chunks(bits):
@@ -74,7 +74,7 @@ def survey(values: np.ndarray, *, compiled: bool = False) -> Survey:
             zeros += chunk.size - int(np.count_nonzero(magnitudes))
             most = max(most, int(magnitudes.max()))
         columns = _column_sums(values)
-    nonfinite = count_nonfinite(values) if most >= least else 0
+        nonfinite = count_nonfinite(values) if most >= least else 0
     return Survey(zeros, nonfinite, _sum(values, columns))
 
 

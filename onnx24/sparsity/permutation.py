@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 __all__ = ["kept", "lost", "most_rows", "search"]
 
@@ -199,6 +198,8 @@ def _improve_block(columns: np.ndarray, groups: np.ndarray, work: _Work, *, pair
 def _reassign(groups: np.ndarray, places: list[int], worth: np.ndarray) -> float:
     """Give what stands in `places` to the groups in the best way. worth: `[to, from]`. In place.
     Returns: the gain as a share of what is kept now."""
+    from scipy.optimize import linear_sum_assignment
+
     to, source = linear_sum_assignment(worth, maximize=True)
     now = float(np.trace(worth, dtype=np.float64))
     gain = float(worth[to, source].sum(dtype=np.float64)) - now

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
 
 from onnx24.sparsity.masks import mask_24
 
@@ -302,6 +301,8 @@ def refit(
 
 def _inverse(A: np.ndarray, shift: float) -> np.ndarray:
     """(A + shift·I)⁻¹, float32 [K, K]; by Cholesky, in float64 where float32 does not suffice."""
+    from scipy.linalg import lapack
+
     for dtype, factor, invert in (
         (np.float32, lapack.spotrf, lapack.spotri),
         (np.float64, lapack.dpotrf, lapack.dpotri),
@@ -320,6 +321,8 @@ def _inverse(A: np.ndarray, shift: float) -> np.ndarray:
 
 def _upper_factor(A: np.ndarray) -> np.ndarray:
     """U of A = UᵀU, float32 [K, K]; a diagonal that rounding made indefinite is raised a little."""
+    from scipy.linalg import lapack
+
     shift = 0.0
     while shift < 1:
         shifted = np.array(A, np.float64, order="F")

@@ -174,3 +174,52 @@ def test_calibration_is_recorded(work: Path, model_path: Path) -> None:
     invoke("compile", "m.onnx", "-o", "out.onnx", "--pipeline", "qdq", "--calib", "random:4")
     found = document(invoke("verify-provenance", "out.onnx", "--json"))
     assert len(found["recorded"].get("calibration_sha256", "")) == 64
+
+
+def test_a_fast_record_is_of_checksums(work: Path, model_path: Path) -> None:
+    pruned = ("prune24", "m.onnx", "-o", "out.onnx", "--provenance", "fast")
+    assert invoke(*pruned, "--external", "external").exit_code == 0
+    result = invoke("verify-provenance", "out.onnx", "--input", "m.onnx")
+    assert result.exit_code == 0 and "not against people" in result.stdout
+    found = document(invoke("verify-provenance", "out.onnx", "--json"))["recorded"]
+    assert "content_sha256" not in found and len(found["content_checksum"]) == 64
+    assert "source_data_checksum" not in found, "the input has no data file"
+    onnx.save(onnx.load(work / "out.onnx"), work / "moved.onnx")
+    assert invoke("verify-provenance", "moved.onnx").exit_code == 0
+    (work / "p.toml").write_text("[provenance]\nrequired = true\n")
+    assert invoke("check", "out.onnx", "--policy", "p.toml").exit_code == 0
+    (work / "p.toml").write_text("[provenance]\nfull = true\n")
+    refused = invoke("check", "out.onnx", "--policy", "p.toml")
+    assert refused.exit_code == 1 and "by a checksum" in refused.stdout
+    again = ("cast16", "out.onnx", "-o", "two.onnx")
+    assert invoke(*again).exit_code == 0
+    assert invoke("check", "two.onnx", "--policy", "p.toml").exit_code == 0
+    found = document(invoke("verify-provenance", "two.onnx", "--input", "out.onnx", "--json"))
+    assert found["verified"] and "content_checksum" not in found["recorded"]
+
+
+def test_a_fast_record_shows_a_changed_bit(work: Path, model_path: Path) -> None:
+    onnx.save(
+        onnx.load("m.onnx"), "big.onnx", save_as_external_data=True, location="d", size_threshold=9
+    )
+    assert invoke("prune24", "big.onnx", "-o", "out.onnx", "--provenance", "fast").exit_code == 0
+    asked = ("verify-provenance", "out.onnx", "--input", "big.onnx")
+    result = invoke(*asked)
+    assert result.exit_code == 0, result.stdout
+    for name, problem in (("d", "the data files of"), ("out.onnx.data", "was changed after")):
+        data = bytearray((work / name).read_bytes())
+        data[2000] ^= 1
+        (work / name).write_bytes(data)
+        result = invoke(*asked)
+        assert result.exit_code == 1 and problem in result.stdout
+        data[2000] ^= 1
+        (work / name).write_bytes(data)
+
+
+def test_a_record_that_is_not_wanted(work: Path, model_path: Path) -> None:
+    invoke("prune24", "m.onnx", "-o", "one.onnx")
+    invoke("cast16", "one.onnx", "-o", "two.onnx", "--provenance", "off")
+    recorded = document(invoke("verify-provenance", "two.onnx", "--json"))["recorded"]
+    assert list(recorded) == ["pipeline"], "the record of one.onnx would be wrong here"
+    result = invoke("cast16", "m.onnx", "-o", "x.onnx", "--provenance", "none")
+    assert result.exit_code == 2 and "expected one of auto, full, fast, off" in result.stderr

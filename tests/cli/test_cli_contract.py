@@ -33,6 +33,22 @@ def test_the_program_imports_nothing_heavy_for_help_and_usage_errors() -> None:
         assert done.stderr.splitlines()[-1] == f"{code} []", arguments
 
 
+def test_pruning_by_magnitude_imports_no_solver_and_no_runtime(
+    work: Path, model_path: Path
+) -> None:
+    script = (
+        "import sys\nfrom onnx24.cli.app import run\n"
+        "code = run(sys.argv[1:])\n"
+        "heavy = {'onnxruntime', 'scipy', 'joblib', 'torch', 'numba'} & set(sys.modules)\n"
+        "print(code, sorted(heavy), file=sys.stderr)\n"
+    )
+    arguments = ["prune24", str(model_path), "-o", str(work / "out.onnx"), "--permute", "off"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == "0 []", done.stderr
+
+
 def test_help_lists_every_command_and_every_pass() -> None:
     result = invoke("--help")
     assert result.exit_code == 0 and not result.stderr

@@ -38,6 +38,13 @@ def test_pieces_hold_every_element_once_and_whole_groups(size: int, stride: int,
     assert (np.sort(np.concatenate(seen)) == flat).all()
 
 
+def test_pieces_begin_where_they_are_asked_to():
+    starts = [piece.start for piece in pieces(36 * 5000, 9, 40_000, align=1024)]
+    assert len(starts) > 3 and all(start % 1024 == 0 for start in starts)
+    cramped = [piece.size for piece in pieces(36 * 500, 9, 1000, align=1024)]
+    assert max(cramped) <= 1000
+
+
 def test_pieces_refuse_what_is_no_blocks():
     with pytest.raises(ValueError, match="no blocks"):
         list(pieces(10, 1))
@@ -67,6 +74,32 @@ def test_a_draft_is_what_the_whole_array_gives(monkeypatch, dtype, stride: int, 
     assert draft.said == [0] * len(parts)
     expected = prune_24_by_stride(values, stride)
     np.testing.assert_array_equal(model.weights.read(tensor), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("stride", "summed"), [(1, 2), (9, 2), (600, 0)])
+def test_checksums_of_a_draft_are_those_of_its_values(monkeypatch, dtype, stride, summed):
+    """Taken on the way where the pieces are whole blocks, else when they are asked for."""
+    _two_threads(monkeypatch)
+    model = Model.from_proto(mlp([1200, 60]))
+    tensor = model.weights.tensor("fc0.weight")
+    model.weights.set_values(tensor, model.weights["fc0.weight"].astype(dtype))
+    model.weights.sums_drafts = True
+    align = 4096 // np.dtype(dtype).itemsize
+    parts = list(pieces(1200 * 60, stride, 20_000 if summed else 500, align=align))
+    assert len(parts) > 2
+    before = reference_of(tensor)
+
+    def change(piece, values):
+        prune_24_by_stride(values, piece.stride, values)
+
+    draft = model.weights.draft(tensor, parts, change)
+    found = [model.weights._checksums.get(ref) for ref in (before, draft.reference)]
+    assert len([f for f in found if f]) == summed
+    model.weights.commit(draft)
+    model.weights._checksums.clear()
+    read = [model.weights.checksum_at(ref) for ref in (before, draft.reference)]
+    assert read[0] != read[1] and found in (read, [None, None])
 
 
 def test_an_error_in_a_thread_leaves_the_values(monkeypatch):

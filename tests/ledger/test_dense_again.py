@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx24.passes.prune24 import Prune24, Switch
+from onnx24.passes.prune24 import Prune24
 from test_gate import compiled, every
 
 from onnx24 import targets
 from onnx24.ir.model import Model
 from onnx24.layerwise import dense as kept_values
 from onnx24.layerwise.dense import DenseLayer, KeptDense
+from onnx24.layerwise.effort import Switch
 from onnx24.layerwise.resources import Resources
 from onnx24.ledger.dense_again import FromModel, FromWorkDir
 from onnx24.ledger.gate import all_dense_again, gate

@@ -11,11 +11,12 @@ from ledger_support import net, weights
 from onnx24.passes.canonicalize import Canonicalize
 from onnx24.passes.cast16 import Cast16
 from onnx24.passes.matmul_to_conv1x1 import MatmulToConv1x1, When
-from onnx24.passes.prune24 import Prune24, Switch
+from onnx24.passes.prune24 import Prune24
 
 from onnx24 import targets
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.layerwise.effort import Switch
 from onnx24.ledger.dense_again import FromModel
 from onnx24.ledger.gate import Measured, gate, render_gate, rows_of
 from onnx24.passmgr.base import Context

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
 PURE = {"sparsity", "quant", "metrics"}
-PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba", "scipy"}
+PURE_LIBRARIES = {"numpy", "ml_dtypes", "numba", "llvmlite", "scipy"}
 
 
 class Import(NamedTuple):

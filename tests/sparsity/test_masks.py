@@ -170,7 +170,7 @@ def test_every_four_of_the_special_values(dtype: type, engine: str):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.float8_e5m2], ids=NAMES.get)
-@pytest.mark.parametrize("stride", [1, 3, 9, 700, 70_001])
+@pytest.mark.parametrize("stride", [1, 3, 9, 21, 22, 49, 63, 64, 100, 700, 70_001])
 def test_arrays_of_many_chunks(dtype: type, stride: int, engine: str):
     """More than a chunk of either engine, and no multiple of one."""
     blocks = 700_000 // (4 * stride) + 1
