@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from onnx24.errors import InputError
 
-__all__ = ["NAMES", "Loss", "Masks", "Recipe", "recipe"]
+__all__ = ["NAMES", "Loss", "Masks", "Recipe", "Schedule", "grown_sparsity", "recipe"]
 
 Loss = Literal["auto", "kl", "mse"]
 Masks = Literal["fixed", "recomputed"]
@@ -90,14 +90,18 @@ class Recipe:
 
     def sparsity(self, part: int) -> float:
         """The share of weights that is zero in that part: 0.25 in the first, 0.5 in the last."""
-        if self.parts == 1:
-            return 0.5
-        share = part / (self.parts - 1)
-        grown = share if self.schedule == "linear" else 1 - (1 - share) ** 3
-        return 0.25 + 0.25 * grown
+        return grown_sparsity(part, self.parts, self.schedule)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def grown_sparsity(part: int, parts: int, schedule: Schedule = "linear") -> float:
+    """The article's schedule: one of four is zero in the first part, two of four in the last."""
+    if parts == 1:
+        return 0.5
+    share = part / (parts - 1)
+    return 0.25 + 0.25 * (share if schedule == "linear" else 1 - (1 - share) ** 3)
 
 
 def recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:

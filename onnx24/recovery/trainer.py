@@ -29,6 +29,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager, pipeline
 from onnx24.recovery._torch import torch
+from onnx24.recovery.fake import straight
 from onnx24.recovery.interpreter import GraphModule
 from onnx24.recovery.losses import Objective, cross_entropy, objective
 from onnx24.recovery.masks import Site, mask_of, sites
@@ -164,22 +165,6 @@ def _hold_to_claims(model: Model, found: list[Site]) -> None:
         raise InternalError(problems)
 
 
-class _Straight(torch.autograd.Function):  # type: ignore[misc,name-defined]
-    """W·M whose gradient reaches all of W, with the decay λ·(1 − M)·W (SR-STE)."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, mask: Tensor, decay: float) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(weight, mask)
-        ctx.decay = decay
-        return torch.where(mask, weight, torch.zeros_like(weight))
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        weight, mask = ctx.saved_tensors
-        pruned = torch.where(mask, torch.zeros_like(weight), weight)
-        return gradient + ctx.decay * pruned, None, None
-
-
 class _Run:
     """The state of one training: what a checkpoint holds, and what is made anew."""
 
@@ -265,7 +250,7 @@ class _Run:
     def _masked(self, key: ValueKey) -> Callable[[Tensor], Tensor]:
         def apply(weight: Tensor) -> Tensor:
             if self.recipe.masks == "recomputed":
-                return _Straight.apply(weight, self.masks[key], self.recipe.decay)
+                return straight(weight, self.masks[key], self.recipe.decay)
             return torch.where(self.masks[key], weight, torch.zeros_like(weight))
 
         return apply

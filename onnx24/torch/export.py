@@ -1,0 +1,203 @@
+"""A torch module with masks and fake quantizers as an ONNX file."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.eligibility import judge
+from onnx24.errors import InputError
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.recovery._torch import torch
+from onnx24.runtime.session import Session
+from onnx24.sparsity.masks import is_24_by_stride
+from onnx24.targets import DEFAULT, load
+from onnx24.torch.quantizers import FakeQuantizer
+from onnx24.torch.sparse import Sparsity
+
+__all__ = ["export"]
+
+MAX_ERROR = 1e-2
+"""Relative error of ONNX Runtime's outputs from torch's from which on the file is another model. A
+value that lies between two steps of a quantizer may fall either way."""
+
+
+def export(
+    model: Any,
+    example: Any,
+    path: str | os.PathLike[str],
+    sparsity: Sparsity | None = None,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_batch: bool = True,
+    opset: int = 17,
+    target: str = DEFAULT,
+) -> Model:
+    """Write the module to `path`, with exact zeros and each fake quantizer as a pair of
+    QuantizeLinear and DequantizeLinear, and record what is 2:4.
+
+    example: what the module is called with (a tensor, a tuple, or a dict by name). sparsity: where
+    given, every weight of it has to be 2:4 in the file. input_names: those of `forward`'s
+    arguments where None. dynamic_batch: the first axis of every input and output may have any size.
+    The module is put into eval mode meanwhile. Traced by torch's TorchScript exporter, which needs
+    no further package. Weights keep the names of `model.state_dict()`.
+    Returns: the model in the file.
+    Raises: InputError O24-151 while progressive masks are not 2:4 yet; O24-610 for a weight that is
+    not 2:4 in the file; O24-157 where ONNX Runtime gives other outputs than torch.
+    """
+    if sparsity is not None and not sparsity.is_final:
+        raise InputError.of(
+            "O24-151",
+            f"the masks are at {100 * sparsity.sparsity:.4g} % after {sparsity.step} steps",
+            hint="train to the schedule's last part, or call sparsity.choose(0.5)",
+        )
+    bare = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    arguments = _arguments(bare, example)
+    names = list(input_names or _argument_names(bare, len(arguments)))
+    with _as_exported(bare), tempfile.TemporaryDirectory() as folder:
+        wanted = _outputs(bare(*arguments))
+        outputs = list(output_names or _output_names(len(wanted)))
+        raw = Path(folder) / "traced.onnx"
+        axes = {name: {0: "N"} for name in (*names, *outputs)} if dynamic_batch else None
+        torch.onnx.export(
+            bare,
+            arguments,
+            str(raw),
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=opset,
+            do_constant_folding=False,  # it would rename the weights that it transposes
+            dynamo=False,
+        )
+        _undo_sharing(raw, bare)
+        traced = Model.load(raw)
+        _record(traced, sparsity, target)
+        _compare(traced, dict(zip(names, arguments, strict=True)), outputs, wanted)
+        traced.save(path)
+    return Model.load(path)
+
+
+# --- what the exporter is given --------------------------------------------------------------
+def _arguments(model: Any, example: Any) -> tuple[Any, ...]:
+    if isinstance(example, Mapping):
+        bound = inspect.signature(model.forward).bind(**example)
+        return bound.args
+    return tuple(example) if isinstance(example, tuple | list) else (example,)
+
+
+def _argument_names(model: Any, count: int) -> list[str]:
+    names = list(inspect.signature(model.forward).parameters)[:count]
+    return names if len(names) == count else [f"input{i}" for i in range(count)]
+
+
+def _output_names(count: int) -> list[str]:
+    return ["output"] if count == 1 else [f"output{i}" for i in range(count)]
+
+
+def _outputs(given: Any) -> list[Any]:
+    if isinstance(given, torch.Tensor):
+        return [given]
+    values = given.values() if isinstance(given, Mapping) else given
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+@contextmanager
+def _as_exported(model: Any) -> Iterator[None]:
+    """In eval mode, without gradients and fused attention, every scale up to date."""
+    training = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the exporter knows no fused encoder layer
+    model.eval()
+    try:
+        with torch.no_grad():
+            for module in list(model.modules()):
+                for name in ("input_quantizer", "weight_quantizer"):
+                    quantizer = getattr(module, name, None)
+                    if isinstance(quantizer, FakeQuantizer):
+                        quantizer.settle(module.weight)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _undo_sharing(path: Path, model: Any) -> None:
+    """The exporter stores equal tensors once, with an Identity for each other name. Tied weights
+    become one initializer, others get their own again, as they are only equal by chance."""
+    document = onnx.load(path)
+    state = model.state_dict(keep_vars=True)
+    graph = document.graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    renamed: dict[str, str] = {}
+    for node in list(graph.node):
+        if node.op_type != "Identity" or node.input[0] not in held or node.output[0] not in state:
+            continue
+        source, name = node.input[0], node.output[0]
+        if source in state and state[source] is state[name]:
+            renamed[name] = source
+        else:
+            copied = graph.initializer.add()
+            copied.CopyFrom(held[source])
+            copied.name = name
+        graph.node.remove(node)
+    if not renamed and len(held) == len(graph.initializer):
+        return
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
+    _save(document, path)
+
+
+def _save(document: onnx.ModelProto, path: Path) -> None:
+    big = document.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF
+    onnx.save(document, path, save_as_external_data=big, location="traced.data")
+
+
+# --- what came out ---------------------------------------------------------------------------
+def _record(model: Model, sparsity: Sparsity | None, target: str) -> None:
+    """Record as 2:4 what is, and look that every masked weight is among it."""
+    verdicts = judge(model, AnalysisCache(), load(target))
+    found: list[ValueKey] = []
+    for key, verdict in verdicts.items():
+        stride = verdict.k_stride if verdict.eligible else None
+        if stride is not None and is_24_by_stride(model.weights[key], stride):
+            found.append(key)
+    names = {key.name for key in found}
+    masked = [] if sparsity is None else list(sparsity.masks)
+    there = {key.name for key in model.weights}
+    lost = [name for name in masked if name in there and name not in names]
+    if lost or len(found) < len(masked):
+        missing = lost or [name for name in masked if name not in names]
+        raise InputError.of(
+            "O24-610",
+            f"{len(found)} weights of the file are 2:4, {len(masked)} have masks; not "
+            f"{', '.join(missing[:5])}",
+            hint="was the optimizer given to keep_masks, and are all layers used?",
+        )
+    model.claims.update(found)
+
+
+def _compare(
+    model: Model, feeds: Mapping[str, Any], names: Sequence[str], wanted: Sequence[Any]
+) -> None:
+    arrays = {name: value.detach().cpu().numpy() for name, value in feeds.items()}
+    given = Session(model, list(names), optimize=False).run(arrays)
+    for name, expected in zip(names, wanted, strict=True):
+        a = np.asarray(given[name], np.float64)
+        b = expected.detach().cpu().double().numpy()
+        error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12))
+        if not error <= MAX_ERROR:
+            raise InputError.of("O24-157", f"{name}: relative error {error:.2g}")
