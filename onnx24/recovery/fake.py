@@ -8,6 +8,7 @@ step sizes, LSQ (arXiv 1902.08153); SR-STE (arXiv 2102.04010).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from onnx24.recovery._torch import torch
 from onnx24.recovery.node import Tensor
@@ -78,7 +79,7 @@ LEAST_RATIO = 1e-3
 """Of a learned scale to where it started."""
 
 
-def least_scale(dtype: object) -> float:
+def least_scale(dtype: Any) -> float:
     """The smallest scale that a file of that type holds without losing digits."""
     return float(torch.finfo(dtype).smallest_normal)
 

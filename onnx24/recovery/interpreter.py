@@ -310,11 +310,9 @@ def _folded(key: ValueKey, tensor: TensorProto, model: Model, index: Index) -> _
 
 
 def _may_differ_from_0(key: ValueKey | None, model: Model) -> bool:
-    return (
-        key is None
-        or key not in model.weights
-        or bool(np.any(np.asarray(model.weights[key]).view(np.int8)))
-    )
+    if key is None or key not in model.weights:
+        return True
+    return bool(np.asarray(model.weights[key]).view(np.int8).any())
 
 
 def _read(model: Model, key: ValueKey) -> tuple[np.ndarray, int]:

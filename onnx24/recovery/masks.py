@@ -32,8 +32,8 @@ class Site:
 
 
 def sites(model: Model, target: SparseTarget, *, prune: bool) -> list[Site]:
-    """The initializers of floats or INT8 that are 2:4, recorded or not, in the model's order; with `prune`,
-    those too that could be on this target.
+    """The initializers of floats or INT8 that are 2:4, recorded or not, in the model's order; with
+    `prune`, those of floats too that could be on this target.
 
     Raises: InputError O24-151 where there are none.
     """

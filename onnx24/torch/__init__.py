@@ -2,9 +2,9 @@
 
     from onnx24.torch import export, keep_masks, quantize, sparsify
 
-    sparsity = sparsify(model)                   # 2:4 by magnitude; print(sparsity) says what and why
-    quantize(model, batches)                     # INT8 fake quantizers, calibrated (leave out for fp16)
-    optimizer = keep_masks(optimizer, sparsity)  # zeros stay zeros, in the optimizer's state as well
+    sparsity = sparsify(model)                   # 2:4 by magnitude; print(sparsity) tells all
+    quantize(model, batches)                     # INT8 fake quantizers, calibrated; or none
+    optimizer = keep_masks(optimizer, sparsity)  # zeros stay zeros, in its state as well
     ...                                          # the loop as it was
     export(model, example, "model.onnx", sparsity)
 

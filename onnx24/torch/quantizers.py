@@ -40,9 +40,10 @@ class _Pair(torch.autograd.Function):
 
 
 def _meeting(scale: Tensor, axis: int | None, x: Tensor) -> Tensor:
-    return (
-        scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(x.dim())])
-    )
+    """The scale in a shape that broadcasts along the axis."""
+    if axis is None:
+        return scale
+    return scale.reshape([-1 if i == axis else 1 for i in range(x.dim())])
 
 
 class FakeQuantizer(torch.nn.Module):  # type: ignore[misc,name-defined]
@@ -52,6 +53,9 @@ class FakeQuantizer(torch.nn.Module):  # type: ignore[misc,name-defined]
     Where it is learned, it is multiplied by the parameter `ratio`, which starts at 1 and stays
     positive: optimizers that take steps of the learning rate's size, as Adam, then move a scale in
     proportion to itself, however small it is."""
+
+    scale: Tensor
+    ratio: Tensor
 
     def __init__(self, scale: Tensor, axis: int | None, *, learned: bool, follows: bool) -> None:
         super().__init__()
@@ -226,13 +230,9 @@ def _refused(name: str, module: Any, selection: Selection) -> tuple[str, str] | 
 
 def _insert(module: Any, amax: float, learned: bool) -> None:
     device = module.weight.device
-    scale = max(amax / INT8_MAX, least_scale(torch.float32))
-    module.input_quantizer = FakeQuantizer(
-        torch.tensor(scale, dtype=torch.float32, device=device),
-        None,
-        learned=learned,
-        follows=False,
-    )
+    step = max(amax / INT8_MAX, least_scale(torch.float32))
+    scale = torch.tensor(step, dtype=torch.float32, device=device)
+    module.input_quantizer = FakeQuantizer(scale, None, learned=learned, follows=False)
     module.weight_quantizer = FakeQuantizer(
         weight_scale(module.weight), 0, learned=learned, follows=True
     )

@@ -47,7 +47,7 @@ def test_five_lines(name: str, learned: bool, digits, tmp_path: Path) -> None:
     initializers = {key.name: file.weights[key] for key in file.weights}
     state = model.state_dict()
     masked = set(sparsity.masks)
-    assert {key.name for key in file.claims.keys()} == masked
+    assert {key.name for key in file.claims} == masked
     for weight in masked:
         assert np.array_equal(initializers[weight], state[weight].numpy())
         stride = int(np.prod(state[weight].shape[2:]))
@@ -80,7 +80,7 @@ def test_the_file_is_checked_folded_and_built(name: str, digits, tmp_path: Path)
     rows = {"image": digits.test_x[:50]}
     before = Session(file, None, optimize=False).run(rows)["output"]
     manager.run(file, pipeline.parse("fold-qdq,check24{require=eligible}"), target=load(DEFAULT))
-    stored = [file.weights[key].dtype for key in file.claims.keys()]
+    stored = [file.weights[key].dtype for key in file.claims]
     assert len(stored) == len(sparsity.masks) and set(stored) == {np.dtype(np.int8)}
     after = Session(file, None, optimize=False).run(rows)["output"]
     assert np.allclose(before, after, rtol=1e-4, atol=1e-4)
