@@ -156,6 +156,10 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         self._elements[key] = tensor.data_type
 
     @property
+    def has_bodies(self) -> bool:
+        return any(node.bodies for node in _every_node(self._program))
+
+    @property
     def keys(self) -> list[ValueKey]:
         return [key for key, value in self._parameters_by_key.items() if value.requires_grad]
 
@@ -177,6 +181,10 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         self.device = torch.device(device)
         self.to(self.device)
         self._constants = {key: value.to(self.device) for key, value in self._constants.items()}
+
+    def is_integer(self, key: ValueKey) -> bool:
+        """Whether it is an initializer that the module reads as it is stored."""
+        return key in self._constants
 
     def parameter(self, key: ValueKey) -> Any:
         """Raises: KeyError where `key` is no float initializer."""

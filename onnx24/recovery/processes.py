@@ -69,11 +69,12 @@ class Processes:
                 hint="give all processes the same command line and files",
             )
 
-    def wrapped(self, module: Any) -> Any:
-        """The module, or DistributedDataParallel around it."""
+    def wrapped(self, module: Any, *, skips: bool) -> Any:
+        """The module, or DistributedDataParallel around it. skips: whether there are parameters
+        that a call may leave unused."""
         if self.count == 1:
             return module
-        return torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
+        return torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=skips)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -12,11 +12,23 @@ from typing import Any, Literal
 
 from onnx24.errors import InputError
 
-__all__ = ["NAMES", "Loss", "Masks", "Recipe", "Schedule", "grown_sparsity", "recipe"]
+__all__ = [
+    "NAMES",
+    "Loss",
+    "Masks",
+    "Precision",
+    "Recipe",
+    "Scales",
+    "Schedule",
+    "grown_sparsity",
+    "recipe",
+]
 
 Loss = Literal["auto", "kl", "mse"]
 Masks = Literal["fixed", "recomputed"]
 Schedule = Literal["linear", "cubic"]
+Scales = Literal["calibrated", "learned"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 NAMES = ("basic", "progressive", "sparse-qat")
 
@@ -31,6 +43,11 @@ class Recipe:
     model's own or those that `qdq` inserts; weights that are not 2:4 yet are pruned as by
     `progressive`, all at once with distillation.
 
+    micro_batch [samples]: how many of a batch are run at once, 0 for all; gradients are summed, so
+    that it changes memory and the last bits. precision: of the student's forward pass; weights,
+    gradients and the optimizer stay in fp32. `auto` is bf16 on a GPU that has it, fp16 on others,
+    and fp32 on the CPU.
+
     steps, batch [samples], learning_rate (Adam, falling to 0 linearly), clip (of the gradient's
     norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense outputs'
     power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
@@ -38,8 +55,10 @@ class Recipe:
     label_weight: share of the cross entropy with labels, where there are any.
 
     masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is
-    pruned (SR-STE). schedule: how sparsity grows over the parts. ema: decay of the weights' running
-    mean, which is then what is kept; 0 for none. patience: evaluations (each `eval_every` steps)
+    pruned (SR-STE). scales: quantizers keep the `calibrated` ones, or train them (`learned`, LSQ)
+    in proportion to themselves. schedule: how sparsity grows over the parts. ema: decay of the
+    weights' running mean, which is then what is kept; 0 for none. patience: evaluations (each
+    `eval_every` steps)
     without a better held-out divergence after which training stops; 0 for never. The best weights
     that were evaluated are kept.
     """
@@ -47,6 +66,7 @@ class Recipe:
     name: str = "basic"
     steps: int = 200
     batch: int = 32
+    micro_batch: int = 0
     learning_rate: float = 1e-3
     clip: float = 1.0
     loss: Loss = "auto"
@@ -54,6 +74,8 @@ class Recipe:
     label_weight: float = 0.5
     masks: Masks = "fixed"
     decay: float = 2e-4
+    scales: Scales = "calibrated"
+    precision: Precision = "fp32"
     parts: int = 2
     schedule: Schedule = "linear"
     ema: float = 0.0
@@ -67,6 +89,9 @@ class Recipe:
             "name": self.name in NAMES,
             "steps": self.steps >= 1,
             "batch": self.batch >= 1,
+            "micro_batch": self.micro_batch >= 0,
+            "scales": self.scales in ("calibrated", "learned"),
+            "precision": self.precision in ("fp32", "bf16", "fp16", "auto"),
             "learning_rate": self.learning_rate > 0,
             "clip": self.clip > 0,
             "loss": self.loss in ("auto", "kl", "mse"),
