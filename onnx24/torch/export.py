@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -27,6 +27,8 @@ from onnx24.torch.sparse import Sparsity
 
 __all__ = ["export"]
 
+Exporter = Literal["torchscript", "dynamo"]
+OPSETS: dict[str, int] = {"torchscript": 17, "dynamo": 18}
 MAX_ERROR = 1e-2
 """Relative error of ONNX Runtime's outputs from torch's from which on the file is another model. A
 value that lies between two steps of a quantizer may fall either way."""
@@ -41,7 +43,8 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
-    opset: int = 17,
+    opset: int | None = None,
+    exporter: Exporter = "torchscript",
     target: str = DEFAULT,
 ) -> Model:
     """Write the module to `path`, with exact zeros and each fake quantizer as a pair of
@@ -50,8 +53,9 @@ def export(
     example: what the module is called with (a tensor, a tuple, or a dict by name). sparsity: where
     given, every weight of it has to be 2:4 in the file. input_names: those of `forward`'s
     arguments where None. dynamic_batch: the first axis of every input and output may have any size.
-    The module is put into eval mode meanwhile. Traced by torch's TorchScript exporter, which needs
-    no further package. Weights keep the names of `model.state_dict()`.
+    The module is put into eval mode meanwhile. exporter: `torchscript` needs no further package
+    (opset 17 where None); `dynamo` is torch's newer one, needs onnxscript (18), and takes an
+    example of two rows or more. Weights keep the names of `model.state_dict()`.
     Returns: the model in the file.
     Raises: InputError O24-151 while progressive masks are not 2:4 yet; O24-610 for a weight that is
     not 2:4 in the file; O24-157 where ONNX Runtime gives other outputs than torch.
@@ -65,21 +69,21 @@ def export(
     bare = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
     arguments = _arguments(bare, example)
     names = list(input_names or _argument_names(bare, len(arguments)))
-    with _as_exported(bare), tempfile.TemporaryDirectory() as folder:
+    with _as_exported(bare) as quantizers, tempfile.TemporaryDirectory() as folder:
         wanted = _outputs(bare(*arguments))
         outputs = list(output_names or _output_names(len(wanted)))
         raw = Path(folder) / "traced.onnx"
-        axes = {name: {0: "N"} for name in (*names, *outputs)} if dynamic_batch else None
+        more = _options(exporter, names, outputs, dynamic_batch)
+        for quantizer in quantizers:
+            quantizer.exporter = exporter
         torch.onnx.export(
             bare,
             arguments,
             str(raw),
             input_names=names,
             output_names=outputs,
-            dynamic_axes=axes,
-            opset_version=opset,
-            do_constant_folding=False,  # it would rename the weights that it transposes
-            dynamo=False,
+            opset_version=opset or OPSETS[exporter],
+            **more,
         )
         _undo_sharing(raw, bare)
         traced = Model.load(raw)
@@ -106,6 +110,17 @@ def _output_names(count: int) -> list[str]:
     return ["output"] if count == 1 else [f"output{i}" for i in range(count)]
 
 
+def _options(
+    exporter: Exporter, names: Sequence[str], outputs: Sequence[str], is_dynamic: bool
+) -> dict[str, Any]:
+    """Neither may fold constants: it would rename the weights that it transposes."""
+    if exporter == "dynamo":
+        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in names) if is_dynamic else None
+        return {"dynamo": True, "optimize": False, "dynamic_shapes": shapes, "verbose": False}
+    axes = {name: {0: "N"} for name in (*names, *outputs)} if is_dynamic else None
+    return {"dynamo": False, "do_constant_folding": False, "dynamic_axes": axes}
+
+
 def _outputs(given: Any) -> list[Any]:
     if isinstance(given, torch.Tensor):
         return [given]
@@ -114,8 +129,10 @@ def _outputs(given: Any) -> list[Any]:
 
 
 @contextmanager
-def _as_exported(model: Any) -> Iterator[None]:
-    """In eval mode, without gradients and fused attention, every scale up to date."""
+def _as_exported(model: Any) -> Iterator[list[FakeQuantizer]]:
+    """In eval mode, without gradients and fused attention, every scale up to date. Gives the fake
+    quantizers."""
+    quantizers = [module for module in model.modules() if isinstance(module, FakeQuantizer)]
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the exporter knows no fused encoder layer
@@ -127,8 +144,10 @@ def _as_exported(model: Any) -> Iterator[None]:
                     quantizer = getattr(module, name, None)
                     if isinstance(quantizer, FakeQuantizer):
                         quantizer.settle(module.weight)
-            yield
+            yield quantizers
     finally:
+        for quantizer in quantizers:
+            quantizer.exporter = ""
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in training.items():
             module.training = mode

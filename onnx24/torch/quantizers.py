@@ -39,6 +39,16 @@ class _Pair(torch.autograd.Function):
         return g.op("DequantizeLinear", quantized, scale, zero_point, **more).setType(x.type())
 
 
+def _symbols(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    """The same for torch's newer exporter, which traces by fake tensors."""
+    node = torch.onnx.ops.symbolic
+    more: dict[str, Any] = {} if axis is None else {"axis": axis}
+    given = (x, scale, zero_point)
+    q = node("QuantizeLinear", given, more, dtype=torch.int8, shape=x.shape, version=17)
+    given = (q, scale, zero_point)
+    return node("DequantizeLinear", given, more, dtype=x.dtype, shape=x.shape, version=17)
+
+
 def _meeting(scale: Tensor, axis: int | None, x: Tensor) -> Tensor:
     """The scale in a shape that broadcasts along the axis."""
     if axis is None:
@@ -56,6 +66,8 @@ class FakeQuantizer(torch.nn.Module):  # type: ignore[misc,name-defined]
 
     scale: Tensor
     ratio: Tensor
+    exporter: str = ""
+    """Which of torch's exporters is tracing, "" for none."""
 
     def __init__(self, scale: Tensor, axis: int | None, *, learned: bool, follows: bool) -> None:
         super().__init__()
@@ -67,7 +79,9 @@ class FakeQuantizer(torch.nn.Module):  # type: ignore[misc,name-defined]
             self.ratio = torch.nn.Parameter(torch.ones_like(scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.onnx.is_in_onnx_export():
+        if self.exporter == "dynamo":
+            return _symbols(x, self.scale, self.zero_point, self.axis)
+        if self.exporter == "torchscript":
             return _Pair.apply(x, self.scale, self.zero_point, self.axis)
         if self.follows:
             with torch.no_grad():

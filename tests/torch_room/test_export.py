@@ -114,6 +114,22 @@ def test_float_weights_and_other_forms_of_example(digits, tmp_path: Path) -> Non
         assert len(file.claims) == 1
 
 
+@pytest.mark.parametrize("name", ["conv", "transformer"])
+def test_the_newer_exporter_gives_the_same(name: str, digits, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="torch's dynamo exporter needs onnxscript")
+    model, sparsity = trained(name, digits, steps=2)
+    x = torch.from_numpy(digits.test_x[:4])
+    rows, ends = {"image": digits.test_x[:50]}, []
+    for exporter in ("torchscript", "dynamo"):
+        file = export(model, x, tmp_path / "net.onnx", sparsity, exporter=exporter)
+        assert {key.name for key in file.claims} == set(sparsity.masks)
+        ops = [node.op_type for node in file.proto.graph.node]
+        ends.append((ops.count("QuantizeLinear"), Session(file, None, optimize=False).run(rows)))
+    assert ends[0][0] == ends[1][0] > 0
+    close = np.isclose(ends[0][1]["output"], ends[1][1]["output"], atol=1e-4).all(1)
+    assert close.mean() > 0.95
+
+
 def test_a_weight_that_lost_its_zeros_is_refused(digits, tmp_path: Path) -> None:
     model = made("transformer")
     sparsity = sparsify(model)
