@@ -6,7 +6,7 @@
     quantize(model, batches)                     # INT8 fake quantizers, calibrated; or none
     optimizer = keep_masks(optimizer, sparsity)  # zeros stay zeros, in its state as well
     ...                                          # the loop as it was
-    export(model, example, "model.onnx", sparsity)
+    export(model, example, "model.onnx", sparsity, batches)
 
 The file holds exact zeros and QuantizeLinear/DequantizeLinear, and goes to `onnx24 check`,
 `onnx24 opt --pipeline fold-qdq` and `onnx24 build`. Needs torch (`pip install 'onnx24[train]'`).

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from onnx24.runtime.session import Session
 from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.targets import DEFAULT, load
 from onnx24.torch.quantizers import FakeQuantizer
+from onnx24.torch.results import float_results, insert_pairs, ranges
 from onnx24.torch.sparse import Sparsity
 
 __all__ = ["export"]
@@ -39,6 +41,7 @@ def export(
     example: Any,
     path: str | os.PathLike[str],
     sparsity: Sparsity | None = None,
+    calibration: Iterable[Any] = (),
     *,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -51,14 +54,18 @@ def export(
     QuantizeLinear and DequantizeLinear, and record what is 2:4.
 
     example: what the module is called with (a tensor, a tuple, or a dict by name). sparsity: where
-    given, every weight of it has to be 2:4 in the file. input_names: those of `forward`'s
-    arguments where None. dynamic_batch: the first axis of every input and output may have any size.
+    given, every weight of it has to be 2:4 in the file. calibration: batches as for `quantize`;
+    with them the results of quantized 2:4 layers get a pair as well where they would stay in float,
+    since TensorRT takes a sparse INT8 kernel only INT8-in and INT8-out (O24-639). input_names:
+    those of `forward`'s arguments where None. dynamic_batch: the first axis of every input and
+    output may have any size.
     The module is put into eval mode meanwhile. exporter: `torchscript` needs no further package
     (opset 17 where None); `dynamo` is torch's newer one, needs onnxscript (18), and takes an
     example of two rows or more. Weights keep the names of `model.state_dict()`.
     Returns: the model in the file.
     Raises: InputError O24-151 while progressive masks are not 2:4 yet; O24-610 for a weight that is
-    not 2:4 in the file; O24-157 where ONNX Runtime gives other outputs than torch.
+    not 2:4 in the file; O24-157 where ONNX Runtime gives other outputs than torch, before results
+    get pairs.
     """
     if sparsity is not None and not sparsity.is_final:
         raise InputError.of(
@@ -88,7 +95,11 @@ def export(
         _undo_sharing(raw, bare)
         traced = Model.load(raw)
         _record(traced, sparsity, target)
-        _compare(traced, dict(zip(names, arguments, strict=True)), outputs, wanted)
+        _compare(traced, _feeds(names, arguments), outputs, wanted)
+        feeds = (_feeds(names, _arguments(bare, batch)) for batch in calibration)
+        if load(target).output_qdq_for_sparse and _quantize_results(raw, traced, feeds):
+            traced = Model.load(raw)
+            _record(traced, sparsity, target)
         traced.save(path)
     return Model.load(path)
 
@@ -209,11 +220,30 @@ def _record(model: Model, sparsity: Sparsity | None, target: str) -> None:
     model.claims.update(found)
 
 
+def _quantize_results(path: Path, model: Model, batches: Iterator[Mapping[str, np.ndarray]]) -> int:
+    """In the traced file. Returns: pairs, 0 without batches."""
+    first = next(batches, None)
+    if first is None:
+        return 0
+    scales = float_results(model)
+    unknown = [value for value, scale in scales.items() if not scale]
+    amax = ranges(model, unknown, chain([first], batches))
+    document = onnx.load(path)
+    count = insert_pairs(document.graph, scales, amax)
+    if count:
+        _save(document, path)
+    return count
+
+
+def _feeds(names: Sequence[str], arguments: Sequence[Any]) -> dict[str, np.ndarray]:
+    values = zip(names, arguments, strict=True)
+    return {name: value.detach().cpu().numpy() for name, value in values}
+
+
 def _compare(
-    model: Model, feeds: Mapping[str, Any], names: Sequence[str], wanted: Sequence[Any]
+    model: Model, feeds: Mapping[str, np.ndarray], names: Sequence[str], wanted: Sequence[Any]
 ) -> None:
-    arrays = {name: value.detach().cpu().numpy() for name, value in feeds.items()}
-    given = Session(model, list(names), optimize=False).run(arrays)
+    given = Session(model, list(names), optimize=False).run(feeds)
     for name, expected in zip(names, wanted, strict=True):
         a = np.asarray(given[name], np.float64)
         b = expected.detach().cpu().double().numpy()

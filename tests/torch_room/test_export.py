@@ -15,6 +15,7 @@ from torch_room_support import accuracy, dense, loop, made
 
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import broken_claims
+from onnx24.analysis.qdq_rules import Quantized, findings
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager, pipeline
@@ -102,6 +103,26 @@ def test_tensorrt_rtx_builds_it(name: str, digits, tmp_path: Path) -> None:
     )
     assert (tmp_path / "net.engine").stat().st_size == built.engine_bytes
     assert "int8" in {d for layer in built.layers for d in (*layer.dtypes_in, *layer.dtypes_out)}
+
+
+@pytest.mark.parametrize("name", ["conv", "transformer"])
+def test_results_of_sparse_layers_are_int8(name: str, digits, tmp_path: Path) -> None:
+    model, sparsity = trained(name, digits, steps=2)
+    x = torch.from_numpy(digits.train_x[:256])
+    target, rows, ends = load(DEFAULT), {"image": digits.test_x}, []
+    for calibration in ([], [x[:128], x[128:]]):
+        file = export(model, x[:4], tmp_path / "net.onnx", sparsity, calibration)
+        judged = Quantized.of(file, AnalysisCache())
+        codes = [f.code for f in findings(judged, sparse_outputs=target.output_qdq_for_sparse)]
+        ends.append((codes, Session(file, None, optimize=False).run(rows)["output"]))
+    (before, wanted), (after, given) = ends
+    # The classifier gives the file's output, which stays float.
+    assert set(before) == {"O24-639"} and len(after) <= 1
+    assert (given.argmax(1) == digits.test_y).mean() > (
+        wanted.argmax(1) == digits.test_y
+    ).mean() - 0.01
+    if name == "conv":  # ReLU → MaxPool → quantizer, whose scale serves before the pool as well
+        assert np.array_equal(given, wanted)
 
 
 def test_float_weights_and_other_forms_of_example(digits, tmp_path: Path) -> None:
