@@ -374,3 +374,21 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None
         outcomes.append((int(done.stdout.split()[-1]), (folder / "out.onnx").read_bytes()))
     assert outcomes[0][0] == 0 and 0 < outcomes[1][0] < 400
     assert outcomes[0][1] == outcomes[1][1]
+
+
+def test_a_learned_scales_gradient_is_that_of_lsq() -> None:
+    """(q − x/s) inside the range, the limit outside, over √(N · q_max), times the start."""
+    model = Model.from_text("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 4] x) => (float[N, 4] y) <float s = {0.5}, int8 z = {0}>
+        { q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z) }
+    """)
+    module = GraphModule(model)
+    (key,) = module.learn_scales()
+    rows = np.float32([[0.3, -0.9, 100.0, -100.0], [1.1, 0.0, 2.0, -3.3]])
+    module({"x": rows})["y"].sum().backward()
+    y = rows / 0.5
+    inside = np.abs(np.rint(y)) <= 127
+    wanted = np.where(inside, np.rint(y) - y, np.where(y > 0, 127, -128)).sum()
+    given = float(module.parameter(key).grad)
+    assert given == pytest.approx(0.5 * wanted / np.sqrt(4 * 127), rel=1e-5)
