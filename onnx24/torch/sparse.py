@@ -78,6 +78,8 @@ class Sparsity:
         self.schedule = schedule
         self.step = 0
         self.masks: dict[str, Tensor] = {}
+        self._placed: dict[str, Tensor] = {}
+        """The masks where the weights are: on their device, of this process's rows."""
         self.sparsity = 0.5 if schedule is None else schedule.sparsity(0)
         self._weights = {weight.names[0]: weight for weight in weights}
 
@@ -97,12 +99,17 @@ class Sparsity:
         """(parameter, mask, name). Looked up anew: `fully_shard` puts others in their place."""
         for name in self._weights:
             parameter = self.model.get_parameter(name)
-            yield parameter, _mask_like(self.masks[name], parameter, name), name
+            local = _local(parameter.detach())
+            mask = self._placed.get(name)
+            if mask is None or mask.shape != local.shape or mask.device != local.device:
+                mask = self._placed[name] = _mask_like(self.masks[name], parameter, name)
+            yield parameter, mask, name
 
     def choose(self, sparsity: float = 0.5) -> None:
         """Masks by magnitude, and the rest becomes zero. Of a sharded weight each process chooses
         in its own rows."""
         self.sparsity = sparsity
+        self._placed.clear()
         for name, weight in self._weights.items():
             local = _local(self.model.get_parameter(name).detach())
             mask = mask_of(local.float().cpu().numpy(), weight.stride, sparsity)
@@ -134,6 +141,7 @@ class Sparsity:
             raise InputError.of("O24-156", f"masks of {sorted(theirs)}, expected {sorted(ours)}")
         self.step, self.sparsity = int(state["step"]), float(state["sparsity"])
         self.masks = {n: m.to(self.masks[n].device).clone() for n, m in state["masks"].items()}
+        self._placed.clear()
         self.apply()
 
 
