@@ -891,8 +891,17 @@ def recover(
         ),
     ] = 0,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="X", help="Adam's; it falls to 0 linearly.")
+        float, typer.Option("--learning-rate", metavar="X", help="At the first step.")
     ] = 1e-3,
+    rate: Annotated[
+        str,
+        typer.Option(
+            "--rate", metavar="linear|cosine|constant", help="How the learning rate falls to 0."
+        ),
+    ] = "linear",
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", metavar="adam|adamw|sgd", help="What takes the steps.")
+    ] = "adam",
     loss: Annotated[
         str,
         typer.Option(
@@ -1003,6 +1012,8 @@ def recover(
                 "batch": batch,
                 "micro_batch": micro_batch,
                 "learning_rate": learning_rate,
+                "rate": rate,
+                "optimizer": optimizer,
                 "loss": loss,
                 "relations": relations,
                 "masks": masks,

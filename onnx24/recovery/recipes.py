@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -28,6 +29,8 @@ Loss = Literal["auto", "kl", "mse"]
 Masks = Literal["fixed", "recomputed"]
 Schedule = Literal["linear", "cubic"]
 Scales = Literal["calibrated", "learned"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Rate = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 NAMES = ("basic", "progressive", "sparse-qat")
@@ -48,9 +51,10 @@ class Recipe:
     gradients and the optimizer stay in fp32. `auto` is bf16 on a GPU that has it, fp16 on others,
     and fp32 on the CPU.
 
-    steps, batch [samples], learning_rate (Adam, falling to 0 linearly), clip (of the gradient's
-    norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense outputs'
-    power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
+    steps, batch [samples], clip (of the gradient's norm). optimizer: `adam`, `adamw` (decay 0.01)
+    or `sgd` (momentum 0.9, which diverges sooner). rate: how learning_rate falls to 0 (`linear`,
+    `cosine`), or that it does not (`constant`). loss: `kl` between softmaxes, `mse` relative to the
+    dense outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
     relations: weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
@@ -67,7 +71,9 @@ class Recipe:
     steps: int = 200
     batch: int = 32
     micro_batch: int = 0
+    optimizer: Optimizer = "adam"
     learning_rate: float = 1e-3
+    rate: Rate = "linear"
     clip: float = 1.0
     loss: Loss = "auto"
     relations: float = 0.0
@@ -93,6 +99,8 @@ class Recipe:
             "scales": self.scales in ("calibrated", "learned"),
             "precision": self.precision in ("fp32", "bf16", "fp16", "auto"),
             "learning_rate": self.learning_rate > 0,
+            "optimizer": self.optimizer in ("adam", "adamw", "sgd"),
+            "rate": self.rate in ("linear", "cosine", "constant"),
             "clip": self.clip > 0,
             "loss": self.loss in ("auto", "kl", "mse"),
             "relations": self.relations >= 0,
@@ -108,6 +116,13 @@ class Recipe:
             if not met:
                 value = getattr(self, name)
                 raise InputError.of("O24-043", f"recipe: {name} = {value!r}", hint="see `Recipe`")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of that step."""
+        done = step / self.steps
+        if self.rate == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * (1 - done if self.rate == "linear" else 1.0)
 
     def part_of(self, step: int) -> int:
         """Which of the parts step `step` belongs to; all are of the same length."""

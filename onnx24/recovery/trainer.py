@@ -227,6 +227,13 @@ def _place(module: GraphModule, device: str) -> None:
         raise InputError.of("O24-043", f"device {device!r}: {reason}") from err
 
 
+def _optimizer(recipe: Recipe, parameters: list[Any]) -> Any:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=recipe.learning_rate)
+
+
 def _autocast(recipe: Recipe, kind: str) -> Any:
     """The type of the student's forward pass, None for float32. kind: cpu, cuda, …"""
     if recipe.precision == "auto" and kind == "cuda":
@@ -266,7 +273,7 @@ class _Run:
         self._mask_all(0.5)
         self._install_masks()
         self.parameters = [self.module.parameter(key) for key in self.keys]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate)
+        self.optimizer = _optimizer(recipe, self.parameters)
         self.autocast = _autocast(recipe, self.module.device.type)
         is_half = self.autocast == torch.float16
         self.scaler = torch.amp.GradScaler(self.module.device.type, enabled=is_half)
@@ -395,7 +402,7 @@ class _Run:
     def _one_step(self) -> None:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * (1 - self.step / recipe.steps)
+            group["lr"] = recipe.rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=False)
         total = self._gradients(self.samples.batch(self.step, recipe.batch, recipe.seed))
         self.losses.append((self.step, total))

@@ -75,7 +75,13 @@ def test_the_same_run_gives_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("progressive", {"parts": 4}), ("basic", {"masks": "recomputed"}), ("basic", {"ema": 0.9})],
+    [
+        ("progressive", {"parts": 4}),
+        ("basic", {"masks": "recomputed"}),
+        ("basic", {"ema": 0.9}),
+        ("basic", {"optimizer": "adamw", "rate": "cosine"}),
+        ("basic", {"optimizer": "sgd", "rate": "constant", "learning_rate": 0.05}),
+    ],
 )
 def test_other_recipes(tmp_path: Path, name: str, options: dict) -> None:
     start = sparse() if name == "basic" else net()
