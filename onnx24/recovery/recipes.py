@@ -54,17 +54,16 @@ class Recipe:
     steps, batch [samples], clip (of the gradient's norm). optimizer: `adam`, `adamw` (decay 0.01)
     or `sgd` (momentum 0.9, which diverges sooner). rate: how learning_rate falls to 0 (`linear`,
     `cosine`), or that it does not (`constant`). loss: `kl` between softmaxes, `mse` relative to the
-    dense outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
-    relations: weight of the last attention's query, key and value relations, 0 for none.
+    dense outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for
+    the rest. relations: weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
     masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is
     pruned (SR-STE). scales: quantizers keep the `calibrated` ones, or train them (`learned`, LSQ)
     in proportion to themselves. schedule: how sparsity grows over the parts. ema: decay of the
     weights' running mean, which is then what is kept; 0 for none. patience: evaluations (each
-    `eval_every` steps)
-    without a better held-out divergence after which training stops; 0 for never. The best weights
-    that were evaluated are kept.
+    `eval_every` steps) without a better held-out divergence after which training stops; 0 for
+    never. The best weights that were evaluated are kept.
     """
 
     name: str = "basic"
