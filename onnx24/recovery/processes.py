@@ -7,7 +7,6 @@ hold the same weights bit for bit. Only the first, rank 0, writes files and says
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from onnx24.errors import BackendError, InputError
 from onnx24.recovery._torch import torch
+from onnx24.recovery.ranks import launched
 
 __all__ = ["Processes", "joined"]
 
@@ -100,20 +100,14 @@ def joined() -> Iterator[Processes]:
     if distributed.is_available() and distributed.is_initialized():
         yield Processes(distributed.get_rank(), distributed.get_world_size())
         return
-    count = _launched()
+    rank, count = launched()
     if count == 1:
         yield Processes()
         return
-    alone = Processes(int(os.environ["RANK"]), count)
-    with alone.guarded():
+    several = Processes(rank, count)
+    with several.guarded():
         distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
-        yield alone
+        yield several
     finally:
         distributed.destroy_process_group()
-
-
-def _launched() -> int:
-    """How many processes a launcher started: all of its variables have to be there."""
-    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in names) else 1

@@ -19,6 +19,7 @@ from recovery_support import data, net, sparse
 
 from onnx24.ir.model import Model
 from onnx24.recovery.processes import Processes
+from onnx24.recovery.ranks import is_first, launched
 from onnx24.recovery.recipes import recipe
 from onnx24.recovery.trainer import recover
 from onnx24.targets import DEFAULT, load
@@ -167,3 +168,12 @@ def test_shares() -> None:
     assert shares == [[0, 1, 2], [3, 4], [5, 6]]
     alone = Processes()
     assert alone.sums([1.5, 2]) == [1.5, 2] and alone.from_first("x") == "x" and alone.is_first
+
+
+def test_only_a_whole_launch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert launched() == (0, 1) and is_first()
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert launched() == (1, 2) and not is_first()
