@@ -561,8 +561,8 @@ _TABLE = (
         "O24-151",
         "error",
         "nothing to recover",
-        "No weight is recorded as 2:4 in a form that can be trained: none was pruned, or the "
-        "weights are integers already.",
+        "No weight is 2:4 in a form that can be trained: none was pruned, or something else than "
+        "DequantizeLinear reads its integers.",
         "run prune24 first, and recover before fold-qdq",
     ),
     Code(
@@ -614,6 +614,15 @@ _TABLE = (
         "sparse-qat found no quantizers in the model, and qdq refused every layer of it, so that "
         "training was that of basic.",
         "run qdq by itself to see why",
+    ),
+    Code(
+        "O24-159",
+        "error",
+        "another process is gone",
+        "Several processes train one model, and one of them ended, does not answer, or was given "
+        "other inputs; the others can't go on without it.",
+        "its own output says why it ended; the same command goes on from the last checkpoint of "
+        "--work-dir",
     ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),

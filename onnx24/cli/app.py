@@ -904,9 +904,27 @@ def recover(
     ] = "basic",
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps.", min=1)] = 200,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Samples a step.", min=1)] = 32,
+    micro_batch: Annotated[
+        int,
+        typer.Option(
+            "--micro-batch",
+            metavar="N",
+            help="Samples that are run at once, their gradients summed; 0: the whole batch.",
+            min=0,
+        ),
+    ] = 0,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="X", help="Adam's; it falls to 0 linearly.")
+        float, typer.Option("--learning-rate", metavar="X", help="At the first step.")
     ] = 1e-3,
+    rate: Annotated[
+        str,
+        typer.Option(
+            "--rate", metavar="linear|cosine|constant", help="How the learning rate falls to 0."
+        ),
+    ] = "linear",
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", metavar="adam|adamw|sgd", help="What takes the steps.")
+    ] = "adam",
     loss: Annotated[
         str,
         typer.Option(
@@ -932,6 +950,31 @@ def recover(
     parts: Annotated[
         int, typer.Option("--parts", metavar="N", help="Parts of progressive pruning.", min=1)
     ] = 2,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            "--schedule", metavar="linear|cubic", help="How sparsity grows over the parts."
+        ),
+    ] = "linear",
+    scales: Annotated[
+        str,
+        typer.Option(
+            "--scales",
+            metavar="calibrated|learned",
+            help="Keep the quantizers' scales, or train them too.",
+        ),
+    ] = "calibrated",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            metavar="fp32|bf16|fp16|auto",
+            help="What the model is computed in while it is trained; weights stay in FP32.",
+        ),
+    ] = "fp32",
+    device: Annotated[
+        str, typer.Option("--device", metavar="cpu|cuda", help="Where the model is trained.")
+    ] = "cpu",
     ema: Annotated[
         float,
         typer.Option("--ema", metavar="X", help="Keep the weights' running mean of this decay."),
@@ -964,7 +1007,7 @@ def recover(
         typer.Option(
             "--report",
             metavar="FILE",
-            help="Write the result with its loss curve as .json or .txt. May be repeated.",
+            help="Write the result with its loss curve as .json, .txt or .html. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -975,6 +1018,7 @@ def recover(
 
     Only values of initializers change; weights that are 2:4 stay so. An eighth of the samples is
     held out, and the weights of the least divergence on it are kept. Needs torch (onnx24[train]).
+    Several processes train together: torchrun --nproc-per-node 2 --no-python onnx24 recover …
     """
     from onnx24.cli.recovering import RecoverRequest, recover_model
 
@@ -989,11 +1033,17 @@ def recover(
             options={
                 "steps": steps,
                 "batch": batch,
+                "micro_batch": micro_batch,
                 "learning_rate": learning_rate,
+                "rate": rate,
+                "optimizer": optimizer,
                 "loss": loss,
                 "relations": relations,
                 "masks": masks,
                 "parts": parts,
+                "schedule": schedule,
+                "scales": scales,
+                "precision": precision,
                 "ema": ema,
                 "patience": patience,
             },
@@ -1004,6 +1054,7 @@ def recover(
             reports=tuple(report or ()),
             external=external,
             as_json=json,
+            device=device,
         )
     )
 

@@ -47,10 +47,13 @@ class RecoverRequest:
     reports: tuple[str, ...]
     external: str
     as_json: bool
+    device: str = "cpu"
 
 
 def recover_model(request: RecoverRequest) -> int:
-    """Returns: 0. Raises: InputError; BackendError O24-155."""
+    """Returns: 0. Of several processes (torchrun), all train and rank 0 writes and speaks.
+    Raises: InputError; BackendError O24-155, O24-159."""
+    from onnx24.recovery.ranks import is_first
     from onnx24.recovery.recipes import recipe
 
     if STANDARD_STREAM in (request.teacher, request.data):
@@ -77,7 +80,10 @@ def recover_model(request: RecoverRequest) -> int:
         labels=_labels(request.labels),
         work_dir=folder,
         progress=console.progress,
+        device=request.device,
     )
+    if not is_first():
+        return 0
     model.save(out, external=request.external)  # type: ignore[arg-type]
     if samples.is_random:
         text = f"{samples.describe()}: trained on them, the model is good for nothing else"
@@ -106,9 +112,9 @@ def _check_paths(request: RecoverRequest, source: Source, out: str) -> None:
     check_external(request.external, out)
     check_distinct([("-o", out), *(("--report", path) for path in request.reports)])
     for path in request.reports:
-        if Path(path).suffix.lower() not in (".json", ".txt"):
+        if Path(path).suffix.lower() not in (".json", ".txt", ".html"):
             raise usage(
-                f"--report {path}: expected a name that ends in .json or .txt",
+                f"--report {path}: expected a name that ends in .json, .txt or .html",
                 "the ending chooses the form",
             )
         check_output(path, source)
@@ -135,9 +141,15 @@ def _labels(path: str | None) -> np.ndarray | None:
 def _write_report(path: str, document: dict[str, Any], found: Recovered) -> None:
     from onnx24.ir.files import atomic_write
     from onnx24.report.jsontext import json_text
+    from onnx24.report.recovery import render_recovery
 
-    is_json = Path(path).suffix.lower() == ".json"
-    text = json_text(document) if is_json else recovery_text(found) + "\n"
+    ending = Path(path).suffix.lower()
+    if ending == ".json":
+        text = json_text(document)
+    elif ending == ".html":
+        text = render_recovery(document)
+    else:
+        text = recovery_text(found) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 

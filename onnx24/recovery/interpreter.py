@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.scopes import ScopeNames, node_label
 from onnx24.recovery import arithmetic, layers, shaping
 from onnx24.recovery._torch import torch
+from onnx24.recovery.fake import INT8, least_scale, round_in_range
 from onnx24.recovery.node import CHECKS, OPERATORS, TORCH_DTYPES, Node, Tensor, Unsupported
 
 __all__ = ["GraphModule", "objections"]
@@ -95,12 +97,17 @@ def _refusal(node: Node, reason: str) -> Diagnostic:
 
 
 class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
-    """A model in torch, on the CPU.
+    """A model in torch; on the CPU until `place` moves it.
 
     `keys`: the initializers that training may change, in the model's order; `parameter(key)` is
     the parameter of one. Those of float16 and bfloat16 are kept as float32 and rounded when they
     are read, so that small steps are not lost. Normalization statistics, quantizers' scales,
-    limits and single numbers are parameters that want no gradient.
+    limits and single numbers are parameters that want no gradient; `learn_scales` makes the
+    quantizers' scales want one.
+
+    Weights that are stored as INT8 behind DequantizeLinear are parameters of real values, which
+    are rounded to integers when they are read: a fake quantizer whose first half the file has
+    folded.
 
     transforms: key → what the graph reads instead of a parameter (a mask, for instance); it may be
     changed at any time.
@@ -115,9 +122,12 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         self.transforms: dict[ValueKey, Callable[[Tensor], Tensor]] = {}
         index = Index.of(model.proto)
         self._program = _program(model, model.proto.graph, "", ScopeNames(), index)
+        self.scale_keys: list[ValueKey] = []
         self._constants: dict[ValueKey, Tensor] = {}
         self._parameters_by_key: dict[ValueKey, Any] = {}
         self._elements: dict[ValueKey, int] = {}
+        self._folded: dict[ValueKey, _Folded] = {}
+        self.device = torch.device("cpu")
         for position, key in enumerate(model.weights):
             self._add_initializer(position, key, model, index)
         self.output_names = self._program.outputs
@@ -127,19 +137,54 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         if tensor.data_type == TensorProto.STRING:
             return
         values = _to_torch(model.weights.read(tensor), tensor.data_type)
-        if tensor.data_type not in _FLOATS:
+        folded = _folded(key, tensor, model, index)
+        if folded is not None:
+            self._folded[key] = folded
+            scale = _to_torch(*_read(model, folded.scale)).float()
+            values = values.float() * folded.along(scale, values.dim())
+        elif tensor.data_type not in _FLOATS:
             self._constants[key] = values
             return
         if tensor.data_type in _HALVES:
             values = values.float()
-        parameter = torch.nn.Parameter(values, requires_grad=_is_trainable(key, tensor, index))
+        trainable = folded is not None or _is_trainable(key, tensor, index)
+        parameter = torch.nn.Parameter(values, requires_grad=trainable)
+        if _is_scale(key, index):
+            self.scale_keys.append(key)
         self.register_parameter(f"initializer{position}", parameter)
         self._parameters_by_key[key] = parameter
         self._elements[key] = tensor.data_type
 
     @property
+    def has_bodies(self) -> bool:
+        return any(node.bodies for node in _every_node(self._program))
+
+    @property
     def keys(self) -> list[ValueKey]:
         return [key for key, value in self._parameters_by_key.items() if value.requires_grad]
+
+    def learn_scales(self) -> list[ValueKey]:
+        """From now on, the parameter of each quantizer's scale is what it is multiplied by: 1 at
+        first, at least LEAST_RATIO, with the gradient of LSQ. Returns: the scales' keys."""
+        for key in self.scale_keys:
+            parameter = self._parameters_by_key[key]
+            start = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.fill_(1.0)
+            parameter.requires_grad_(True)
+            least = least_scale(TORCH_DTYPES[self._elements[key]])
+            self.transforms[key] = partial(_scaled, start, least)
+        return self.scale_keys
+
+    def place(self, device: str) -> None:
+        """Move parameters and constants, and run there from now on."""
+        self.device = torch.device(device)
+        self.to(self.device)
+        self._constants = {key: value.to(self.device) for key, value in self._constants.items()}
+
+    def is_integer(self, key: ValueKey) -> bool:
+        """Whether it is an initializer that the module reads as it is stored."""
+        return key in self._constants
 
     def parameter(self, key: ValueKey) -> Any:
         """Raises: KeyError where `key` is no float initializer."""
@@ -150,6 +195,10 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         value = self._parameters_by_key[key]
         if key in self.transforms:
             value = self.transforms[key](value)
+        if key in self._folded:
+            folded = self._folded[key]
+            scale = self.effective(folded.scale).float()
+            return round_in_range(value / folded.along(scale, value.dim()), *INT8)
         return value.to(TORCH_DTYPES[self._elements[key]])
 
     def forward(
@@ -161,8 +210,11 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         Raises: InputError O24-152 naming the node that fails on these values.
         """
         wanted = tuple(self._program.outputs if outputs is None else outputs)
-        values = {name: _fed(value) for name, value in feeds.items()}
-        return self._run(self._program, values, {}, wanted)
+        values = {name: _fed(value).to(self.device) for name, value in feeds.items()}
+        if self.device.type == "cpu":
+            return self._run(self._program, values, {}, wanted)
+        with self.device:  # what operators make anew is made there
+            return self._run(self._program, values, {}, wanted)
 
     def _run(
         self,
@@ -208,6 +260,8 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
             raise InputError.of(
                 "O24-152", f"torch: {reason}", node=node.name, op=node.op, scope=node.scope
             ) from err
+        if node.op == "Constant" and isinstance(result, torch.Tensor):
+            result = result.to(self.device)
         return result if isinstance(result, tuple) else (result,)
 
     def write_back(self, model: Model) -> list[ValueKey]:
@@ -218,11 +272,72 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         changed = []
         for key in self.keys:
             tensor = model.weights.tensor(key)
-            new = _to_numpy(self.effective(key).detach(), tensor)
+            new = _to_numpy(self.effective(key).detach().cpu(), tensor)
             if new.tobytes() != model.weights[key].tobytes():
                 model.weights.replace(key, new)
                 changed.append(key)
         return changed
+
+
+def _scaled(start: Tensor, least: float, ratio: Tensor) -> Tensor:
+    return (start.to(ratio.device) * ratio).clamp_min(least)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """An INT8 initializer's scale, and the axis that it goes along."""
+
+    scale: ValueKey
+    axis: int
+
+    def along(self, scale: Tensor, rank: int) -> Tensor:
+        if scale.numel() == 1:
+            return scale.reshape(())
+        return scale.reshape([-1 if i == self.axis % rank else 1 for i in range(rank)])
+
+
+def _folded(key: ValueKey, tensor: TensorProto, model: Model, index: Index) -> _Folded | None:
+    """Where an INT8 initializer can be trained: DequantizeLinear alone reads it, by one scale that
+    is an initializer, without blocks and with zero points of 0."""
+    uses = index.consumers(key.name, key.scope)
+    if tensor.data_type != TensorProto.INT8 or not uses or key in index.graph_outputs:
+        return None
+    found = set()
+    for use in uses:
+        node = use.site.proto
+        attributes = {a.name: a.i for a in node.attribute}
+        if node.op_type != "DequantizeLinear" or use.input != 0 or attributes.get("block_size"):
+            return None
+        scale, *zero_points = (index.resolve(name, use.site.scope) for name in node.input[1:])
+        if scale is None or scale not in model.weights:
+            return None
+        if any(_may_differ_from_0(z, model) for z in zero_points):
+            return None
+        found.add(_Folded(scale, attributes.get("axis", 1)))
+    return found.pop() if len(found) == 1 else None
+
+
+def _may_differ_from_0(key: ValueKey | None, model: Model) -> bool:
+    if key is None or key not in model.weights:
+        return True
+    return bool(np.asarray(model.weights[key]).view(np.int8).any())
+
+
+def _read(model: Model, key: ValueKey) -> tuple[np.ndarray, int]:
+    tensor = model.weights.tensor(key)
+    return model.weights.read(tensor), tensor.data_type
+
+
+def _is_scale(key: ValueKey, index: Index) -> bool:
+    """Whether quantizers, and nothing else, read it as their scale."""
+    uses = index.consumers(key.name, key.scope)
+    quantizers = ("QuantizeLinear", "DequantizeLinear")
+    is_shown = key in index.graph_outputs
+    return (
+        bool(uses)
+        and not is_shown
+        and all(use.input == 1 and use.site.proto.op_type in quantizers for use in uses)
+    )
 
 
 def _is_trainable(key: ValueKey, tensor: TensorProto, index: Index) -> bool:
@@ -320,8 +435,20 @@ def _node(model: Model, proto: NodeProto, scope: str, names: ScopeNames, index: 
         wanted=tuple(shown),
         integer_output=index.resolve(first, scope) in index.graph_outputs
         or any(use.site.proto.op_type != "DequantizeLinear" for use in readers),
+        is_weight=_is_weight(proto, scope, index),
         bodies=bodies,
     )
+
+
+def _is_weight(node: NodeProto, scope: str, index: Index) -> bool:
+    """Whether a quantizer's values come from an initializer."""
+    if not node.op_type.endswith("QuantizeLinear") and node.op_type != "DequantizeLinear":
+        return False
+    name = node.input[0]
+    maker = index.producer(name, scope)
+    if maker is not None and maker.proto.op_type == "QuantizeLinear":
+        name = maker.proto.input[0]
+    return index.resolve(name, scope) in index.initializers
 
 
 # --- between numpy and torch -----------------------------------------------------------------
@@ -346,4 +473,5 @@ def _to_numpy(value: Tensor, tensor: TensorProto) -> np.ndarray:
     if tensor.data_type == TensorProto.BFLOAT16:
         bits = value.contiguous().view(torch.int16).numpy()
         return bits.view(onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
-    return np.ascontiguousarray(value.numpy()).reshape(tuple(tensor.dims))
+    array = np.ascontiguousarray(value.numpy()).reshape(tuple(tensor.dims))
+    return array.astype(np.int8) if tensor.data_type == TensorProto.INT8 else array

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from onnx24.recovery._torch import functional, torch
+from onnx24.recovery.fake import round_in_range, slowed, step_factor
 from onnx24.recovery.node import Node, Tensor, Unsupported, check, integers, operator
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -144,7 +145,7 @@ def _average_pool(node: Node, x: Tensor) -> Tensor:
     kernel = integers(node.get("kernel_shape"))
     strides, _ = _strides(node, rank)
     pads, more = _pool_pads(node, x, kernel, strides, [1] * rank)
-    ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
+    ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
     counted = _padded(ones, pads, 1.0 if node.get("count_include_pad", 0) else 0.0)
     behind = [0] * rank + more
     total = _AVERAGE[rank](_padded(_padded(x, pads), behind), kernel, strides)
@@ -248,21 +249,6 @@ def _lrn(node: Node, x: Tensor) -> Tensor:
 
 
 # --- quantization ----------------------------------------------------------------------------
-class _RoundInRange(torch.autograd.Function):
-    """Round and clamp; the gradient is 1 where nothing was clamped and 0 elsewhere."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, low: int, high: int) -> Tensor:  # type: ignore[override]
-        rounded = torch.round(y)
-        ctx.save_for_backward((rounded >= low) & (rounded <= high))
-        return rounded.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None
-
-
 def _along(parameter: Tensor, node: Node, x: Tensor) -> Tensor:
     """A scale or zero point, shaped to meet the values: per tensor, axis or block."""
     if parameter.numel() == 1:
@@ -282,22 +268,37 @@ _RANGES = {
 }
 
 
-@operator("QuantizeLinear")
-def _quantize(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
-    """Quantized values, kept as floats where DequantizeLinear alone reads them: the pair is then
-    one fake quantizer, with a gradient."""
+def _limits(node: Node, zero_point: Tensor) -> tuple[int, int]:
     dtype = torch.uint8 if zero_point is None else zero_point.dtype
     if zero_point is None and node.get("output_dtype", 0) == 3:
         dtype = torch.int8
     if dtype not in _RANGES:
         raise Unsupported(f"quantizes to {str(dtype).removeprefix('torch.')}")
-    low, high = _RANGES[dtype]
+    return _RANGES[dtype]
+
+
+def _learnt(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The scale, with LSQ's smaller gradient where it wants one."""
+    if not scale.requires_grad:
+        return scale
+    samples = 1 if node.is_weight or not x.dim() else max(x.shape[0], 1)
+    _, high = _RANGES.get(getattr(zero_point, "dtype", torch.uint8), (-128, 127))
+    return slowed(scale, step_factor(x.numel() // (samples * scale.numel()), high))
+
+
+@operator("QuantizeLinear")
+def _quantize(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
+    """Quantized values, kept as floats where DequantizeLinear alone reads them: the pair is then
+    one fake quantizer, with a gradient."""
+    low, high = _limits(node, zero_point)
     offset = 0.0 if zero_point is None else _along(zero_point.to(x.dtype), node, x)
-    y = x / _along(scale, node, x)
+    y = x / _along(_learnt(node, x, scale, zero_point), node, x)
     # Rounded before the zero point is added: ties go to even numbers of the quotient.
-    moved = _RoundInRange.apply(y, -math.inf, math.inf) + offset
-    quantized = _RoundInRange.apply(moved, low, high)
-    return quantized.detach().to(dtype) if node.integer_output else quantized
+    quantized = round_in_range(round_in_range(y) + offset, low, high)
+    if not node.integer_output:
+        return quantized
+    dtype = torch.uint8 if zero_point is None else zero_point.dtype
+    return quantized.detach().to(torch.int8 if low == -128 else dtype)
 
 
 @operator("DequantizeLinear")
@@ -305,4 +306,4 @@ def _dequantize(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor = None)
     values = x.to(scale.dtype)
     if zero_point is not None:
         values = values - _along(zero_point.to(scale.dtype), node, x)
-    return values * _along(scale, node, x)
+    return values * _along(_learnt(node, x, scale, zero_point), node, x)

@@ -67,19 +67,37 @@ class Objective:
         names = [o.teacher for o in self.outputs] + [r.teacher for r in self.relations]
         return list(dict.fromkeys(names))
 
-    def value(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """The mean over the outputs, and the weighted mean over the relations."""
-        parts = [
-            (kl if out.kind == "kl" else mse)(student[out.student], teacher[out.teacher])
-            for out in self.outputs
-        ]
+    def powers(self, teacher: Mapping[str, Tensor]) -> list[float]:
+        """Σ teacher² of each output that is compared by squares, in float32's digits."""
+        return [power(teacher[out.teacher]) for out in self.outputs if out.kind == "mse"]
+
+    def value(
+        self,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        share: float = 1.0,
+        powers: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The mean over the outputs, and the weighted mean over the relations.
+
+        share, powers: of a batch that comes in portions, this one's share of the samples and the
+        whole batch's `powers`, so that the portions' values add up to the batch's.
+        """
+        whole = iter(self.powers(teacher) if powers is None else powers)
+        parts = []
+        for out in self.outputs:
+            ours, wanted = student[out.student], teacher[out.teacher]
+            if out.kind == "kl":
+                parts.append(share * kl(ours, wanted))
+            else:
+                parts.append((ours.float() - wanted.float()).square().sum() / next(whole))
         total = torch.stack(parts).mean()
         if not self.relations:
             return total
         related = [
             _relation(student[r.student], teacher[r.teacher], r.transposed) for r in self.relations
         ]
-        return total + self.relation_weight * torch.stack(related).mean()
+        return total + share * self.relation_weight * torch.stack(related).mean()
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -89,10 +107,14 @@ def kl(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
 
 
+def power(teacher: Tensor) -> float:
+    """Σ teacher², and 1e-12 at least."""
+    return float(teacher.float().square().sum().clamp_min(1e-12))
+
+
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ(student − teacher)² / Σ teacher²."""
-    difference = (student.float() - teacher.float()).square().sum()
-    return difference / teacher.float().square().sum().clamp_min(1e-12)
+    return (student.float() - teacher.float()).square().sum() / power(teacher)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

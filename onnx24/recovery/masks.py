@@ -32,8 +32,8 @@ class Site:
 
 
 def sites(model: Model, target: SparseTarget, *, prune: bool) -> list[Site]:
-    """The float initializers that are 2:4, recorded or not, in the model's order; with `prune`,
-    those too that could be on this target.
+    """The initializers of floats or INT8 that are 2:4, recorded or not, in the model's order; with
+    `prune`, those of floats too that could be on this target.
 
     Raises: InputError O24-151 where there are none.
     """
@@ -43,7 +43,7 @@ def sites(model: Model, target: SparseTarget, *, prune: bool) -> list[Site]:
     claims = set(model.claims.keys())
     found = []
     for key in model.weights:
-        if not _is_float(model, key):
+        if not _has_values(model, key):
             continue
         verdict = verdicts.get(key)
         strides: set[int | None] = set()
@@ -55,18 +55,20 @@ def sites(model: Model, target: SparseTarget, *, prune: bool) -> list[Site]:
         if len(known) != 1:
             continue
         is_sparse = is_24_by_stride(model.weights[key], known[0])
-        if is_sparse or prune:
+        is_float = numpy_dtype(model.weights.tensor(key).data_type).kind != "i"
+        if is_sparse or (prune and is_float):
             found.append(Site(key, known[0], is_sparse))
     if not found:
         raise InputError.of(
-            "O24-151", "no float weight of the model is 2:4", file=str(model.path or "")
+            "O24-151", "no weight of floats or INT8 in the model is 2:4", file=str(model.path or "")
         )
     return found
 
 
-def _is_float(model: Model, key: ValueKey) -> bool:
+def _has_values(model: Model, key: ValueKey) -> bool:
+    """Floats, or integers that may be rounded from some."""
     dtype = numpy_dtype(model.weights.tensor(key).data_type)
-    return dtype.name in ("float16", "bfloat16", "float32", "float64")
+    return dtype.name in ("float16", "bfloat16", "float32", "float64", "int8")
 
 
 def mask_of(weight: np.ndarray, stride: int, sparsity: float = 0.5) -> np.ndarray:

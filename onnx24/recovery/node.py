@@ -37,7 +37,8 @@ class Unsupported(Exception):
 class Node:
     """One node. `opset`: the version of its domain that the model imports. `wanted`: for each
     output, whether anything reads it. `integer_output`: the quantized values are read by something
-    else than DequantizeLinear, so that they must be integers."""
+    else than DequantizeLinear, so that they must be integers. `is_weight`: the first input is an
+    initializer, or its quantized values."""
 
     op: str
     domain: str
@@ -49,6 +50,7 @@ class Node:
     attributes: Mapping[str, Any]
     wanted: tuple[bool, ...] = ()
     integer_output: bool = False
+    is_weight: bool = False
     bodies: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, name: str, default: Any = None) -> Any:

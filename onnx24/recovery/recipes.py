@@ -6,17 +6,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from onnx24.errors import InputError
 
-__all__ = ["NAMES", "Loss", "Masks", "Recipe", "recipe"]
+__all__ = [
+    "NAMES",
+    "Loss",
+    "Masks",
+    "Precision",
+    "Recipe",
+    "Scales",
+    "Schedule",
+    "grown_sparsity",
+    "recipe",
+]
 
 Loss = Literal["auto", "kl", "mse"]
 Masks = Literal["fixed", "recomputed"]
 Schedule = Literal["linear", "cubic"]
+Scales = Literal["calibrated", "learned"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Rate = Literal["linear", "cosine", "constant"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 NAMES = ("basic", "progressive", "sparse-qat")
 
@@ -31,29 +46,41 @@ class Recipe:
     model's own or those that `qdq` inserts; weights that are not 2:4 yet are pruned as by
     `progressive`, all at once with distillation.
 
-    steps, batch [samples], learning_rate (Adam, falling to 0 linearly), clip (of the gradient's
-    norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense outputs'
-    power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
-    relations: weight of the last attention's query, key and value relations, 0 for none.
+    micro_batch [samples]: how many of a batch are run at once, 0 for all; gradients are summed, so
+    that it changes memory and the last bits. precision: of the student's forward pass; weights,
+    gradients and the optimizer stay in fp32. `auto` is bf16 on a GPU that has it, fp16 on others,
+    and fp32 on the CPU.
+
+    steps, batch [samples], clip (of the gradient's norm). optimizer: `adam`, `adamw` (decay 0.01)
+    or `sgd` (momentum 0.9, which diverges sooner). rate: how learning_rate falls to 0 (`linear`,
+    `cosine`), or that it does not (`constant`). loss: `kl` between softmaxes, `mse` relative to the
+    dense outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for
+    the rest. relations: weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
     masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is
-    pruned (SR-STE). schedule: how sparsity grows over the parts. ema: decay of the weights' running
-    mean, which is then what is kept; 0 for none. patience: evaluations (each `eval_every` steps)
-    without a better held-out divergence after which training stops; 0 for never. The best weights
-    that were evaluated are kept.
+    pruned (SR-STE). scales: quantizers keep the `calibrated` ones, or train them (`learned`, LSQ)
+    in proportion to themselves. schedule: how sparsity grows over the parts. ema: decay of the
+    weights' running mean, which is then what is kept; 0 for none. patience: evaluations (each
+    `eval_every` steps) without a better held-out divergence after which training stops; 0 for
+    never. The best weights that were evaluated are kept.
     """
 
     name: str = "basic"
     steps: int = 200
     batch: int = 32
+    micro_batch: int = 0
+    optimizer: Optimizer = "adam"
     learning_rate: float = 1e-3
+    rate: Rate = "linear"
     clip: float = 1.0
     loss: Loss = "auto"
     relations: float = 0.0
     label_weight: float = 0.5
     masks: Masks = "fixed"
     decay: float = 2e-4
+    scales: Scales = "calibrated"
+    precision: Precision = "fp32"
     parts: int = 2
     schedule: Schedule = "linear"
     ema: float = 0.0
@@ -67,7 +94,12 @@ class Recipe:
             "name": self.name in NAMES,
             "steps": self.steps >= 1,
             "batch": self.batch >= 1,
+            "micro_batch": self.micro_batch >= 0,
+            "scales": self.scales in ("calibrated", "learned"),
+            "precision": self.precision in ("fp32", "bf16", "fp16", "auto"),
             "learning_rate": self.learning_rate > 0,
+            "optimizer": self.optimizer in ("adam", "adamw", "sgd"),
+            "rate": self.rate in ("linear", "cosine", "constant"),
             "clip": self.clip > 0,
             "loss": self.loss in ("auto", "kl", "mse"),
             "relations": self.relations >= 0,
@@ -84,20 +116,31 @@ class Recipe:
                 value = getattr(self, name)
                 raise InputError.of("O24-043", f"recipe: {name} = {value!r}", hint="see `Recipe`")
 
+    def rate_at(self, step: int) -> float:
+        """The learning rate of that step."""
+        done = step / self.steps
+        if self.rate == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * (1 - done if self.rate == "linear" else 1.0)
+
     def part_of(self, step: int) -> int:
         """Which of the parts step `step` belongs to; all are of the same length."""
         return min(step * self.parts // self.steps, self.parts - 1)
 
     def sparsity(self, part: int) -> float:
         """The share of weights that is zero in that part: 0.25 in the first, 0.5 in the last."""
-        if self.parts == 1:
-            return 0.5
-        share = part / (self.parts - 1)
-        grown = share if self.schedule == "linear" else 1 - (1 - share) ** 3
-        return 0.25 + 0.25 * grown
+        return grown_sparsity(part, self.parts, self.schedule)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def grown_sparsity(part: int, parts: int, schedule: Schedule = "linear") -> float:
+    """The article's schedule: one of four is zero in the first part, two of four in the last."""
+    if parts == 1:
+        return 0.5
+    share = part / (parts - 1)
+    return 0.25 + 0.25 * (share if schedule == "linear" else 1 - (1 - share) ** 3)
 
 
 def recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:

@@ -59,10 +59,14 @@ class Samples:
             chosen[inside] = order[places[inside] % count]
         return chosen
 
-    def feeds(self, indices: np.ndarray) -> Iterator[tuple[Feeds, np.ndarray]]:
-        """What to run for these samples, and which of them each run holds."""
+    def feeds(self, indices: np.ndarray, at_once: int = 0) -> Iterator[tuple[Feeds, np.ndarray]]:
+        """What to run for these samples, and which of them each run holds: all of them, or
+        `at_once` [rows], where the batch is dynamic."""
         if self._stacked is not None:
-            yield {name: rows[indices] for name, rows in self._stacked.items()}, indices
+            size = at_once or max(len(indices), 1)
+            for start in range(0, len(indices), size):
+                chosen = indices[start : start + size]
+                yield {name: rows[chosen] for name, rows in self._stacked.items()}, chosen
             return
         for i in indices:
             yield self._runs[int(i)], np.array([i])

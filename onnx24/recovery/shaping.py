@@ -175,7 +175,7 @@ def _pad(
     for axis, first, last in zip(along, before, after, strict=True):
         if first or last:
             places = np.pad(np.arange(x.shape[axis]), (first, last), mode=mode)  # type: ignore[call-overload]
-            x = x.index_select(axis, torch.from_numpy(places))
+            x = x.index_select(axis, torch.as_tensor(places, device=x.device))
     return x
 
 
@@ -263,7 +263,7 @@ def _resize(node: Node, x: Tensor, *given: Tensor) -> Tensor:
         at = _source_places(node, length, size, scale)
         if mode == "nearest":
             places = np.clip(_nearest(node, at), 0, length - 1).astype(np.int64)
-            x = x.index_select(axis, torch.from_numpy(places))
+            x = x.index_select(axis, torch.as_tensor(places, device=x.device))
         else:
             x = _linear(x, axis, np.clip(at, 0, length - 1))
     return x
@@ -315,9 +315,9 @@ def _linear(x: Tensor, axis: int, at: np.ndarray) -> Tensor:
     low = np.floor(at).astype(np.int64)
     high = np.minimum(low + 1, x.shape[axis] - 1)
     shape = [len(at) if i == axis else 1 for i in range(x.dim())]
-    share = torch.from_numpy(at - low).to(x.dtype).reshape(shape)
-    first = x.index_select(axis, torch.from_numpy(low))
-    second = x.index_select(axis, torch.from_numpy(high))
+    share = torch.as_tensor(at - low, device=x.device).to(x.dtype).reshape(shape)
+    first = x.index_select(axis, torch.as_tensor(low, device=x.device))
+    second = x.index_select(axis, torch.as_tensor(high, device=x.device))
     return first * (1 - share) + second * share
 
 

@@ -2,7 +2,8 @@
 
 The graph stays as it is: only values of initializers change, and weights that are 2:4 stay so. On
 the CPU the result is a function of the models, the samples and the recipe, to the bit, also where a
-run was killed and went on from a checkpoint (on the same machine, with as many threads).
+run was killed and went on from a checkpoint (on the same machine, with as many threads and
+processes).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager, pipeline
 from onnx24.recovery._torch import torch
+from onnx24.recovery.fake import LEAST_RATIO, straight
 from onnx24.recovery.interpreter import GraphModule
 from onnx24.recovery.losses import Objective, cross_entropy, objective
 from onnx24.recovery.masks import Site, mask_of, sites
 from onnx24.recovery.node import Tensor
+from onnx24.recovery.processes import Processes, joined
 from onnx24.recovery.recipes import Recipe
 from onnx24.recovery.samples import Samples
 from onnx24.runtime.data import Calibration, Feeds
@@ -93,28 +96,55 @@ def recover(
     labels: np.ndarray | None = None,
     work_dir: Path | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Recovered:
     """Train the model's float initializers, in place.
 
     teacher: the dense model; it runs in ONNX Runtime. labels: one integer a sample, for a cross
     entropy with the first output. work_dir: where checkpoints go; a run with the same models, data
     and recipe goes on from the last one there. target: decides what may be pruned, where the recipe
-    prunes, and what is quantized, where it inserts quantizers.
-    Raises: InputError O24-150 to O24-152, O24-156, O24-157, and as the pass `qdq`; BackendError
-    O24-155 without torch.
+    prunes, and what is quantized, where it inserts quantizers. device: where the student is
+    trained, as torch names it.
+
+    Where torchrun started several processes, or torch.distributed has a process group, all of them
+    train together, and each must call this with the same arguments: `batch` samples a step are
+    divided among them, and the result is that of one process but for the order of sums. Each gets
+    the whole result; only rank 0 writes checkpoints and shows progress.
+    Raises: InputError O24-150 to O24-152, O24-156, O24-157, O24-159, and as the pass `qdq`;
+    BackendError O24-155 without torch, O24-159 where another process ended.
     """
+    with joined() as processes, processes.guarded():
+        return _recover(
+            model, teacher, data, recipe, target, labels, work_dir, progress, device, processes
+        )
+
+
+def _recover(
+    model: Model,
+    teacher: Model,
+    data: Calibration,
+    recipe: Recipe,
+    target: Target,
+    labels: np.ndarray | None,
+    work_dir: Path | None,
+    progress: Progress | None,
+    device: str,
+    processes: Processes,
+) -> Recovered:
     begin = time.monotonic()
     identity = _identity(model, teacher, data, recipe, labels)
+    processes.agree(identity)
     if recipe.name == "sparse-qat" and not _is_quantized(model):
         manager.run(model, pipeline.parse("qdq"), target=target, calibration=data)
     found = sites(model, target, prune=recipe.name != "basic")
     samples = Samples(data, model, labels)
     with _deterministic(recipe.seed):
-        run = _Run(model, teacher, samples, recipe, found)
+        run = _Run(model, teacher, samples, recipe, found, device, processes)
         if work_dir is not None:
             run.resume(work_dir / f"recover-{identity[:16]}.pt")
         resumed_at = run.step
-        run.train(progress or (lambda items, *_: items))
+        shown = progress if progress is not None and processes.is_first else None
+        run.train(shown or (lambda items, *_: items))
         changed = run.write_back(model)
     _hold_to_claims(model, found)
     result = run.result(changed, resumed_at, time.monotonic() - begin)
@@ -124,7 +154,8 @@ def recover(
 
 
 def _is_quantized(model: Model) -> bool:
-    return any(node.op_type == "QuantizeLinear" for node in model.proto.graph.node)
+    quantizers = ("QuantizeLinear", "DequantizeLinear")
+    return any(node.op_type in quantizers for node in model.proto.graph.node)
 
 
 def _identity(
@@ -164,50 +195,91 @@ def _hold_to_claims(model: Model, found: list[Site]) -> None:
         raise InternalError(problems)
 
 
-class _Straight(torch.autograd.Function):  # type: ignore[misc,name-defined]
-    """W·M whose gradient reaches all of W, with the decay λ·(1 − M)·W (SR-STE)."""
+def _trainable(found: list[Site], module: GraphModule) -> list[Site]:
+    """The sites whose values the module trains. Integers that something else than
+    DequantizeLinear reads stay as they are, and so stay 2:4.
 
-    @staticmethod
-    def forward(ctx, weight: Tensor, mask: Tensor, decay: float) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(weight, mask)
-        ctx.decay = decay
-        return torch.where(mask, weight, torch.zeros_like(weight))
+    Raises: InputError O24-151 for a site of floats that it can't train, or where none is left.
+    """
+    kept, keys = [], set(module.keys)
+    for site in found:
+        if site.key in keys:
+            kept.append(site)
+        elif not module.is_integer(site.key):
+            raise InputError.of(
+                "O24-151", "a weight that is 2:4 is no trainable initializer", tensor=str(site.key)
+            )
+    if not kept:
+        raise InputError.of(
+            "O24-151",
+            "something else than DequantizeLinear reads the integers of the weights that are 2:4",
+            tensor=str(found[0].key),
+        )
+    return kept
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        weight, mask = ctx.saved_tensors
-        pruned = torch.where(mask, torch.zeros_like(weight), weight)
-        return gradient + ctx.decay * pruned, None, None
+
+def _place(module: GraphModule, device: str) -> None:
+    """Raises: InputError O24-043 for a device that torch does not have here."""
+    try:
+        module.place(device)
+    except (RuntimeError, AssertionError) as err:
+        reason = str(err).splitlines()[0][:200]
+        raise InputError.of("O24-043", f"device {device!r}: {reason}") from err
+
+
+def _optimizer(recipe: Recipe, parameters: list[Any]) -> Any:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=recipe.learning_rate)
+
+
+def _autocast(recipe: Recipe, kind: str) -> Any:
+    """The type of the student's forward pass, None for float32. kind: cpu, cuda, …"""
+    if recipe.precision == "auto" and kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
 
 
 class _Run:
     """The state of one training: what a checkpoint holds, and what is made anew."""
 
     def __init__(
-        self, model: Model, teacher: Model, samples: Samples, recipe: Recipe, found: list[Site]
+        self,
+        model: Model,
+        teacher: Model,
+        samples: Samples,
+        recipe: Recipe,
+        found: list[Site],
+        device: str,
+        processes: Processes,
     ) -> None:
-        self.recipe, self.samples, self.sites = recipe, samples, found
+        self.recipe, self.samples, self.processes = recipe, samples, processes
         self.module = GraphModule(model)
+        _place(self.module, device)
+        self.sites = _trainable(found, self.module)
         self.objective: Objective = objective(model, teacher, recipe.loss, recipe.relations)
         self._teacher = Session(teacher, self.objective.teacher_names)
         self._teacher_dtypes = {spec.name: spec.dtype for spec in input_specs(teacher)}
         self.forward_error = self._forward_error(model)
+        self.scales = self.module.learn_scales() if recipe.scales == "learned" else []
         self.keys: list[ValueKey] = self.module.keys
-        missing = [site.key for site in found if site.key not in set(self.keys)]
-        if missing:
-            raise InputError.of(
-                "O24-151",
-                "a weight that is 2:4 is no trainable initializer",
-                tensor=str(missing[0]),
-            )
         if recipe.name == "progressive":
             self._start_from_dense(teacher)
-        self.progressive = [s for s in found if recipe.name == "progressive" or not s.is_sparse]
+        self.progressive = [
+            s for s in self.sites if recipe.name == "progressive" or not s.is_sparse
+        ]
         self.masks: dict[ValueKey, Tensor] = {}
         self._mask_all(0.5)
         self._install_masks()
         self.parameters = [self.module.parameter(key) for key in self.keys]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate)
+        self.optimizer = _optimizer(recipe, self.parameters)
+        self.autocast = _autocast(recipe, self.module.device.type)
+        is_half = self.autocast == torch.float16
+        self.scaler = torch.amp.GradScaler(self.module.device.type, enabled=is_half)
+        self.replica = self.module
+        if processes.count > 1:
+            self.replica = processes.wrapped(self.module, skips=self._skips_parameters())
         self.step = 0
         self.part = -1
         self.losses: list[tuple[int, float]] = []
@@ -220,6 +292,16 @@ class _Run:
         self.mean: list[Tensor] | None = None
         if recipe.ema:
             self.mean = [p.detach().clone() for p in self.parameters]
+
+    def _skips_parameters(self) -> bool:
+        """Whether a call may leave parameters unused: a body that is not taken, or an output that
+        is not compared."""
+        if self.module.has_bodies:
+            return True
+        feeds, which = next(self.samples.held_out_feeds())
+        loss = self._loss(self._student(feeds), self._wanted(feeds), which, 1.0, None)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return any(gradient is None for gradient in gradients)
 
     # --- masks -----------------------------------------------------------------------------
     def _start_from_dense(self, teacher: Model) -> None:
@@ -248,15 +330,16 @@ class _Run:
         if key in teacher.weights and teacher.weights[key].shape == tuple(parameter.shape):
             with torch.no_grad():
                 dense = np.array(teacher.weights[key], dtype=np.float32)
-                parameter.copy_(torch.from_numpy(dense))
+                parameter.copy_(torch.from_numpy(dense))  # on the device that it is on
 
     def _mask_all(self, sparsity: float) -> None:
         for site in self.sites:
             self._mask(site, sparsity)
 
     def _mask(self, site: Site, sparsity: float) -> None:
-        weight = self.module.parameter(site.key).detach().numpy()
-        self.masks[site.key] = torch.from_numpy(mask_of(weight, site.stride, sparsity))
+        weight = self.module.parameter(site.key).detach().cpu().numpy()
+        mask = torch.from_numpy(mask_of(weight, site.stride, sparsity))
+        self.masks[site.key] = mask.to(self.module.device)
 
     def _install_masks(self) -> None:
         for site in self.sites:
@@ -265,7 +348,7 @@ class _Run:
     def _masked(self, key: ValueKey) -> Callable[[Tensor], Tensor]:
         def apply(weight: Tensor) -> Tensor:
             if self.recipe.masks == "recomputed":
-                return _Straight.apply(weight, self.masks[key], self.recipe.decay)
+                return straight(weight, self.masks[key], self.recipe.decay)
             return torch.where(self.masks[key], weight, torch.zeros_like(weight))
 
         return apply
@@ -319,51 +402,103 @@ class _Run:
     def _one_step(self) -> None:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * (1 - self.step / recipe.steps)
+            group["lr"] = recipe.rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=False)
-        chosen = self.samples.batch(self.step, recipe.batch, recipe.seed)
-        total = 0.0
-        for feeds, which in self.samples.feeds(chosen):
-            loss = self._loss(feeds, which) * (len(which) / len(chosen))
-            loss.backward()
-            total += float(loss.detach())
+        total = self._gradients(self.samples.batch(self.step, recipe.batch, recipe.seed))
         self.losses.append((self.step, total))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        self.is_finite = math.isfinite(total) and math.isfinite(float(norm))
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip))
+        # The scaler skips a step whose gradients overflow in half precision, and then halves.
+        is_skipped = self.scaler.is_enabled() and not math.isfinite(norm)
+        self.is_finite = math.isfinite(total) and (is_skipped or math.isfinite(norm))
         if not self.is_finite:
             return
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._keep_scales_positive()
         if self.mean is not None:
             with torch.no_grad():
                 for mean, parameter in zip(self.mean, self.parameters, strict=True):
                     mean.lerp_(parameter, 1 - recipe.ema)
 
-    def _loss(self, feeds: Feeds, which: np.ndarray) -> Tensor:
-        """The divergence, mixed with the labels' cross entropy where there are labels."""
-        student, divergence = self._divergence(feeds)
-        share = self.recipe.label_weight
-        if self.samples.labels is None or not share:
+    def _gradients(self, chosen: np.ndarray) -> float:
+        """Of the batch's loss, in portions and shared among the processes. Returns: the loss."""
+        mine = self.processes.share(chosen)
+        weight = 1.0
+        if not len(mine):  # each process has to take part in the average
+            mine, weight = chosen[:1], 0.0
+        pieces = [
+            (feeds, which, self._wanted(feeds))
+            for feeds, which in self.samples.feeds(mine, self.recipe.micro_batch)
+        ]
+        every = [self.objective.powers(wanted) for _, _, wanted in pieces]
+        powers = self.processes.sums([sum(each) * weight for each in zip(*every, strict=True)])
+        total = 0.0
+        for place, (feeds, which, wanted) in enumerate(pieces):
+            with self._averaged(place == len(pieces) - 1):
+                student = self._student(feeds)
+                share = weight * len(which) / len(chosen)
+                loss = weight * self._loss(student, wanted, which, share, powers)
+                # DistributedDataParallel takes the mean, and the loss is a sum.
+                self.scaler.scale(loss * self.processes.count).backward()
+            total += float(loss.detach())
+        return self.processes.sums([total])[0]
+
+    def _averaged(self, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged behind the last portion."""
+        if is_last or self.processes.count == 1:
+            return nullcontext()
+        wrapped: Any = self.replica
+        return wrapped.no_sync()  # type: ignore[no-any-return]
+
+    def _loss(
+        self,
+        student: dict[str, Tensor],
+        wanted: dict[str, Tensor],
+        which: np.ndarray,
+        share: float,
+        powers: list[float] | None,
+    ) -> Tensor:
+        """This portion's part of the divergence, mixed with the labels' cross entropy where there
+        are labels."""
+        divergence = self.objective.value(student, wanted, share, powers)
+        mixed = self.recipe.label_weight
+        if self.samples.labels is None or not mixed:
             return divergence
         logits = student[self.objective.outputs[0].student]
-        labels = torch.from_numpy(self.samples.labels[which])
-        return (1 - share) * divergence + share * cross_entropy(logits, labels)
+        labels = torch.from_numpy(self.samples.labels[which]).to(logits.device)
+        return (1 - mixed) * divergence + mixed * share * cross_entropy(logits, labels)
 
-    def _divergence(self, feeds: Feeds) -> tuple[dict[str, Tensor], Tensor]:
-        student = self.module(feeds, self.objective.student_names)
+    def _student(self, feeds: Feeds) -> dict[str, Tensor]:
+        """In the recipe's precision, through DistributedDataParallel where gradients are wanted."""
+        module = self.replica if torch.is_grad_enabled() else self.module
+        kind = self.module.device.type
+        with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+            return module(feeds, self.objective.student_names)  # type: ignore[no-any-return]
+
+    def _wanted(self, feeds: Feeds) -> dict[str, Tensor]:
+        """What the dense model gives."""
         cast = {name: value.astype(self._teacher_dtypes[name]) for name, value in feeds.items()}
-        wanted = {
-            name: torch.from_numpy(np.array(value, dtype=np.float32))
+        return {
+            name: torch.from_numpy(np.array(value, dtype=np.float32)).to(self.module.device)
             for name, value in self._teacher.run(cast).items()
         }
-        return student, self.objective.value(student, wanted)
+
+    def _keep_scales_positive(self) -> None:
+        with torch.no_grad():
+            for key in self.scales:
+                self.module.parameter(key).clamp_(min=LEAST_RATIO)
 
     def evaluate(self) -> float:
         """The divergence on the held-out samples with the parameters as they are."""
         total = 0.0
         with torch.no_grad():
-            for feeds, which in self.samples.held_out_feeds():
-                total += float(self._divergence(feeds)[1]) * len(which)
-        return total / len(self.samples.held_out)
+            for place, (feeds, which) in enumerate(self.samples.held_out_feeds()):
+                if place % self.processes.count != self.processes.rank:
+                    continue
+                value = self.objective.value(self._student(feeds), self._wanted(feeds))
+                total += float(value) * len(which)
+        return self.processes.sums([total])[0] / len(self.samples.held_out)
 
     def _evaluate_and_keep(self) -> None:
         """Evaluate what would be written now, and remember it where it is the best so far."""
@@ -406,7 +541,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.processes.is_first:
             return
         buffer = io.BytesIO()
         torch.save(
@@ -417,6 +552,7 @@ class _Run:
                 "best": (self.best, self.best_step, self.best_state),
                 "mean": self.mean,
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "losses": self.losses,
                 "held_out": self.held_out,
             },
@@ -426,17 +562,22 @@ class _Run:
             file.write(buffer.getvalue())
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint where there is one, and write them there from now on."""
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        """Go on from a checkpoint where rank 0 has one, and write them there from now on."""
         self.checkpoint = checkpoint
-        if not checkpoint.is_file():
+        stored = None
+        if self.processes.is_first:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            stored = checkpoint.read_bytes() if checkpoint.is_file() else None
+        stored = self.processes.from_first(stored)
+        if stored is None:
             return
-        held = torch.load(checkpoint, weights_only=True)
+        held = torch.load(io.BytesIO(stored), map_location=self.module.device, weights_only=True)
         self.step, self.part = held["step"], held["part"]
         self._put_state(held["now"])
         self.best, self.best_step, self.best_state = held["best"]
         self.mean = held["mean"]
         self.optimizer.load_state_dict(held["optimizer"])
+        self.scaler.load_state_dict(held["scaler"])
         self.losses = [tuple(pair) for pair in held["losses"]]
         self.held_out = [tuple(pair) for pair in held["held_out"]]
 
@@ -450,7 +591,7 @@ class _Run:
             given = self.module(feeds, names)
         worst = 0.0
         for name in names:
-            a = given[name].double().numpy()
+            a = given[name].double().cpu().numpy()
             b = np.asarray(expected[name]).astype(np.float64)
             error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12))
             worst = max(worst, error if math.isfinite(error) else math.inf)

@@ -6,6 +6,7 @@ to the first box, Escape empties it. Colours follow the reader's setting, light 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -60,6 +61,9 @@ svg text { fill: var(--fg); } svg .dim { fill: var(--dim); }
 .c2 { fill: var(--bar3); background: var(--bar3); }
 .c3 { fill: var(--bar4); background: var(--bar4); }
 .c4 { fill: var(--rest); background: var(--rest); }
+.line, .axis { fill: none; stroke: var(--dim); stroke-width: 1; }
+.line { stroke-width: 1.6; } .line.c0 { stroke: var(--bar); } .line.c1 { stroke: var(--bar2); }
+.line.c2 { stroke: var(--bar3); } .line.c3 { stroke: var(--bar4); }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px;
   margin: 0 .3rem 0 1rem; }
 details summary { cursor: pointer; }
@@ -219,6 +223,7 @@ def number(value: Any, shown: str | None = None) -> str:
 # --- plots ------------------------------------------------------------------------------------
 
 _ROW, _LABEL, _WIDTH, _VALUE = 20, 280, 460, 110
+_MARGIN, _PLOT, _TALL = 70, 640, 220
 MAX_BARS = 40
 
 
@@ -246,6 +251,55 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], *, note: str = "") 
     more = f" The largest {MAX_BARS} of {len(rows)}." if len(rows) > MAX_BARS else ""
     said = f'<p class="dim">{escape(note + more).strip()}</p>' if note or more else ""
     return f"<h3>{escape(title)}</h3>{said}" + "".join(parts) + "</svg>"
+
+
+def curves(
+    title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str
+) -> str:
+    """Lines over one axis of values, by name: points (x, y) in order. The y axis is logarithmic
+    where all values are above 0 and span more than a factor of 10. x, y: what the axes are."""
+    points = [(a, b) for line in lines.values() for a, b in line if math.isfinite(b)]
+    if not points:
+        return ""
+    left, right = min(a for a, _ in points), max(a for a, _ in points)
+    low, high = min(b for _, b in points), max(b for _, b in points)
+    is_log = low > 0 and high > 10 * low
+    scaled = math.log10 if is_log else float
+    bottom, top = scaled(low), scaled(high)
+
+    def place(a: float, b: float) -> str:
+        across = (a - left) / ((right - left) or 1.0)
+        up = (scaled(b) - bottom) / ((top - bottom) or 1.0)
+        return f"{_MARGIN + across * _PLOT:.1f},{8 + (1 - up) * _TALL:.1f}"
+
+    width, height = _MARGIN + _PLOT + 16, _TALL + 44
+    out = [
+        f'<svg role="img" viewBox="0 0 {width} {height}" width="{width}"><title>{escape(title)}'
+        f'</title><path class="axis" d="M{_MARGIN},8V{8 + _TALL}H{_MARGIN + _PLOT}"/>'
+    ]
+    for value, at in ((high, 12), (low, 8 + _TALL)):
+        out.append(f'<text x="{_MARGIN - 6}" y="{at}" text-anchor="end">{value:.3g}</text>')
+    for value, at, anchor in ((left, _MARGIN, "start"), (right, _MARGIN + _PLOT, "end")):
+        out.append(f'<text x="{at}" y="{_TALL + 24}" text-anchor="{anchor}">{value:g}</text>')
+    out.append(
+        f'<text class="dim" x="{_MARGIN + _PLOT / 2}" y="{_TALL + 40}" text-anchor="middle">'
+        f"{escape(x)}</text>"
+    )
+    for i, (name, line) in enumerate(lines.items()):
+        path = " ".join(place(a, b) for a, b in line if math.isfinite(b))
+        out.append(
+            f'<polyline class="line c{min(i, 4)}" points="{path}"><title>{escape(name)}</title>'
+            "</polyline>"
+        )
+    legend = "".join(
+        f'<span class="key c{min(i, 4)}"></span>{escape(name)}' for i, name in enumerate(lines)
+    )
+    said = f"{y}, logarithmic" if is_log else y
+    return (
+        f'<h3>{escape(title)}</h3><p class="dim">{escape(said)}</p>'
+        + "".join(out)
+        + f"</svg><p>{legend}</p>"
+    )
 
 
 def stacks(title: str, rows: Sequence[tuple[str, Mapping[str, float], str]]) -> str:

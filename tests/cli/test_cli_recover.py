@@ -34,7 +34,8 @@ ARGUMENTS = ["recover", "sparse.onnx", "--teacher", "dense.onnx", "--data", "dat
 def test_from_files_to_files(files: Path) -> None:
     result = invoke(
         *ARGUMENTS, "-o", "out.onnx", "--steps", "40", "--loss", "kl", "--learning-rate", "0.005",
-        "--report", "r.json", "--report", "r.txt", "--work-dir", "work", "--json",
+        "--report", "r.json", "--report", "r.txt", "--report", "r.html", "--work-dir", "work",
+        "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = document(result)["recovery"]
@@ -48,6 +49,9 @@ def test_from_files_to_files(files: Path) -> None:
     assert bool(out.external_locations()) == bool(Model.load("sparse.onnx").external_locations())
     assert json.loads(Path("r.json").read_text())["recovery"]["after"] == found["after"]
     assert "held-out divergence" in Path("r.txt").read_text()
+    shown = Path("r.html").read_text()
+    assert shown.count("<polyline") == 2 and "training loss" in shown and "sparse.onnx" in shown
+    assert "http:" not in shown and "https:" not in shown
     again = invoke(
         *ARGUMENTS, "-o", "again.onnx", "--steps", "40", "--loss", "kl", "--learning-rate",
         "0.005", "--work-dir", "work",
@@ -55,6 +59,18 @@ def test_from_files_to_files(files: Path) -> None:
     assert again.exit_code == 0 and "checkpoint at step 40" in again.stderr
     for name in ("w0", "w1", "b0", "b1"):
         assert np.array_equal(Model.load("again.onnx").weights[name], out.weights[name])
+
+
+def test_options_reach_the_recipe(files: Path) -> None:
+    result = invoke(
+        *ARGUMENTS, "-o", "out.onnx", "--recipe", "sparse-qat", "--scales", "learned",
+        "--precision", "bf16", "--micro-batch", "8", "--schedule", "cubic", "--steps", "4",
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    recipe = document(result)["recovery"]["recipe"]
+    wanted = {"scales": "learned", "precision": "bf16", "micro_batch": 8, "schedule": "cubic"}
+    assert wanted.items() <= recipe.items()
 
 
 def test_random_data_are_named(files: Path) -> None:
@@ -70,7 +86,10 @@ def test_random_data_are_named(files: Path) -> None:
         (["recover", "sparse.onnx", "--teacher", "-", "--data", "data.npz"], "O24-043"),
         ([*ARGUMENTS, "--recipe", "advanced"], "O24-043"),
         ([*ARGUMENTS, "--ema", "1"], "O24-043"),
-        ([*ARGUMENTS, "--report", "r.html"], "O24-043"),
+        ([*ARGUMENTS, "--scales", "guessed"], "O24-043"),
+        ([*ARGUMENTS, "--precision", "fp8"], "O24-043"),
+        ([*ARGUMENTS, "--device", "abacus"], "O24-043"),
+        ([*ARGUMENTS, "--report", "r.pdf"], "O24-043"),
         ([*ARGUMENTS, "-o", "sparse.onnx"], "O24-041"),
         ([*ARGUMENTS, "-o", "dense.onnx"], "O24-041"),
         ([*ARGUMENTS, "--labels", "data.npz"], "O24-030"),

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gate": {*BELOW_PASSMGR, "passmgr", "report", "backends", "metrics"},
     "registry": {*BELOW_PASSMGR, "report", "gate"},
     "recovery": {*BELOW_PASSMGR, "passmgr"} - {"layerwise"},
+    "torch": {*BELOW_PASSMGR, "passmgr", "recovery"} - {"layerwise"},
     "cli": {
         *BELOW_PASSMGR,
         *("passmgr", "report", "backends", "ledger", "gate", "registry", "recovery"),

@@ -16,13 +16,16 @@ import torch
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.recovery.interpreter import GraphModule, objections
+from onnx24.recovery.node import TORCH_DTYPES
 from onnx24.runtime.session import Session
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "real"))
 from onnx24_real import data_for
 
-ILL_CONDITIONED = {"magika_std_v3_3.onnx": 3e-2}
-"""It takes a variance as E[x²] − E[x]², which random bytes leave no digits of."""
+ILL_CONDITIONED = {"magika_std_v3_3.onnx"}
+"""It takes a variance as E[x²] − E[x]², which magnifies the rounding of float32 sums by 10,000:
+ONNX Runtime's outputs are 6e-3 from those in float64 for random bytes, torch's 8e-4. Judged by
+`check_node_by_node` and `check_against_float64`."""
 
 
 def check(model: Model, feeds: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
@@ -39,6 +42,49 @@ def check(model: Model, feeds: dict[str, np.ndarray], tolerance: float = 1e-4) -
         assert np.array_equal(np.isfinite(a), np.isfinite(b)), name
         a, b = np.nan_to_num(a), np.nan_to_num(b)
         assert np.linalg.norm(a - b) <= tolerance * max(np.linalg.norm(b), 1e-6), name
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6))
+
+
+def check_node_by_node(model: Model, feeds: dict[str, np.ndarray]) -> None:
+    """Every node of the main graph gives what ONNX Runtime's does on ONNX Runtime's inputs."""
+    module = GraphModule(model)
+    nodes = module._program.nodes
+    made = [name for node in nodes for name in node.outputs if name]
+    values = Session(model, made, optimize=False).run(feeds)
+    known = {name: torch.from_numpy(np.array(v)) for name, v in (feeds | values).items()}
+    for name, key in module._program.local.items():
+        is_float = key in module._elements
+        known[name] = module.effective(key) if is_float else module._constants[key]
+    for node in nodes:
+        with torch.no_grad():
+            results = module._call(node, [known.get(name) for name in node.inputs], known)
+        for name, result in zip(node.outputs, results, strict=False):
+            assert relative(result.numpy(), values[name]) < 1e-5, (node.op, name)
+
+
+def check_against_float64(
+    model: Model, feeds: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch is no further from the outputs in float64 than ONNX Runtime is."""
+    with torch.no_grad():
+        given = GraphModule(model)(feeds)
+    monkeypatch.setitem(TORCH_DTYPES, TensorProto.FLOAT, torch.float64)
+    module = GraphModule(model).double()
+    for node in module._program.nodes:
+        for name, value in node.attributes.items():
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+                node.attributes[name] = value.double()  # type: ignore[index]
+    with torch.no_grad():
+        exact = module(feeds)
+    monkeypatch.undo()
+    for name, wanted in Session(model, None, optimize=False).run(feeds).items():
+        truth = exact[name].numpy()
+        assert truth.dtype == np.float64
+        assert relative(given[name].numpy(), truth) < max(relative(wanted, truth), 1e-4)
 
 
 def one_node(op: str, inputs: list, opset: int = 17, outputs: int = 1, **attributes) -> Model:
@@ -210,7 +256,7 @@ def test_a_node_that_fails_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_every_real_model(shared_models: Path) -> None:
+def test_every_real_model(shared_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All with float weights that ONNX Runtime runs, Loop, Scan and recurrent layers left out."""
     checked = 0
     for path in sorted(shared_models.rglob("*.onnx")):
@@ -228,7 +274,11 @@ def test_every_real_model(shared_models: Path) -> None:
         except InputError:
             continue  # not a model, or not one for ONNX Runtime
         for values in feeds:
-            check(model, values, ILL_CONDITIONED.get(path.name, 1e-4))
+            if path.name in ILL_CONDITIONED:
+                check_node_by_node(model, values)
+                check_against_float64(model, values, monkeypatch)
+            else:
+                check(model, values)
         checked += 1
     assert checked >= 60, checked
 

@@ -61,6 +61,14 @@ def test_pruned_by_others_and_not_recorded() -> None:
     assert len(sites(model, load(DEFAULT), prune=False)) == 2
 
 
+def test_rates() -> None:
+    plans = [Recipe(steps=10, learning_rate=0.4, rate=r) for r in ("linear", "cosine", "constant")]
+    for step, wanted in ((0, [0.4, 0.4, 0.4]), (5, [0.2, 0.2, 0.4]), (10, [0, 0, 0.4])):
+        assert [plan.rate_at(step) for plan in plans] == pytest.approx(wanted)
+    with pytest.raises(InputError, match="O24-043"):
+        Recipe(rate="warm")  # type: ignore[arg-type]
+
+
 def test_parts() -> None:
     plan = Recipe(name="progressive", steps=100, parts=3)
     assert [plan.part_of(step) for step in (0, 33, 34, 66, 67, 99)] == [0, 0, 1, 1, 2, 2]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("torch")
@@ -20,6 +21,8 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import broken_claims
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.passmgr import manager, pipeline
+from onnx24.recovery.interpreter import GraphModule
 from onnx24.recovery.losses import kl, mse, objective
 from onnx24.recovery.recipes import recipe
 from onnx24.recovery.samples import Samples
@@ -72,7 +75,13 @@ def test_the_same_run_gives_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("progressive", {"parts": 4}), ("basic", {"masks": "recomputed"}), ("basic", {"ema": 0.9})],
+    [
+        ("progressive", {"parts": 4}),
+        ("basic", {"masks": "recomputed"}),
+        ("basic", {"ema": 0.9}),
+        ("basic", {"optimizer": "adamw", "rate": "cosine"}),
+        ("basic", {"optimizer": "sgd", "rate": "constant", "learning_rate": 0.05}),
+    ],
 )
 def test_other_recipes(tmp_path: Path, name: str, options: dict) -> None:
     start = sparse() if name == "basic" else net()
@@ -110,6 +119,103 @@ def test_sparse_qat_inserts_quantizers_and_trains_through_them(tmp_path: Path) -
     again = recover(model, net(), data(tmp_path), recipe("sparse-qat", options), target=TARGET)
     assert [node.op_type for node in model.proto.graph.node] == ops
     assert again.before == pytest.approx(found.after, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sparse-qat", "basic"])
+def test_scales_are_learned_and_written_back(tmp_path: Path, name: str) -> None:
+    ends = {}
+    for scales in ("calibrated", "learned"):
+        model = sparse()
+        manager.run(model, pipeline.parse("qdq"), target=TARGET, calibration=data(tmp_path))
+        before = {key: np.array(model.weights[key]) for key in model.weights}
+        options = {"steps": 60, "scales": scales, **LOSS}
+        found = recover(model, net(), data(tmp_path), recipe(name, options), target=TARGET)
+        moved = {
+            key.name
+            for key, value in before.items()
+            if not np.array_equal(value, model.weights[key])
+        }
+        given = {key.name: model.weights[key] for key in model.weights}
+        used = {node.input[1] for node in model.proto.graph.node if "QuantizeLin" in node.op_type}
+        assert moved & used == (used if scales == "learned" else set())
+        assert all((given[scale] > 0).all() for scale in used)
+        feeds = {"x": np.random.default_rng(5).standard_normal((50, 16)).astype(np.float32)}
+        again = GraphModule(model)(feeds)["logits"].detach().numpy()
+        wanted = Session(model, None, optimize=False).run(feeds)["logits"]
+        assert np.linalg.norm(again - wanted) < 1e-2 * np.linalg.norm(wanted)
+        ends[scales] = found.after
+    assert ends["learned"] < 1.1 * ends["calibrated"]
+
+
+def test_integers_behind_dequantizelinear_are_trained(tmp_path: Path) -> None:
+    """What fold-qdq left: integers that a step of real values is rounded to."""
+    ends = []
+    for scales in ("calibrated", "learned"):
+        model = sparse()
+        target, samples = TARGET, data(tmp_path)
+        manager.run(model, pipeline.parse("qdq,fold-qdq"), target=target, calibration=samples)
+        before = {key: np.array(model.weights[key]) for key in model.claims}
+        assert [value.dtype.name for value in before.values()] == ["int8", "float32"]
+        options = {"steps": 80, "scales": scales, **LOSS}
+        found = recover(model, net(), samples, recipe("sparse-qat", options), target=TARGET)
+        assert found.after < 0.6 * found.before and found.forward_error < 1e-2
+        for key, value in before.items():
+            after = model.weights[key]
+            assert after.dtype == value.dtype and is_24(after, 0)
+            assert not np.array_equal(after, value) and not after[value == 0].any()
+        assert not broken_claims(model, AnalysisCache())
+        ends.append(found.after)
+    assert ends[1] < 1.2 * ends[0]
+
+
+def test_integers_that_others_read_are_left_alone(tmp_path: Path) -> None:
+    model = sparse()
+    samples = data(tmp_path)
+    manager.run(model, pipeline.parse("qdq,fold-qdq"), target=TARGET, calibration=samples)
+    proto = model.full_proto()
+    w0 = next(n for n in proto.graph.node if n.op_type == "DequantizeLinear" and "w0" in n.input[0])
+    proto.graph.node.insert(0, onnx.helper.make_node("Cast", [w0.input[0]], ["shown"], to=1))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("shown", 1, [16, 32]))
+    changed = Model.from_proto(proto)
+    before = np.array(changed.weights[w0.input[0]])
+    found = recover(changed, changed, samples, recipe("basic", {"steps": 2}), target=TARGET)
+    assert len(found.weights) == 1 and np.array_equal(changed.weights[w0.input[0]], before)
+
+
+def test_a_lower_precision(tmp_path: Path) -> None:
+    """bf16 on the CPU: float32 weights, and about the same result."""
+    ends = {}
+    for precision in ("fp32", "bf16", "fp16", "auto"):
+        model = sparse()
+        plan = recipe("basic", {"steps": 60, "precision": precision, **LOSS})
+        found = recover(model, net(), data(tmp_path), plan, target=TARGET)
+        assert model.weights["w0"].dtype == np.float32 and is_24(model.weights["w0"], 0)
+        ends[precision] = found.after
+        assert found.after < 0.6 * found.before
+    assert ends["auto"] == ends["fp32"]
+    assert ends["bf16"] != ends["fp32"] and ends["bf16"] == pytest.approx(ends["fp32"], rel=0.2)
+    assert ends["fp16"] == pytest.approx(ends["fp32"], rel=0.1)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_portions_of_a_batch_add_up(tmp_path: Path, loss: str) -> None:
+    ends = []
+    for at_once in (0, 7):
+        model = sparse()
+        plan = recipe("basic", {"steps": 10, "micro_batch": at_once, **LOSS, "loss": loss})
+        found = recover(model, net(), data(tmp_path), plan, target=TARGET)
+        ends.append((found.losses, model.weights["w0"]))
+    assert np.allclose(ends[0][0], ends[1][0], rtol=1e-5)
+    assert np.allclose(ends[0][1], ends[1][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "ria", "obs", "admm"])
+def test_it_starts_from_any_method(tmp_path: Path, method: str) -> None:
+    model, samples = net(), data(tmp_path)
+    text = f"prune24{{method={method}}}"
+    manager.run(model, pipeline.parse(text), target=TARGET, calibration=samples)
+    found = recover(model, net(), samples, recipe("basic", {"steps": 60, **LOSS}), target=TARGET)
+    assert found.after < found.before and all(is_24(model.weights[w], 0) for w in ("w0", "w1"))
 
 
 def test_what_cannot_be_quantized_is_said(tmp_path: Path) -> None:
@@ -274,3 +380,21 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None
         outcomes.append((int(done.stdout.split()[-1]), (folder / "out.onnx").read_bytes()))
     assert outcomes[0][0] == 0 and 0 < outcomes[1][0] < 400
     assert outcomes[0][1] == outcomes[1][1]
+
+
+def test_a_learned_scales_gradient_is_that_of_lsq() -> None:
+    """(q − x/s) inside the range, the limit outside, over √(N · q_max), times the start."""
+    model = Model.from_text("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 4] x) => (float[N, 4] y) <float s = {0.5}, int8 z = {0}>
+        { q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z) }
+    """)
+    module = GraphModule(model)
+    (key,) = module.learn_scales()
+    rows = np.float32([[0.3, -0.9, 100.0, -100.0], [1.1, 0.0, 2.0, -3.3]])
+    module({"x": rows})["y"].sum().backward()
+    y = rows / 0.5
+    inside = np.abs(np.rint(y)) <= 127
+    wanted = np.where(inside, np.rint(y) - y, np.where(y > 0, 127, -128)).sum()
+    given = float(module.parameter(key).grad)
+    assert given == pytest.approx(0.5 * wanted / np.sqrt(4 * 127), rel=1e-5)
