@@ -96,8 +96,9 @@ MORE_OBJECTS = (
 MORE_FACES = (
     ("serengil/deepface", "tests/unit/dataset"),
     ("justadudewhohacks/face-api.js", "examples/images"),
+    *MORE_OBJECTS,
 )
-"""Folders of photos of one to many people, some seventy."""
+"""Folders of photos of one to many people, some seventy, and of objects."""
 
 
 class Split(NamedTuple):

@@ -26,10 +26,10 @@ def prune(model: Model, text: str = "prune24{permute=off}", **options) -> RunRes
 @pytest.fixture
 def small_pieces(monkeypatch):
 
-    def pieces(size, stride, limit=48):
+    def pieces(size, stride, limit=48, align=1):
         from onnx24.ir.pieces import pieces as real
 
-        return real(size, stride, limit)
+        return real(size, stride, limit, align)
 
     monkeypatch.setattr(magnitude, "pieces", pieces)
     monkeypatch.setattr("onnx24.ir.weights.pieces", pieces)
