@@ -286,6 +286,16 @@ def test_output_takes_the_place_of_files_only(work, capsys, flag):
     assert stat.S_ISFIFO(os.stat("pipe.txt").st_mode) and not list(Path().glob("*.onnx24.onnx"))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("flag", ["--engine", "--timing-cache", "--log", "--layers"])
+def test_what_a_build_writes_takes_the_place_of_files_only(work, capsys, flag):
+    _save(mlp([64, 32]))
+    os.mkfifo("pipe")
+    assert run(["build", "m.onnx", "--backend", "tensorrt-rtx", flag, "pipe"]) == 2
+    assert "O24-040" in capsys.readouterr().err
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+
+
 @pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="no /dev/stdout")
 def test_output_is_a_link_to_a_stream(work):
     """`-o /dev/stdout > file`: the link itself would be replaced."""
