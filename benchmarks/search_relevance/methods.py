@@ -1,0 +1,101 @@
+"""The variants that the study compares, and how each is made from a dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnx24.ir.model import Model
+from onnx24.passmgr import manager, pipeline
+from onnx24.recovery.recipes import recipe
+from onnx24.recovery.trainer import recover
+from onnx24.runtime.data import Calibration
+from onnx24.targets import DEFAULT, Target, load
+
+TARGET: Target = load(DEFAULT)
+MAGNITUDE = "canonicalize,prune24{quality=magnitude permute=off}"
+ONE_SHOT = "canonicalize,prune24"
+QUANTIZED = "canonicalize,qdq"
+BOTH = "canonicalize,prune24,qdq"
+FINISH = {
+    "fp32": "",
+    "fp16": "canonicalize,cast16",
+    "int8": "canonicalize,qdq,fold-qdq",
+    "qat": "fold-qdq",
+}
+"""Precision → the pipeline that comes last; `qat`: of a model that holds quantizers already."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """start: the pipeline before training; train: the recipe's name, none where nothing is trained;
+    options: its fields; precisions: what the result is written in."""
+
+    name: str
+    start: str = ""
+    train: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    precisions: tuple[str, ...] = ("fp16", "int8")
+
+    def with_options(self, options: dict[str, Any]) -> Method:
+        """The same with other values for some of the recipe's fields."""
+        return replace(self, options={**self.options, **options}) if self.train else self
+
+
+METHODS = (
+    Method("dense", precisions=("fp32", "fp16", "int8")),
+    Method("magnitude", MAGNITUDE),
+    Method("one-shot", ONE_SHOT),
+    Method("basic", MAGNITUDE, "basic", {"learning_rate": 1e-3}),
+    Method("progressive", "canonicalize", "progressive", {"learning_rate": 1e-3}),
+    Method("sparse-qat", QUANTIZED, "sparse-qat", {"learning_rate": 1e-3}, ("int8",)),
+    Method("one-shot + recover", ONE_SHOT, "basic", {"learning_rate": 3e-4}),
+    Method("one-shot + sparse-qat", BOTH, "sparse-qat", {"learning_rate": 3e-4}, ("int8",)),
+)
+
+
+def start(method: Method, dense: Path, calibration: Calibration) -> Model:
+    model = Model.load(dense)
+    _apply(model, method.start, calibration)
+    return model
+
+
+def train(
+    method: Method,
+    model: Model,
+    dense: Path,
+    samples: Calibration,
+    *,
+    steps: int,
+    seed: int,
+    work_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Train in place, label-free. Returns: what the training says of itself."""
+    assert method.train is not None
+    plan = recipe(method.train, {"steps": steps, "seed": seed, **method.options})
+    found = recover(model, Model.load(dense), samples, plan, target=TARGET, work_dir=work_dir)
+    return {
+        "divergence": [found.before, found.after],
+        "best_step": found.best_step,
+        "train_seconds": round(found.seconds, 1),
+    }
+
+
+def finish(model: Model, precision: str, calibration: Calibration) -> Model:
+    """A copy in that precision."""
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.proto.graph.node)
+    done = Model.from_bytes(model.to_bytes())
+    _apply(done, FINISH["qat" if quantized else precision], calibration)
+    return done
+
+
+def _apply(model: Model, text: str, calibration: Calibration) -> None:
+    if text:
+        manager.run(
+            model,
+            pipeline.parse(text),
+            target=TARGET,
+            calibration=calibration,
+            reproducer_dir=None,
+        )
