@@ -21,6 +21,14 @@ VARIANT = {"fp16": ("dense", "sparse"), "int8": ("int8", "sparse-int8")}
 LIMITS = {"accuracy": 0.3, "ndcg": 0.003}
 """How far below dense fp32 the issue allows 2:4 INT8 to be [points; of 1]."""
 RESAMPLES = 1000
+HEAD = """# Search relevance before and after 2:4
+
+Made by `OMP_NUM_THREADS=1 python benchmarks/search_relevance/run.py --markdown FILE`;
+`benchmarks/search_relevance/README.md` says what the tasks, methods and columns are, and what the
+tables show. *Speed* is an **estimate**: the ratio of roofline bounds on an A10 (`onnx24 bench
+--estimate`), 64 rows, products with a weight only, dense fp16 = 1. Nothing ran on a GPU.
+
+"""
 
 
 def key(row: Row) -> str:

@@ -19,7 +19,7 @@ VALIDATION = 10
 """Every so manieth training query of BANKING77 is kept for choosing options."""
 RANK_VALIDATION = 5
 """The same for the queries of the ranking sample."""
-DOCUMENTS_PER_INTENT = 40
+DOCUMENTS_PER_INTENT = 20
 
 
 def data_folder(given: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,32 @@ class Method:
         return replace(self, options={**self.options, **options}) if self.train else self
 
 
+def _rate(value: float) -> dict[str, Any]:
+    return {"learning_rate": value, "eval_every": 50}
+
+
 METHODS = (
     Method("dense", precisions=("fp32", "fp16", "int8")),
     Method("magnitude", MAGNITUDE),
     Method("one-shot", ONE_SHOT),
-    Method("basic", MAGNITUDE, "basic", {"learning_rate": 1e-3}),
-    Method("progressive", "canonicalize", "progressive", {"learning_rate": 1e-3}),
-    Method("sparse-qat", QUANTIZED, "sparse-qat", {"learning_rate": 1e-3}, ("int8",)),
-    Method("one-shot + recover", ONE_SHOT, "basic", {"learning_rate": 3e-4}),
-    Method("one-shot + sparse-qat", BOTH, "sparse-qat", {"learning_rate": 3e-4}, ("int8",)),
+    Method("basic", MAGNITUDE, "basic", _rate(1e-3)),
+    Method("progressive", "canonicalize", "progressive", _rate(1e-3)),
+    Method("sparse-qat", QUANTIZED, "sparse-qat", _rate(1e-3), ("int8",)),
+    Method("one-shot + recover", ONE_SHOT, "basic", _rate(3e-4)),
+    Method("one-shot + sparse-qat", BOTH, "sparse-qat", _rate(3e-4), ("int8",)),
 )
 
 
-def start(method: Method, dense: Path, calibration: Calibration) -> Model:
-    model = Model.load(dense)
-    _apply(model, method.start, calibration)
-    return model
+def start(method: Method, dense: Path, calibration: Calibration, folder: Path) -> Model:
+    """What is trained, or finished; kept in the folder, since methods share it."""
+    digest = hashlib.sha256(method.start.encode() + dense.read_bytes()).hexdigest()[:16]
+    path = folder / f"{dense.stem}-{digest}.onnx"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        model = Model.load(dense)
+        _apply(model, method.start, calibration)
+        model.save(path)
+    return Model.load(path)
 
 
 def train(

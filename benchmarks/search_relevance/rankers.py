@@ -150,7 +150,7 @@ class RankNet(nn.Module):
         sizes = (len(mean), *hidden)
         self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
         self.head = nn.Linear(hidden[-1], 1)
-        self.dropout = nn.Dropout(0.3)
+        self.dropout = nn.Dropout(0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         h = (features - self.mean) * self.scale

@@ -18,8 +18,8 @@ Part = Literal["validation", "test"]
 TASKS = ("bi-encoder", "cross-encoder", "learning-to-rank")
 ROWS = 256
 """Fed at once."""
-RERANKED_QUERIES = 1000
-FOUND, RELEVANT = 16, 4
+RERANKED_QUERIES = 500
+FOUND, RELEVANT = 12, 4
 """Candidates of each query: lexical ones, and further ones of the right intent."""
 
 
