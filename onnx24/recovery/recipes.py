@@ -33,7 +33,8 @@ class Recipe:
 
     steps, batch [samples], learning_rate (Adam, falling to 0 linearly), clip (of the gradient's
     norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense outputs'
-    power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
+    power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest and
+    for one score a row.
     relations: weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
