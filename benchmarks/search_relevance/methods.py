@@ -45,7 +45,7 @@ class Method:
 
 
 def _rate(value: float) -> dict[str, Any]:
-    return {"learning_rate": value, "eval_every": 50}
+    return {"learning_rate": value, "eval_every": 120}
 
 
 METHODS = (
@@ -55,19 +55,19 @@ METHODS = (
     Method("basic", MAGNITUDE, "basic", _rate(1e-3)),
     Method("progressive", "canonicalize", "progressive", _rate(1e-3)),
     Method("sparse-qat", QUANTIZED, "sparse-qat", _rate(1e-3), ("int8",)),
-    Method("one-shot + recover", ONE_SHOT, "basic", _rate(3e-4)),
-    Method("one-shot + sparse-qat", BOTH, "sparse-qat", _rate(3e-4), ("int8",)),
+    Method("one-shot + recover", ONE_SHOT, "basic", _rate(5e-4)),
+    Method("one-shot + sparse-qat", BOTH, "sparse-qat", _rate(5e-4), ("int8",)),
 )
 
 
-def start(method: Method, dense: Path, calibration: Calibration, folder: Path) -> Model:
+def start(method: Method, dense: Path, samples: Calibration, folder: Path) -> Model:
     """What is trained, or finished; kept in the folder, since methods share it."""
     digest = hashlib.sha256(method.start.encode() + dense.read_bytes()).hexdigest()[:16]
     path = folder / f"{dense.stem}-{digest}.onnx"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         model = Model.load(dense)
-        _apply(model, method.start, calibration)
+        _apply(model, method.start, samples)
         model.save(path)
     return Model.load(path)
 

@@ -133,11 +133,11 @@ class Reranking(Task):
         self._lexical = Lexical(self._documents, len(pieces))
 
     def samples(self, count: int | None = None) -> dict[str, np.ndarray]:
-        """Each training query with two of the candidates that words alone find, drawn among the
+        """Each training query with one of the candidates that words alone find, drawn among the
         nearest `FOUND`: labels play no part."""
         tokens = self._ids(self._banking.train)
         near = self._lexical.best(tokens, FOUND)
-        ranks = np.random.default_rng(1).integers(0, FOUND, (len(tokens), 2))
+        ranks = np.random.default_rng(1).integers(0, FOUND, (len(tokens), 1))
         shown = self._documents[np.take_along_axis(near, ranks, 1)]
         return {"tokens": _first(self._pairs(tokens, shown), count)}
 

@@ -39,9 +39,8 @@ from onnx24.runtime.data import Calibration, load_data  # noqa: E402
 from onnx24.targets.gpus import gpu_of  # noqa: E402
 
 CALIBRATION = 1000
-SAMPLES = 4096
-"""Unlabelled queries that recovery trains on; an eighth of them is held out."""
-STEPS = 150
+"""Inputs that the last quantization sees; pruning and training see all there are."""
+STEPS = 240
 BATCH = 64
 """Rows of the estimated speed."""
 
@@ -73,7 +72,7 @@ class Study:
         with tempfile.TemporaryDirectory(dir=self.out) as folder:
             given = Model.load(dense)
             calibration = _data(Path(folder, "calibration.npz"), task.samples(CALIBRATION), given)
-            samples = _data(Path(folder, "samples.npz"), task.samples(SAMPLES), given)
+            samples = _data(Path(folder, "samples.npz"), task.samples(), given)
             for method in chosen:
                 wanted = [
                     precision
@@ -106,7 +105,7 @@ class Study:
         samples: Calibration,
     ) -> None:
         started = time.perf_counter()
-        model = methods.start(method, dense, calibration, self.out / "starts")
+        model = methods.start(method, dense, samples, self.out / "starts")
         facts: dict[str, Any] = {"start_seconds": round(time.perf_counter() - started, 1)}
         if method.train:
             facts |= methods.train(
