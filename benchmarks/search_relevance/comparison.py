@@ -128,8 +128,8 @@ def _task(task: str, found: dict[tuple[str, str], Variant]) -> str:
         "from dense fp32 on the same queries, bold where the bar is met.",
         "",
         "| method | precision | accuracy@1 [%] | PNR | NDCG@10 | Δ accuracy [points] | Δ NDCG@10 | "
-        "prediction [%] | KB | speed (estimate) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "prediction [%] | divergence | KB | speed (estimate) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, precision), variant in found.items():
         is_dense = method == "dense"
@@ -142,6 +142,7 @@ def _task(task: str, found: dict[tuple[str, str], Variant]) -> str:
             "" if variant is dense else _difference(variant, dense, "accuracy", 2),
             "" if variant is dense else _difference(variant, dense, "ndcg", 4),
             _prediction(variant),
+            _divergence(variant),
             f"{np.mean([row['bytes'] for row in variant.rows]) / 1000:.0f}",
             _speed(variant.rows[0], precision, is_dense),
         ]
@@ -166,6 +167,14 @@ def _difference(variant: Variant, dense: Variant, name: str, digits: int) -> str
 
 def _prediction(variant: Variant) -> str:
     return "" if variant.scores[0].confidence is None else f"{variant.metric('prediction'):.1f}"
+
+
+def _divergence(variant: Variant) -> str:
+    """From the dense model on held-out samples before and after training, before rounding."""
+    if "divergence" not in variant.rows[0]:
+        return ""
+    before, after = np.mean([row["divergence"] for row in variant.rows], axis=0)
+    return f"{before:.4f} → {after:.4f}"
 
 
 def _speed(row: Row, precision: str, is_dense: bool) -> str:
