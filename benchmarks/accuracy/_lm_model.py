@@ -17,7 +17,7 @@ MASKED = -1e9
 
 
 class Block(nn.Module):
-    """Pre-norm block, causal attention, query, key and value apart."""
+    """Pre-norm block, query, key and value apart; causal attention unless it is given a mask."""
 
     def __init__(self, d_model: int, heads: int, d_ff: int) -> None:
         super().__init__()
@@ -27,14 +27,17 @@ class Block(nn.Module):
         self.project = nn.Linear(d_model, d_model)
         self.up, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: what is added to the scores, [n or 1, 1, tokens or 1, tokens]."""
         n, tokens, d = x.shape
         h = self.norm1(x)
         q, k, v = (
             layer(h).reshape(n, tokens, self.heads, d // self.heads).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None
+        )
         x = x + self.project(mixed.transpose(1, 2).reshape(n, tokens, d))
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
 
@@ -56,8 +59,8 @@ class Block(nn.Module):
         v = heads(self.value, "value", [0, 2, 1, 3])
         scores = g.node("MatMul", [q, k], f"{name}.scores")
         scaled = g.node("Mul", [scores, scale], f"{name}.scaled")
-        causal = g.node("Add", [scaled, mask], f"{name}.causal")
-        shares = g.node("Softmax", [causal], f"{name}.softmax", axis=-1)
+        masked = g.node("Add", [scaled, mask], f"{name}.masked")
+        shares = g.node("Softmax", [masked], f"{name}.softmax", axis=-1)
         mixed = g.node("MatMul", [shares, v], f"{name}.mixed")
         mixed = g.node("Transpose", [mixed], f"{name}.mixed.transpose", perm=[0, 2, 1, 3])
         mixed = g.node("Reshape", [mixed, merge], f"{name}.mixed.merge")

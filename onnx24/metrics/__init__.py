@@ -15,20 +15,32 @@ share the mean gain of the ranks that they take, so that the order of rows does 
 The mean is over the queries whose IDCG is not 0 (a query without a relevant row has no order to
 get right); NaN where there is none.
 
+*Confidence intervals* are percentiles of the bootstrap: the queries (or rows) are drawn anew with
+replacement, as many as there are, and the metric is taken of what was drawn. What belongs to one
+query stays together; two systems are compared by drawing the same queries for both.
+
 *Source:* accuracy, PNR and NDCG as in web search ranking; the treatment of ties of NDCG is that of
 McSherry and Najork, Computing information retrieval performance measures efficiently in the
-presence of tied scores (ECIR 2008).
+presence of tied scores (ECIR 2008); Efron and Tibshirani, An Introduction to the Bootstrap (1993).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["PairCounts", "accuracy", "ndcg", "pair_counts", "pnr"]
-
-_BLOCK = 1 << 11
+__all__ = [
+    "PairCounts",
+    "accuracy",
+    "bootstrap",
+    "ndcg",
+    "ndcg_by_query",
+    "pair_counts",
+    "pair_counts_by_query",
+    "pnr",
+]
 
 
 class PairCounts(tuple):
@@ -73,16 +85,29 @@ def pair_counts(scores: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> 
 
     scores, labels, queries: [N]. Raises: ValueError for shapes that do not fit.
     """
+    with_, against = pair_counts_by_query(scores, labels, queries).sum(axis=0)
+    return PairCounts((int(with_), int(against)))
+
+
+def pair_counts_by_query(scores: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """`pair_counts` of each query, [Q, 2] of int64, in the order of `np.unique(queries)`.
+
+    Raises: ValueError for shapes that do not fit.
+    """
     scores, labels, queries = _rows(scores, labels, queries)
+    counts = [_pairs(scores[rows], labels[rows]) for rows in _groups(queries)]
+    return np.array(counts, np.int64).reshape(-1, 2)
+
+
+def _pairs(scores: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """By bisection, one label after the other: what is worse and scores less, and more."""
     concordant = discordant = 0
-    for rows in _groups(queries):
-        s, y = scores[rows], labels[rows]
-        for start in range(0, len(rows), _BLOCK):  # memory stays bounded in long queries
-            part = slice(start, start + _BLOCK)
-            better = y[part, None] > y[None, :]
-            concordant += int(np.count_nonzero(better & (s[part, None] > s[None, :])))
-            discordant += int(np.count_nonzero(better & (s[part, None] < s[None, :])))
-    return PairCounts((concordant, discordant))
+    for label in np.unique(labels)[1:]:
+        worse = np.sort(scores[labels < label])
+        better = scores[labels == label]
+        concordant += int(np.searchsorted(worse, better, "left").sum())
+        discordant += int((len(worse) - np.searchsorted(worse, better, "right")).sum())
+    return concordant, discordant
 
 
 def pnr(scores: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> float:
@@ -98,6 +123,19 @@ def ndcg(
     scores, labels, queries: [N]; labels are relevances of at least 0.
     Raises: ValueError for shapes that do not fit, negative labels, k below 1.
     """
+    values = ndcg_by_query(scores, labels, queries, k)
+    values = values[~np.isnan(values)]
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def ndcg_by_query(
+    scores: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int | None = None
+) -> np.ndarray:
+    """NDCG@k of each query, [Q], in the order of `np.unique(queries)`; NaN where no row is
+    relevant.
+
+    Raises: as `ndcg`.
+    """
     scores, labels, queries = _rows(scores, labels, queries)
     if len(labels) and labels.min() < 0:
         raise ValueError("a relevance is no negative number")
@@ -110,9 +148,36 @@ def ndcg(
         if k is not None:
             discounts[k:] = 0
         ideal = float(np.dot(np.sort(gains)[::-1], discounts))
-        if ideal > 0:
-            values.append(_tied_dcg(scores[rows], gains, discounts) / ideal)
-    return float(np.mean(values)) if values else math.nan
+        values.append(_tied_dcg(scores[rows], gains, discounts) / ideal if ideal > 0 else math.nan)
+    return np.array(values, np.float64)
+
+
+def bootstrap(
+    count: int,
+    statistic: Callable[[np.ndarray], float],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The bounds between which `statistic` lies in the share `level` of all resamples.
+
+    count: queries (or rows). statistic: of the chosen ones, [count] indices of which some occur
+    more than once. Resamples where it is NaN are left out; NaN where all are.
+    Raises: ValueError for a count or a number of resamples below 1, a level outside (0, 1).
+    """
+    if count < 1 or resamples < 1:
+        raise ValueError(f"{count} queries and {resamples} resamples: expected 1 or more of each")
+    if not 0 < level < 1:
+        raise ValueError(f"a level lies between 0 and 1, not at {level}")
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(0, count, count)) for _ in range(resamples)])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _tied_dcg(scores: np.ndarray, gains: np.ndarray, discounts: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx import TensorProto
+from onnx import TensorProto, ValueInfoProto
 
 from onnx24.errors import InputError
 from onnx24.ir.index import Index, NodeSite
@@ -153,7 +153,7 @@ def objective(model: Model, teacher: Model, loss: Loss, relations: float) -> Obj
             raise InputError.of(
                 "O24-156", f"the teacher has no output {value.name!r}", file=str(teacher.path or "")
             )
-        outputs.append(_output(value.name, model, index, teacher, dense, loss))
+        outputs.append(_output(value, model, index, teacher, dense, loss))
     if not outputs:
         raise InputError.of("O24-156", "the model has no output of floats to compare")
     if not relations:
@@ -170,17 +170,27 @@ def objective(model: Model, teacher: Model, loss: Loss, relations: float) -> Obj
 
 
 def _output(
-    name: str, model: Model, index: Index, teacher: Model, dense: Index, loss: Loss
+    value: ValueInfoProto, model: Model, index: Index, teacher: Model, dense: Index, loss: Loss
 ) -> Output:
+    name = value.name
     softmaxes = _softmax_input(name, index, model.opset), _softmax_input(name, dense, teacher.opset)
     has_softmax = None not in softmaxes
-    named = any(part in name.lower() for part in _LOGIT_NAMES)
+    named = any(part in name.lower() for part in _LOGIT_NAMES) and not _is_one_score(value)
     chosen: Literal["kl", "mse"] = "mse"
     if loss == "kl" or (loss == "auto" and (has_softmax or (named and softmaxes == (None, None)))):
         chosen = "kl"
     if chosen == "kl" and has_softmax:
         return Output(name, softmaxes[0] or name, softmaxes[1] or name, chosen)
     return Output(name, name, name, chosen)
+
+
+def _is_one_score(value: ValueInfoProto) -> bool:
+    """Whether a row has one number, as a ranking score has: its softmax would be 1, whatever it
+    is, and the divergence 0."""
+    if not value.type.tensor_type.HasField("shape"):
+        return False
+    dims = value.type.tensor_type.shape.dim
+    return len(dims) < 2 or dims[-1].dim_value == 1
 
 
 def _softmax_input(name: str, index: Index, opset: int) -> str | None:

@@ -55,7 +55,7 @@ class Recipe:
     or `sgd` (momentum 0.9, which diverges sooner). rate: how learning_rate falls to 0 (`linear`,
     `cosine`), or that it does not (`constant`). loss: `kl` between softmaxes, `mse` relative to the
     dense outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for
-    the rest. relations: weight of the last attention's query, key and value relations, 0 for none.
+    the rest and for one score a row. relations: weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
     masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is

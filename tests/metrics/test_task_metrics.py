@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, ndcg_score
 
-from onnx24.metrics import accuracy, ndcg, pair_counts, pnr
+from onnx24.metrics import (
+    accuracy,
+    bootstrap,
+    ndcg,
+    ndcg_by_query,
+    pair_counts,
+    pair_counts_by_query,
+    pnr,
+)
 
 
 def test_accuracy_of_classes_and_of_a_logit() -> None:
@@ -36,6 +44,37 @@ def test_pnr_by_hand() -> None:
     assert pair_counts(scores, labels, queries) == (2, 1)
     assert pnr(scores, labels, queries) == 2.0
     assert pair_counts(scores, labels, queries).accuracy == pytest.approx(2 / 3)
+
+
+def test_what_each_query_adds() -> None:
+    """Query 7 as in the test above; query 2 has its one pair tied, query 9 none. NDCG@1 of query 7
+    is 1 (the best is first), of query 2 (1 and 0 share the first rank) 1/2, of query 9 none."""
+    labels = np.array([2, 1, 0, 1, 0, 0])
+    scores = np.array([3.0, 1.0, 2.0, 0.5, 0.5, 9.0])
+    queries = np.array([7, 7, 7, 2, 2, 9])
+    assert pair_counts_by_query(scores, labels, queries).tolist() == [[0, 0], [2, 1], [0, 0]]
+    of_each = ndcg_by_query(scores, labels, queries, k=1)
+    assert of_each[:2].tolist() == [0.5, 1.0] and math.isnan(of_each[2])
+
+
+def test_bootstrap_of_a_share_is_that_of_the_normal_distribution() -> None:
+    """A mean of 400 zeros and ones, half each: 0.5 ± 1.96 · 0.025."""
+    values = np.arange(400) % 2
+    low, high = bootstrap(400, lambda chosen: float(values[chosen].mean()), resamples=4000)
+    assert low == pytest.approx(0.5 - 0.049, abs=0.005)
+    assert high == pytest.approx(0.5 + 0.049, abs=0.005)
+    again = bootstrap(400, lambda chosen: float(values[chosen].mean()), resamples=4000)
+    assert again == (low, high), "the seed decides"
+    narrow = bootstrap(400, lambda chosen: float(values[chosen].mean()), level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_bootstrap_without_a_value() -> None:
+    assert all(math.isnan(bound) for bound in bootstrap(3, lambda _: math.nan))
+    with pytest.raises(ValueError, match="0 queries"):
+        bootstrap(0, lambda _: 0.0)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap(3, lambda _: 0.0, level=1.0)
 
 
 def test_pnr_is_pooled_over_queries_and_not_a_mean() -> None:

@@ -318,6 +318,22 @@ def test_the_loss_goes_by_the_output(model: Model, loss, kind: str, compared: st
     assert (out.kind, out.student) == (kind, compared)
 
 
+@pytest.mark.parametrize("shape", ["N, 1", "N"])
+def test_a_ranking_score_is_compared_as_a_number(shape: str) -> None:
+    """The softmax of one number is 1: with kl, `scores [N, 1]` would never be trained."""
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 16] x) => (float[{shape}] scores)
+        {{
+            s = ReduceMean <axes = [1], keepdims = {1 if "," in shape else 0}> (x)
+            scores = Identity(s)
+        }}
+    """
+    model = Model.from_proto(onnx.parser.parse_model(text))
+    (out,) = objective(model, model, "auto", 0.0).outputs
+    assert out.kind == "mse"
+
+
 def test_relations_are_found_in_the_transformer(fixture_models) -> None:
     model = Model.load(fixture_models["vit"].path)
     found = objective(model, model, "auto", 1.0)
