@@ -882,8 +882,13 @@ def recover(
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps.", min=1)] = 200,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Samples a step.", min=1)] = 32,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="X", help="Adam's; it falls to 0 linearly.")
-    ] = 1e-3,
+        float,
+        typer.Option(
+            "--learning-rate",
+            metavar="X",
+            help="Adam's; it falls to 0 linearly. 0: 0.001, or less for a start that is close.",
+        ),
+    ] = 0.0,
     loss: Annotated[
         str,
         typer.Option(

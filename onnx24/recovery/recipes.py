@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -19,6 +20,8 @@ Masks = Literal["fixed", "recomputed"]
 Schedule = Literal["linear", "cubic"]
 
 NAMES = ("basic", "progressive", "sparse-qat")
+RATE_PER_DIVERGENCE = 0.3
+MIN_RATE, MAX_RATE = 1e-5, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +34,10 @@ class Recipe:
     model's own or those that `qdq` inserts; weights that are not 2:4 yet are pruned as by
     `progressive`, all at once with distillation.
 
-    steps, batch [samples], learning_rate (Adam, falling to 0 linearly), clip (of the gradient's
-    norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense outputs'
-    power, or `auto`: kl for what a softmax gives or what is called logits, mse for the rest.
-    relations: weight of the last attention's query, key and value relations, 0 for none.
+    steps, batch [samples], learning_rate (Adam, falling to 0 linearly; 0: as `rate_for`), clip (of
+    the gradient's norm): the optimizer's. loss: `kl` between softmaxes, `mse` relative to the dense
+    outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for the
+    rest. relations: weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
     masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is
@@ -47,7 +50,7 @@ class Recipe:
     name: str = "basic"
     steps: int = 200
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     clip: float = 1.0
     loss: Loss = "auto"
     relations: float = 0.0
@@ -67,7 +70,7 @@ class Recipe:
             "name": self.name in NAMES,
             "steps": self.steps >= 1,
             "batch": self.batch >= 1,
-            "learning_rate": self.learning_rate > 0,
+            "learning_rate": self.learning_rate >= 0,
             "clip": self.clip > 0,
             "loss": self.loss in ("auto", "kl", "mse"),
             "relations": self.relations >= 0,
@@ -95,6 +98,17 @@ class Recipe:
         share = part / (self.parts - 1)
         grown = share if self.schedule == "linear" else 1 - (1 - share) ** 3
         return 0.25 + 0.25 * grown
+
+    def rate_for(self, divergence: float) -> float:
+        """The learning rate from a start of that held-out divergence: 1e-3 far from the dense
+        model, and in proportion below where 1e-3 would undo more than it repairs.
+
+        *Source:* `benchmarks/results/vision.md`, the rates tried.
+        """
+        if self.learning_rate:
+            return self.learning_rate
+        near = RATE_PER_DIVERGENCE * divergence
+        return min(MAX_RATE, max(MIN_RATE, near)) if math.isfinite(near) else MAX_RATE
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

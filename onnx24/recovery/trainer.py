@@ -55,12 +55,14 @@ Progress = Callable[..., Iterable[Any]]
 class Recovered:
     """What became of it. before, after: divergence from the dense model on the held-out samples
     (`objective`'s value) with the final form's masks; losses: (step, training loss); held_out:
-    (step, divergence). steps: taken, best_step: whose weights were kept. forward_error: of the
-    torch module from ONNX Runtime, ‖a − b‖ / ‖b‖ on the first samples."""
+    (step, divergence). learning_rate: the first step's. steps: taken, best_step: whose weights were
+    kept. forward_error: of the torch module from ONNX Runtime, ‖a − b‖ / ‖b‖ on the first
+    samples."""
 
     recipe: Recipe
     before: float
     after: float
+    learning_rate: float
     steps: int
     best_step: int
     samples: int
@@ -207,7 +209,7 @@ class _Run:
         self._mask_all(0.5)
         self._install_masks()
         self.parameters = [self.module.parameter(key) for key in self.keys]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters)
         self.step = 0
         self.part = -1
         self.losses: list[tuple[int, float]] = []
@@ -215,6 +217,7 @@ class _Run:
         self.is_finite = True
         self.checkpoint: Path | None = None
         self.before = self.evaluate()
+        self.learning_rate = recipe.rate_for(self.before)
         self.best, self.best_step = self.before, 0
         self.best_state = self._state()
         self.mean: list[Tensor] | None = None
@@ -319,7 +322,7 @@ class _Run:
     def _one_step(self) -> None:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * (1 - self.step / recipe.steps)
+            group["lr"] = self.learning_rate * (1 - self.step / recipe.steps)
         self.optimizer.zero_grad(set_to_none=False)
         chosen = self.samples.batch(self.step, recipe.batch, recipe.seed)
         total = 0.0
@@ -471,6 +474,7 @@ class _Run:
             recipe=self.recipe,
             before=self.before,
             after=self.best,
+            learning_rate=self.learning_rate,
             steps=self.step,
             best_step=self.best_step,
             samples=len(samples.train),

@@ -70,6 +70,13 @@ def test_parts() -> None:
     assert cubic.sparsity(1) == pytest.approx(0.46875)
 
 
+def test_the_learning_rate_follows_the_start() -> None:
+    plan = Recipe()
+    assert [plan.rate_for(value) for value in (0.25, 1e-3, 1e-7)] == [1e-3, 3e-4, 1e-5]
+    assert plan.rate_for(float("nan")) == 1e-3
+    assert Recipe(learning_rate=0.5).rate_for(1e-7) == 0.5
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("none", {}), ("basic", {"speed": 3}), ("basic", {"steps": 0}), ("basic", {"ema": 1.0})],
