@@ -26,16 +26,19 @@ from onnx24.runtime.session import Session  # noqa: E402
 NAMES = ("cnn", "vit", "mnistfc_256x2", "mnistfc_256x4", "mnistfc_256x6", "cifar_cnn")
 SAMPLES = {"cnn": 1024, "vit": 1024, "cifar_cnn": 2048}
 """Unlabelled images; 1,000 for mnistfc, which are all that are left of MNIST's test images."""
+COPIES = 7
 ROWS = 250
 
 
 @dataclass(frozen=True)
 class Case:
-    """One classifier. `loss`: of the recipes; kl where the outputs are logits by another name."""
+    """One classifier. loss: of the recipes; kl where the outputs are logits by another name.
+    copies: of each sample, moved by up to two pixels, for a pool that is small."""
 
     task: Task
     samples: int
     loss: str
+    copies: int = 0
 
     @property
     def name(self) -> str:
@@ -53,7 +56,19 @@ class Case:
         return proto.SerializeToString()
 
     def calibration(self, seed: int) -> Path:
-        return self.task.make_calibration(self.samples, seed)
+        """The samples, and behind them all again, `copies` times, each moved a little. A copy
+        stands a multiple of ten behind its original, so both are held out or both are not."""
+        plain = self.task.make_calibration(self.samples, seed)
+        if not self.copies:
+            return plain
+        path = plain.with_name(f"{plain.stem}-moved{self.copies}.npz")
+        if not path.exists():
+            with np.load(plain) as file:
+                images = file[self.task.input]
+            rng = np.random.default_rng(seed)
+            parts = [images, *(moved(images, rng) for _ in range(self.copies))]
+            np.savez(path, **{self.task.input: np.concatenate(parts)})
+        return path
 
     @property
     def test_shape(self) -> Sequence[int]:
@@ -71,7 +86,17 @@ class Case:
         return logits.argmax(1) == self.task.data.labels
 
 
+def moved(images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Each of MNIST's images, flat `[N, 784, 1]`, moved by up to two pixels along both axes."""
+    square = np.pad(images.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    out = np.empty((len(square), 28, 28), np.float32)
+    for place, (dy, dx) in enumerate(rng.integers(0, 5, (len(square), 2))):
+        out[place] = square[place, dy : dy + 28, dx : dx + 28]
+    return out.reshape(images.shape)
+
+
 def case(name: str, places: Places) -> Case:
     """One of NAMES."""
-    loss = "kl" if name.startswith("mnistfc") else "auto"
-    return Case(task(name, places), SAMPLES.get(name, 1000), loss)
+    if name.startswith("mnistfc"):
+        return Case(task(name, places), 1000, "kl", COPIES)
+    return Case(task(name, places), SAMPLES[name], "auto")

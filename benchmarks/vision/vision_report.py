@@ -110,7 +110,7 @@ def _model_table(study: Study) -> str:
                 f"{study.mean(cell, 'bytes') / 1024:.0f}",
                 "" if cell[1] == "fp32" else f"{base / study.mean(cell, 'us'):.2f}",
                 f"{study.mean(cell, 'sparse'):.0f} / {study.mean(cell, 'int8'):.0f}",
-                "" if math.isnan(rate) else f"{rate:g}",
+                "" if math.isnan(rate) else f"{rate:.1e}",
                 "" if math.isnan(after) else f"{after:.5f}",
             ]
         )
@@ -180,9 +180,11 @@ def _trials(rows: list[Row]) -> str:
         for rate in rates:
             after = mine[rate]["after"] if rate in mine else math.nan
             text = "" if math.isnan(after) else f"{after:.5f}"
-            cells.append(f"**{text}**" if after == best < before else text)
+            text = f"**{text}**" if after == best < before else text
+            cells.append(text if rate else f"{text} ({mine[rate]['used']:.1g})")
         body.append([model, method, f"{before:.5f}", *cells])
-    return _table(["model", "method", "start", *(f"{rate:g}" for rate in rates)], body)
+    names = [f"{rate:g}" if rate else "the recipe's own" for rate in rates]
+    return _table(["model", "method", "start", *names], body)
 
 
 def render(rows: list[Row]) -> str:

@@ -63,14 +63,15 @@ def test_tables_of_the_vision_study(module) -> None:
         rows += [line(report, "basic", end, bad), line(report, "basic", end, good, seed=1)]
     rows.append(line(report, "one-shot + sparse-qat", "int8", bad))
     trial = {"kind": "trial", "model": "net", "method": "basic", "steps": 9, "before": 0.2}
-    rows += [{**trial, "rate": 1e-4, "after": 0.2}, {**trial, "rate": 1e-3, "after": 0.1}]
+    rows += [{**trial, "rate": 0.0, "used": 2e-4, "after": 0.2}]
+    rows += [{**trial, "rate": 1e-3, "used": 1e-3, "after": 0.1}]
     text = report.render(rows)
     assert "| basic | int8 | 95.00 [" in text, "seeds are averaged"
     assert "| 90.00 100.00 | 2 | 1.00 | 2 / 1 |" in text
     assert "*one-shot + recover*, int8, within 0.3 points of dense fp32: met on all" in text
     assert "*one-shot + sparse-qat*, int8, within 0.3 points of dense fp32: **missed** on" in text
     assert "*one-shot + recover* against *basic*, int8: better on 1, worse on 0" in text
-    assert "| net | basic | 0.20000 | 0.20000 | **0.10000** |" in text
+    assert "| net | basic | 0.20000 | 0.20000 (0.0002) | **0.10000** |" in text
 
 
 def test_frechet_distance(module) -> None:
