@@ -955,7 +955,7 @@ def recover(
 ) -> int:
     """Train a compressed model to give the dense model's outputs again, without labels.
 
-    Only values of initializers change; weights that are 2:4 stay so. An eighth of the samples is
+    Only values of initializers change; weights that are 2:4 stay so. A tenth of the samples is
     held out, and the weights of the least divergence on it are kept. Needs torch (onnx24[train]).
     """
     from onnx24.cli.recovering import RecoverRequest, recover_model
