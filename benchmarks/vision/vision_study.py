@@ -28,8 +28,8 @@ from onnx24.ir.model import Model  # noqa: E402
 from onnx24.runtime.data import load_data  # noqa: E402
 
 NEAR_RATES, FAR_RATES = (0.0,), (0.0, 3e-3)
-"""Learning rates that are tried on the first seed, for each model and method that trains: from a
-one-shot start, and from any other. 0 is the recipe's own choice, which is 1e-3 far from dense."""
+"""Learning rates that are tried on the first seed: from a one-shot start, and from any other. 0 is
+the recipe's own choice, which is 1e-3 far from dense."""
 BATCH = 64
 """Images a run in the estimate of speed."""
 

@@ -103,7 +103,7 @@ class Recipe:
         """The learning rate from a start of that held-out divergence: 1e-3 far from the dense
         model, and in proportion below where 1e-3 would undo more than it repairs.
 
-        *Source:* `benchmarks/results/vision.md`, the rates tried.
+        *Source:* measured, docs/decisions.md D37.
         """
         if self.learning_rate:
             return self.learning_rate
