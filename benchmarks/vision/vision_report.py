@@ -172,7 +172,8 @@ def _trials(rows: list[Row]) -> str:
     trials = [row for row in rows if row["kind"] == "trial"]
     rates = sorted({row["rate"] for row in trials})
     body = []
-    for model, method in dict.fromkeys((row["model"], row["method"]) for row in trials):
+    pairs = dict.fromkeys((row["model"], row["method"]) for row in trials)
+    for model, method in sorted(pairs, key=lambda pair: pair[0]):
         mine = {r["rate"]: r for r in trials if (r["model"], r["method"]) == (model, method)}
         before = next(iter(mine.values()))["before"]
         best = min(row["after"] for row in mine.values())
@@ -189,7 +190,7 @@ def _trials(rows: list[Row]) -> str:
 
 def render(rows: list[Row]) -> str:
     """All tables, as markdown."""
-    models = dict.fromkeys(row["model"] for row in rows if row["kind"] == "result")
+    models = sorted({row["model"] for row in rows if row["kind"] == "result"})
     studies = [Study(model, rows) for model in models]
     if not studies:
         return "Nothing is measured yet.\n"
@@ -203,8 +204,8 @@ def render(rows: list[Row]) -> str:
         images = next(iter(study.cells.values()))[0]["images"]
         parts.append(f"## {study.model}, {images} test images\n\n{_model_table(study)}")
     parts.append(
-        "## Learning rates tried\n\nDivergence from the dense model on held-out unlabelled samples "
-        f"of the first seed, best weights of each run.\n\n{_trials(rows)}"
+        "## Learning rates tried\n\nDivergence from the dense model on held-out unlabelled samples of\n"
+        f"the first seed, best weights of each run.\n\n{_trials(rows)}"
     )
     return "\n".join(parts)
 
