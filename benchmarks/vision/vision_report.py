@@ -96,8 +96,6 @@ def _model_table(study: Study) -> str:
     base = study.mean(("dense", "fp16"), "us")
     rows = []
     for cell in ORDER:
-        if cell not in study.cells:
-            continue
         after = study.mean(cell, "after")
         rate = study.mean(cell, "rate")
         rows.append(
@@ -122,12 +120,15 @@ def _model_table(study: Study) -> str:
 def _summary(studies: list[Study]) -> str:
     rows = []
     for cell in ORDER[1:]:
-        gains = [
-            study.gain(cell, ("dense", "fp32")).mean if cell in study.cells else math.nan
-            for study in studies
-        ]
-        cells = [f"{value:+.2f}" if not math.isnan(value) else "" for value in gains]
-        rows.append([*cell, *cells, f"{np.mean(gains):+.2f}", f"{np.min(gains):+.2f}"])
+        gains = [study.gain(cell, ("dense", "fp32")).mean for study in studies]
+        rows.append(
+            [
+                *cell,
+                *(f"{value:+.2f}" for value in gains),
+                f"{np.mean(gains):+.2f}",
+                f"{np.min(gains):+.2f}",
+            ]
+        )
     head = ["method", "type", *(study.model for study in studies), "mean", "worst"]
     return _table(head, rows)
 
@@ -191,21 +192,22 @@ def _trials(rows: list[Row]) -> str:
 def render(rows: list[Row]) -> str:
     """All tables, as markdown."""
     models = sorted({row["model"] for row in rows if row["kind"] == "result"})
-    studies = [Study(model, rows) for model in models]
+    begun = [Study(model, rows) for model in models]
+    studies = [s for s in begun if all(cell in s.cells for cell in ORDER)]
     if not studies:
-        return "Nothing is measured yet.\n"
-    whole = [s for s in studies if all(cell in s.cells for cell in ORDER)]
+        return "No model is measured by every method yet.\n"
     steps = ", ".join(sorted({str(row["steps"]) for row in rows}))
-    parts = [HEAD.format(steps=steps)]
-    if whole:
-        parts.append(f"## Points to dense fp32, mean of the seeds\n\n{_summary(whole)}")
-        parts.append(f"## Bars\n\n{_bars(whole)}")
+    parts = [
+        HEAD.format(steps=steps),
+        f"## Points to dense fp32, mean of the seeds\n\n{_summary(studies)}",
+        f"## Bars\n\n{_bars(studies)}",
+    ]
     for study in studies:
         images = next(iter(study.cells.values()))[0]["images"]
         parts.append(f"## {study.model}, {images} test images\n\n{_model_table(study)}")
     parts.append(
-        "## Learning rates tried\n\nDivergence from the dense model on held-out unlabelled samples of\n"
-        f"the first seed, best weights of each run.\n\n{_trials(rows)}"
+        "## Learning rates tried\n\nDivergence from the dense model on held-out unlabelled samples "
+        f"of the first seed, best\nweights of each run.\n\n{_trials(rows)}"
     )
     return "\n".join(parts)
 
