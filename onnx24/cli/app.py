@@ -914,8 +914,13 @@ def recover(
         ),
     ] = 0,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="X", help="At the first step.")
-    ] = 1e-3,
+        float,
+        typer.Option(
+            "--learning-rate",
+            metavar="X",
+            help="At the first step; 0: 0.001, or less for a start that is close.",
+        ),
+    ] = 0.0,
     rate: Annotated[
         str,
         typer.Option(
@@ -1016,7 +1021,7 @@ def recover(
 ) -> int:
     """Train a compressed model to give the dense model's outputs again, without labels.
 
-    Only values of initializers change; weights that are 2:4 stay so. An eighth of the samples is
+    Only values of initializers change; weights that are 2:4 stay so. A tenth of the samples is
     held out, and the weights of the least divergence on it are kept. Needs torch (onnx24[train]).
     Several processes train together: torchrun --nproc-per-node 2 --no-python onnx24 recover …
     """

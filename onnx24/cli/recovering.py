@@ -160,7 +160,7 @@ def recovery_text(found: Recovered) -> str:
     apart = "" if found.is_divided else " (too few to hold any out: the same)"
     lines = [
         f"recipe {found.recipe.name}, {found.steps} of {found.recipe.steps} steps in "
-        f"{found.seconds:.0f} s; {kinds}",
+        f"{found.seconds:.0f} s, learning rate {found.learning_rate:.3g}; {kinds}",
         f"{found.samples} samples to train on, {found.held_out_samples} held out{apart}",
         f"held-out divergence {found.before:.4g} before, {found.after:.4g} after "
         f"(step {found.best_step})",

@@ -34,6 +34,8 @@ Rate = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 NAMES = ("basic", "progressive", "sparse-qat")
+RATE_PER_DIVERGENCE = 0.3
+MIN_RATE, MAX_RATE = 1e-5, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,12 @@ class Recipe:
     gradients and the optimizer stay in fp32. `auto` is bf16 on a GPU that has it, fp16 on others,
     and fp32 on the CPU.
 
-    steps, batch [samples], clip (of the gradient's norm). optimizer: `adam`, `adamw` (decay 0.01)
-    or `sgd` (momentum 0.9, which diverges sooner). rate: how learning_rate falls to 0 (`linear`,
-    `cosine`), or that it does not (`constant`). loss: `kl` between softmaxes, `mse` relative to the
-    dense outputs' power, or `auto`: kl for what a softmax gives or what is called logits, mse for
-    the rest and for one score a row. relations: weight of the last attention's query, key and value relations, 0 for none.
+    steps, batch [samples], clip (of the gradient's norm). learning_rate: the first step's; 0: as
+    `rate_for`. rate: how it falls to 0 (`linear`, `cosine`), or that it does not (`constant`).
+    optimizer: `adam`, `adamw` (decay 0.01) or `sgd` (momentum 0.9, which diverges sooner). loss:
+    `kl` between softmaxes, `mse` relative to the dense outputs' power, or `auto`: kl for what a
+    softmax gives or what is called logits, mse for the rest and for one score a row. relations:
+    weight of the last attention's query, key and value relations, 0 for none.
     label_weight: share of the cross entropy with labels, where there are any.
 
     masks: `fixed`, or `recomputed` by magnitude every ten steps with the decay `decay` of what is
@@ -71,7 +74,7 @@ class Recipe:
     batch: int = 32
     micro_batch: int = 0
     optimizer: Optimizer = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     rate: Rate = "linear"
     clip: float = 1.0
     loss: Loss = "auto"
@@ -97,7 +100,7 @@ class Recipe:
             "micro_batch": self.micro_batch >= 0,
             "scales": self.scales in ("calibrated", "learned"),
             "precision": self.precision in ("fp32", "bf16", "fp16", "auto"),
-            "learning_rate": self.learning_rate > 0,
+            "learning_rate": self.learning_rate >= 0,
             "optimizer": self.optimizer in ("adam", "adamw", "sgd"),
             "rate": self.rate in ("linear", "cosine", "constant"),
             "clip": self.clip > 0,
@@ -116,12 +119,12 @@ class Recipe:
                 value = getattr(self, name)
                 raise InputError.of("O24-043", f"recipe: {name} = {value!r}", hint="see `Recipe`")
 
-    def rate_at(self, step: int) -> float:
-        """The learning rate of that step."""
+    def rate_at(self, step: int, first: float) -> float:
+        """The learning rate of that step, where it is `first` at step 0."""
         done = step / self.steps
         if self.rate == "cosine":
-            return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * (1 - done if self.rate == "linear" else 1.0)
+            return first * (1 + math.cos(math.pi * done)) / 2
+        return first * (1 - done if self.rate == "linear" else 1.0)
 
     def part_of(self, step: int) -> int:
         """Which of the parts step `step` belongs to; all are of the same length."""
@@ -130,6 +133,17 @@ class Recipe:
     def sparsity(self, part: int) -> float:
         """The share of weights that is zero in that part: 0.25 in the first, 0.5 in the last."""
         return grown_sparsity(part, self.parts, self.schedule)
+
+    def rate_for(self, divergence: float) -> float:
+        """The learning rate from a start of that held-out divergence: 1e-3 far from the dense
+        model, and in proportion below where 1e-3 would undo more than it repairs.
+
+        *Source:* measured, docs/decisions.md D37.
+        """
+        if self.learning_rate:
+            return self.learning_rate
+        near = RATE_PER_DIVERGENCE * divergence
+        return min(MAX_RATE, max(MIN_RATE, near)) if math.isfinite(near) else MAX_RATE
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,12 +8,13 @@ import numpy as np
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
-from onnx24.runtime.data import Calibration, Feeds
+from onnx24.runtime.data import Calibration, Feeds, spread
 
 __all__ = ["HELD_OUT", "Samples"]
 
-HELD_OUT = 8
-"""Every so manieth sample is held out."""
+HELD_OUT = 0.1
+"""The share that is held out: of the same data those samples that `prune24` holds back, so that
+what its solver fitted is not what its result is judged by."""
 _MIN_SAMPLES = 16
 """With fewer, all train and all are held out."""
 _EVALUATED_ROWS = 64
@@ -42,8 +43,8 @@ class Samples:
             )
         self.labels = None if labels is None else labels.astype(np.int64)
         every = np.arange(count)
-        apart = every % HELD_OUT == HELD_OUT - 1
         self.is_divided = count >= _MIN_SAMPLES
+        apart = ~spread(count, 1 - HELD_OUT) if self.is_divided else every < 0
         self.train = every[~apart] if self.is_divided else every
         self.held_out = every[apart] if self.is_divided else every
 

@@ -58,12 +58,14 @@ Progress = Callable[..., Iterable[Any]]
 class Recovered:
     """What became of it. before, after: divergence from the dense model on the held-out samples
     (`objective`'s value) with the final form's masks; losses: (step, training loss); held_out:
-    (step, divergence). steps: taken, best_step: whose weights were kept. forward_error: of the
-    torch module from ONNX Runtime, ‖a − b‖ / ‖b‖ on the first samples."""
+    (step, divergence). learning_rate: the first step's. steps: taken, best_step: whose weights were
+    kept. forward_error: of the torch module from ONNX Runtime, ‖a − b‖ / ‖b‖ on the first
+    samples."""
 
     recipe: Recipe
     before: float
     after: float
+    learning_rate: float
     steps: int
     best_step: int
     samples: int
@@ -228,10 +230,11 @@ def _place(module: GraphModule, device: str) -> None:
 
 
 def _optimizer(recipe: Recipe, parameters: list[Any]) -> Any:
+    """Its rate is set at each step."""
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
+        return torch.optim.SGD(parameters, momentum=0.9)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=recipe.learning_rate)
+    return kind(parameters)
 
 
 def _autocast(recipe: Recipe, kind: str) -> Any:
@@ -287,6 +290,7 @@ class _Run:
         self.is_finite = True
         self.checkpoint: Path | None = None
         self.before = self.evaluate()
+        self.learning_rate = recipe.rate_for(self.before)
         self.best, self.best_step = self.before, 0
         self.best_state = self._state()
         self.mean: list[Tensor] | None = None
@@ -402,7 +406,7 @@ class _Run:
     def _one_step(self) -> None:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate_at(self.step)
+            group["lr"] = recipe.rate_at(self.step, self.learning_rate)
         self.optimizer.zero_grad(set_to_none=False)
         total = self._gradients(self.samples.batch(self.step, recipe.batch, recipe.seed))
         self.losses.append((self.step, total))
@@ -612,6 +616,7 @@ class _Run:
             recipe=self.recipe,
             before=self.before,
             after=self.best,
+            learning_rate=self.learning_rate,
             steps=self.step,
             best_step=self.best_step,
             samples=len(samples.train),

@@ -130,13 +130,19 @@ class Calibration:
         count = len(self._units)
         if count < 2:
             return self, self
-        first = min(max(round(count * fraction), 1), count - 1)
-        marks = np.arange(count + 1) * first // count
-        chosen = np.diff(marks) > 0
+        chosen = spread(count, fraction)
         return (
             Calibration(self._source, self._units[chosen], self._units_per_run),
             Calibration(self._source, self._units[~chosen], self._units_per_run),
         )
+
+
+def spread(count: int, fraction: float) -> np.ndarray:
+    """True for about `fraction` of `count` samples, at least 2, evenly over the whole; neither all
+    nor none."""
+    first = min(max(round(count * fraction), 1), count - 1)
+    marks = np.arange(count + 1) * first // count
+    return np.diff(marks) > 0
 
 
 def load_data(

@@ -62,9 +62,9 @@ def test_pruned_by_others_and_not_recorded() -> None:
 
 
 def test_rates() -> None:
-    plans = [Recipe(steps=10, learning_rate=0.4, rate=r) for r in ("linear", "cosine", "constant")]
+    plans = [Recipe(steps=10, rate=r) for r in ("linear", "cosine", "constant")]
     for step, wanted in ((0, [0.4, 0.4, 0.4]), (5, [0.2, 0.2, 0.4]), (10, [0, 0, 0.4])):
-        assert [plan.rate_at(step) for plan in plans] == pytest.approx(wanted)
+        assert [plan.rate_at(step, 0.4) for plan in plans] == pytest.approx(wanted)
     with pytest.raises(InputError, match="O24-043"):
         Recipe(rate="warm")  # type: ignore[arg-type]
 
@@ -76,6 +76,13 @@ def test_parts() -> None:
     assert Recipe(parts=1).sparsity(0) == 0.5
     cubic = Recipe(parts=3, schedule="cubic")
     assert cubic.sparsity(1) == pytest.approx(0.46875)
+
+
+def test_the_learning_rate_follows_the_start() -> None:
+    plan = Recipe()
+    assert [plan.rate_for(value) for value in (0.25, 1e-3, 1e-7)] == [1e-3, 3e-4, 1e-5]
+    assert plan.rate_for(float("nan")) == 1e-3
+    assert Recipe(learning_rate=0.5).rate_for(1e-7) == 0.5
 
 
 @pytest.mark.parametrize(

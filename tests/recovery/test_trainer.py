@@ -21,6 +21,7 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import broken_claims
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.layerwise.prune import HELD_BACK
 from onnx24.passmgr import manager, pipeline
 from onnx24.recovery.interpreter import GraphModule
 from onnx24.recovery.losses import kl, mse, objective
@@ -259,11 +260,20 @@ def test_early_stop(tmp_path: Path) -> None:
 
 def test_samples_come_in_permutations(tmp_path: Path) -> None:
     samples = Samples(data(tmp_path, 40), net())
-    assert len(samples.held_out) == 5 and not set(samples.held_out) & set(samples.train)
-    seen = np.concatenate([samples.batch(step, 7, 0) for step in range(5)])
+    assert len(samples.held_out) == 4 and not set(samples.held_out) & set(samples.train)
+    seen = np.concatenate([samples.batch(step, 6, 0) for step in range(6)])
     assert sorted(seen) == sorted(samples.train)
     few = Samples(data(tmp_path, 8), net())
     assert not few.is_divided and len(few.train) == len(few.held_out) == 8
+
+
+def test_held_out_are_the_samples_that_pruning_did_not_fit(tmp_path: Path) -> None:
+    given = data(tmp_path, 57)
+    samples = Samples(given, net())
+    _, held = given.split(1 - HELD_BACK)
+    kept = np.concatenate([feeds["x"] for feeds in held.batches(net())])
+    feeds = np.concatenate([run["x"] for run, _ in samples.held_out_feeds()])
+    assert kept.tobytes() == feeds.tobytes()
 
 
 def test_fixed_batches_are_accumulated(tmp_path: Path) -> None:
