@@ -92,10 +92,11 @@ _METRICS: dict[str, Callable[[Scores, np.ndarray | slice], float]] = {
 def variants(
     out: Path, task: str, chosen: Sequence[Method], steps: int, part: str
 ) -> dict[tuple[str, str], Variant]:
-    """By method and precision, in the methods' order; what has not been measured is left out."""
+    """By method and precision, in the methods' order, over the seeds that all of them have; what
+    has not been measured at all is left out."""
     rows = {key(row): row for row in read(out / "rows.jsonl")}.values()
-    found = {}
-    for method in chosen:
+    found: dict[tuple[str, str], list[Row]] = {}
+    for method in (method.for_task(task) for method in chosen):
         for precision in method.precisions:
             wanted = {
                 "task": task, "method": method.name, "precision": precision, "part": part,
@@ -104,8 +105,15 @@ def variants(
             }  # fmt: skip
             mine = [row for row in rows if all(row[name] == v for name, v in wanted.items())]
             if mine:
-                found[method.name, precision] = Variant(mine, out / "scores")
-    return found
+                found[method.name, precision] = mine
+    seeds = [{row["seed"] for row in mine} for mine in found.values()]
+    common = set.intersection(*seeds) if seeds else set()
+    if not common:
+        return {}
+    return {
+        name: Variant([row for row in mine if row["seed"] in common], out / "scores")
+        for name, mine in found.items()
+    }
 
 
 # --- text -----------------------------------------------------------------------------------
@@ -156,8 +164,6 @@ def _with_half(variant: Variant, name: str, digits: int) -> str:
 
 
 def _difference(variant: Variant, dense: Variant, name: str, digits: int) -> str:
-    if variant.seeds != dense.seeds:
-        return "seeds differ"
     low, high = variant.interval(name, dense)
     value = variant.metric(name) - dense.metric(name)
     met = value >= -LIMITS[name]

@@ -41,7 +41,7 @@ def _panel(
     points = {}
     for row, name in enumerate(methods):
         variant = found.get((name, "int8"))
-        if variant is not None and variant.seeds == dense.seeds:
+        if variant is not None:
             value = variant.metric("ndcg") - dense.metric("ndcg")
             points[row] = (value, *variant.interval("ndcg", dense))
     low = min([-4 * LIMITS["ndcg"], *(p[1] for p in points.values())])

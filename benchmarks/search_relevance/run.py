@@ -73,7 +73,7 @@ class Study:
             given = Model.load(dense)
             calibration = _data(Path(folder, "calibration.npz"), task.samples(CALIBRATION), given)
             samples = _data(Path(folder, "samples.npz"), task.samples(), given)
-            for method in chosen:
+            for method in (method.for_task(task.name) for method in chosen):
                 wanted = [
                     precision
                     for precision in method.precisions

@@ -73,7 +73,7 @@ def test_the_corpus_is_divided(module, data: Path) -> None:
     corpora = module("corpora")
     banking = corpora.Banking.read(data)
     assert (len(banking.train), len(banking.validation), len(banking.test)) == (270, 30, 60)
-    assert Counter(banking.documents.intents.tolist()).most_common()[0][1] == 40
+    assert Counter(banking.documents.intents.tolist()).most_common()[0][1] == 20
     ranking = corpora.Ranking.read(data)
     assert ranking.train.features.shape == (160, 32) and len(ranking.validation.labels) == 40
 
