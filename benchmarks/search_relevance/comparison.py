@@ -145,7 +145,7 @@ def _task(task: str, found: dict[tuple[str, str], Variant]) -> str:
             method,
             precision if is_dense else f"2:4 {precision}",
             _with_half(variant, "accuracy", 2),
-            _with_half(variant, "pnr", 1),
+            _with_half(variant, "pnr", 1 if dense.metric("pnr") > 10 else 2),
             _with_half(variant, "ndcg", 4),
             "" if variant is dense else _difference(variant, dense, "accuracy", 2),
             "" if variant is dense else _difference(variant, dense, "ndcg", 4),
