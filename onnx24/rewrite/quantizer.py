@@ -1,0 +1,204 @@
+"""A model's quantization, step by step: measure, refuse, settle the ranges, write the pairs.
+
+What is quantized and what a refusal is called was decided before (`analysis.format_choice`); whom
+to tell is the pass's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from onnx24.analysis.format_choice import Choice, Objection
+from onnx24.analysis.formats import Format
+from onnx24.analysis.int8_weights import PairedWeight, bias_of, paired_weights
+from onnx24.analysis.placement import Flow, Layer, Placement, place, range_objection
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.quant.calibrators import Method, Range
+from onnx24.quant.rounding import Rounding
+from onnx24.quant.scales import symmetric_scale
+from onnx24.rewrite.qdq import FP8, INT8, Int4, Pairs, insert_pairs
+from onnx24.runtime.data import Calibration
+from onnx24.runtime.quantization import Measured, best_candidate, moments
+from onnx24.runtime.range_search import RangeSearch
+
+__all__ = ["Quantizer", "Written"]
+
+PairedWeights = dict[tuple[str, int], PairedWeight]
+
+
+@dataclass
+class Written:
+    """What stands in the model. `int8`, `fp8`: the pairs of each format; `int4`: weight → the
+    names of its INT4 forms."""
+
+    int8: Pairs
+    fp8: Pairs
+    int4: Mapping[ValueKey, list[str]] = field(default_factory=dict)
+
+    @property
+    def activation_pairs(self) -> int:
+        return len(self.int8.placement.edges) + len(self.fp8.placement.edges)
+
+
+@dataclass
+class Quantizer:
+    """samples: asked for when they are needed. search: how ranges are found."""
+
+    model: Model
+    flow: Flow
+    choice: Choice
+    samples: Callable[[], Calibration]
+    search: RangeSearch
+    progress: Callable[..., Any]
+    ranges: dict[str, Range] = field(default_factory=dict)
+    measured: Measured | None = None
+    ranges_by: str = ""
+    """The method that all ranges are found by, or auto, where the model's outputs decided."""
+
+    @cached_property
+    def data(self) -> Calibration:
+        return self.samples()
+
+    @cached_property
+    def _weights(self) -> PairedWeights:
+        return paired_weights(self.model, self.flow.found, self.choice.of(Format.INT8))
+
+    # --- ranges ----------------------------------------------------------------------------
+    def measure(self) -> None:
+        """Find the range of every activation that any rule looks at.
+
+        Raises: InputError O24-016, O24-030 to O24-033, O24-035, O24-223.
+        """
+        observed: dict[str, None] = {}
+        for element in (Format.INT8, Format.FP8):
+            request, fp8 = self.choice.request(element), element is Format.FP8
+            observed.update(place(self.flow, request, fp8=fp8).considered)
+        weights = list(self._weights.values())
+        self.ranges, self.measured = self.search.find(
+            self.model, list(observed), weights, lambda: self.data, self.progress
+        )
+
+    def objection(self, layer: Layer) -> Objection | None:
+        """Why a layer stays in float now that its activation was seen."""
+        if self.choice.formats[layer] is Format.INT4:
+            return None
+        found = self.ranges[layer.data]
+        if found.method == "none":
+            return "O24-219", f"{self.search.cache} has no range of {layer.data!r}"
+        return range_objection(found)
+
+    def sqnr_db(self, layer: Layer, amax: float | None = None) -> float | None:
+        """Of an INT8 layer's output on the sample; None where that is not followed."""
+        weight = self._weights.get(layer.pair)
+        if self.measured is None or weight is None:
+            return None
+        amax = self.ranges[layer.data].amax if amax is None else amax
+        return self.measured.sqnr_db(weight, layer, amax)
+
+    def settle(self) -> None:
+        """The ranges to take in the end, kept in the cache: those of each activation, or, for auto,
+        those of one method for all where that brings the model's own outputs nearer. A layer's mean
+        error cannot know that a pooling behind it looks at nothing but its largest values."""
+        measured = self.measured
+        if measured is None or measured.cached:
+            return
+        policies = measured.policies() if self.search.calibrator is Method.AUTO else {}
+        int8 = self._pairs(Format.INT8)
+        if len(policies) > 1 and int8.placement.edges:
+            trial = self.model.variant(self.model.skeleton())
+            with trial.surgeon() as graph:
+                scales = insert_pairs(graph, self.flow, [int8])
+            candidates = {}
+            for method, ranges in policies.items():
+                by_value = self._shared_amax(int8.placement, ranges, Format.INT8)
+                candidates[method] = {
+                    name: symmetric_scale(by_value[value], dtype)
+                    for name, (value, dtype) in scales.items()
+                }
+            best = best_candidate(self.model, trial, self.data, candidates)
+            self.ranges_by = best.value
+            self.ranges = measured.ranges = policies[best]
+        self.search.save(self.ranges, self.model, self.data)
+
+    # --- pairs -----------------------------------------------------------------------------
+    def write(self, rounding: Rounding, *, correct_bias: bool) -> Written:
+        """Quantize what the choice still names."""
+        found = self.flow.found
+        int8, fp8 = self._pairs(Format.INT8), self._pairs(Format.FP8)
+        _give_way(int8.placement, fp8.placement)
+        layers = self.choice.of(Format.INT4)
+        int4 = Int4(layers, {each.weight: found.read(self.model, each.weight) for each in layers})
+        written = Written(int8, fp8, int4.made)
+        if int8.placement.edges:
+            self._refine(int8, rounding, correct_bias)
+        if written.activation_pairs or layers:
+            with self.model.surgeon() as graph:
+                insert_pairs(graph, self.flow, [int8, fp8], int4)
+        return written
+
+    def _refine(self, pairs: Pairs, rounding: Rounding, correct_bias: bool) -> None:
+        """Round weights otherwise than to the nearest, and correct biases."""
+        weights = list(pairs.weights.values())
+        if rounding is Rounding.ADAPTIVE:
+            found = moments(self.model, weights, self.data, self.progress, whole=True)
+            for weight, second in found:
+                weight.adapt(second)
+        if not correct_bias or self.measured is None:
+            return
+        for weight in weights:
+            for layer in weight.readers:
+                bias = bias_of(self.flow, layer)
+                amax = pairs.amax[pairs.placement.seat(layer.data)]
+                error = self.measured.mean_error(weight, layer, amax)
+                if bias is not None and error is not None:
+                    bias.shift(self.model, self.flow.found, -error)
+
+    def _pairs(self, element: Format) -> Pairs:
+        """The pairs of one format, as the choice and the ranges are now."""
+
+        def range_of(value: str) -> float | None:
+            found = self.ranges[value]
+            return None if range_objection(found) else found.amax
+
+        layers = self.choice.of(element)
+        fp8 = element is Format.FP8
+        placement = place(self.flow, self.choice.request(element), range_of, fp8=fp8)
+        amax = self._shared_amax(placement, self.ranges, element)
+        if fp8:
+            weights = paired_weights(self.model, self.flow.found, layers)
+            return Pairs(FP8, placement, amax, weights)
+        kept = {key: weight.kept(layers) for key, weight in self._weights.items()}
+        return Pairs(INT8, placement, amax, {k: w for k, w in kept.items() if w is not None})
+
+    def _shared_amax(
+        self, placement: Placement, ranges: Mapping[str, Range], element: Format
+    ) -> dict[str, float]:
+        """Activation with a pair → its range: the widest of those that the shared scale serves.
+        FP8's is the largest magnitude, where that was seen: clipping gains nothing there."""
+
+        def amax_of(name: str) -> float:
+            if element is Format.FP8 and self.measured is not None:
+                return max(ranges[name].amax, self.measured.calibrators[name].peak)
+            return ranges[name].amax
+
+        sources = placement.sources(self.choice.request(element).reads())
+        return {
+            value: max(amax_of(name) for member in group for name in sources[member])
+            for value, group in placement.groups().items()
+        }
+
+
+def _give_way(placement: Placement, other: Placement) -> None:
+    """Leave reads to another format. A result that nothing else reads then needs no pair."""
+    for value, taken in other.edges.items():
+        if value not in placement.edges:
+            continue
+        placement.edges[value] -= taken
+        if not placement.edges[value]:
+            del placement.edges[value]
+            for layer in [each for each, name in placement.results.items() if name == value]:
+                del placement.results[layer]
