@@ -144,6 +144,9 @@ class Qdq(Pass):
     min_sqnr: Annotated[
         float, "leave layers in float whose output would have less [dB]; 0: none"
     ] = 0.0
+    all_samples: Annotated[
+        bool, "let auto look at every sample, not at as many as ranges still move with"
+    ] = False
     cache: Annotated[str, "file to take the ranges from, or to write them to; empty: none"] = ""
     format: Annotated[Format, "the quantized type of layers that no pattern names"] = Format.INT8
     int8: Annotated[tuple[str, ...], "layers in INT8, by pattern"] = ()
@@ -220,6 +223,7 @@ class Qdq(Pass):
             wants_samples=bool(self.min_sqnr)
             or self.correct_bias
             or self.weights is WeightRange.MSE,
+            all_samples=self.all_samples,
             digest=digest,
         )
 
@@ -259,6 +263,8 @@ class Qdq(Pass):
             activation_pairs=written.activation_pairs,
             sparse_outputs=len(written.int8.placement.results),
         )
+        if quantizer.seen:
+            ctx.statistics["samples"] = quantizer.seen
         if quantizer.ranges_by:
             ctx.statistics["ranges_by"] = quantizer.ranges_by
 

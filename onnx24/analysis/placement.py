@@ -43,8 +43,8 @@ SELECTING = frozenset({"Gather", "Slice"})
 """Operators that commute with rounding and may leave out what the range comes from."""
 COMMUTING = REARRANGING | SELECTING
 FP8_COPIES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Of these the ones that FP8 pairs move over: they change the shape alone. Of MaxPool and the others
-nothing public says that they take FP8."""
+"""Of these the ones that FP8 pairs move over: they change the shape alone. Nothing public says that
+MaxPool and the others take FP8."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""

@@ -58,6 +58,8 @@ class Quantizer:
     measured: Measured | None = None
     ranges_by: str = ""
     """The method that all ranges are found by, or auto, where the model's outputs decided."""
+    seen: int = 0
+    """Samples that ranges were found on."""
 
     @cached_property
     def data(self) -> Calibration:
@@ -106,6 +108,7 @@ class Quantizer:
         measured = self.measured
         if measured is None or measured.cached:
             return
+        self.seen = measured.seen
         policies = measured.policies() if self.search.calibrator is Method.AUTO else {}
         int8 = self._pairs(Format.INT8)
         if len(policies) > 1 and int8.placement.edges:

@@ -19,7 +19,7 @@ from onnx24.quant.calibrators import Auto, Calibrator, Method, Range
 from onnx24.quant.choice import Reader, choose, decibel, fake_quantized, output_noise
 from onnx24.quant.rows import Form, Moments, RowSample
 from onnx24.runtime.data import Calibration
-from onnx24.runtime.ranges import Observation, Observer
+from onnx24.runtime.ranges import Observation, Observer, doublings
 from onnx24.runtime.session import Session
 
 __all__ = ["Measured", "best_candidate", "measure", "moments"]
@@ -27,6 +27,8 @@ __all__ = ["Measured", "best_candidate", "measure", "moments"]
 MOMENT_BYTES = 256 << 20
 """Of second moments that are held at once; more of them take more rounds over the data."""
 
+FIRST_SAMPLES = 32
+"""After which, and after twice, four times as many, `auto` asks whether ranges still move."""
 CHECK_RUNS = 16
 CHECK_BYTES = 64 << 20
 """Samples, and about how many bytes of their outputs, that sets of scales are compared on."""
@@ -38,12 +40,13 @@ K = TypeVar("K", bound=Hashable)
 @dataclass
 class Measured:
     """What the samples said. ranges: by activation, empty until `find_ranges`; samples: of the
-    rows that layers read; cached: the ranges come from a file."""
+    rows that layers read; cached: the ranges come from a file; seen: how many samples were run."""
 
     calibrators: dict[str, Calibrator]
     samples: dict[tuple[str, Form], RowSample]
     ranges: dict[str, Range] = field(default_factory=dict)
     cached: bool = False
+    seen: int = 0
 
     def policies(self) -> dict[Method, dict[str, Range]]:
         """`ranges`, and those of each single method for all activations, where all were kept."""
@@ -125,15 +128,19 @@ def measure(
     data: Calibration,
     make: Callable[[], Calibrator],
     progress: Progress,
+    *,
+    all_samples: bool = True,
 ) -> Measured:
     """Run the model over the samples once. names: the activations whose ranges are wanted.
+    all_samples: False to stop where more of them would hardly move any range of `Auto`, which is
+    asked after FIRST_SAMPLES, twice, four times as many.
 
     Raises: InputError O24-016, O24-030 to O24-033.
     """
     observation = Observation(model, names, data)
     calibrators = {name: make() for name in names}
     samples = {
-        key: RowSample(key[1], observation.runs)
+        key: RowSample(key[1], 0)
         for weight in weights
         for key in _keys(weight)
         if key[0] in calibrators
@@ -141,8 +148,16 @@ def measure(
     observers: dict[str, list[Observer]] = {name: [each] for name, each in calibrators.items()}
     for (name, _), sample in samples.items():
         observers[name].append(sample)
-    observation.show(observers, progress)
-    return Measured(calibrators, samples)
+    seen = 0
+    for part in [data] if all_samples else doublings(data, FIRST_SAMPLES):
+        for sample in samples.values():
+            sample.expect(observation.runs_of(part))
+        observation.show(observers, progress, part=part)
+        seen += len(part)
+        settled = [isinstance(each, Auto) and each.is_settled() for each in calibrators.values()]
+        if all(settled):  # each was asked: it compares with the last time
+            break
+    return Measured(calibrators, samples, seen=seen)
 
 
 def moments(

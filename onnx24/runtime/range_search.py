@@ -22,7 +22,8 @@ __all__ = ["RangeSearch"]
 class RangeSearch:
     """calibrator, percentile: of activations; weights: of weights. cache: a file to take ranges
     from, or to write them to, "" for none. wants_samples: they are needed whatever it holds.
-    digest: of the samples there are, None without any, asked for where a cache is compared.
+    all_samples: look at every one, as calibrators but `auto` always do. digest: of the samples
+    there are, None without any, asked for where a cache is compared.
 
     Raises: ValueError for a percentile out of range.
     """
@@ -32,6 +33,7 @@ class RangeSearch:
     weights: WeightRange
     cache: str
     wants_samples: bool
+    all_samples: bool
     digest: Callable[[], str | None]
 
     def __post_init__(self) -> None:
@@ -61,7 +63,10 @@ class RangeSearch:
         if self.weights is WeightRange.MSE:
             for weight, power in moments(model, weights, data(), progress, whole=False):
                 weight.narrow(power)
-        measured = measure(model, names, weights, data(), self.make, progress)
+        stops = self.calibrator is Method.AUTO and not self.all_samples
+        measured = measure(
+            model, names, weights, data(), self.make, progress, all_samples=not stops
+        )
         if cache is not None:
             measured.ranges, measured.cached = cache.ranges, True
         else:
