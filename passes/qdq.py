@@ -25,7 +25,8 @@ from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.calibrators import Method
 from onnx24.quant.rounding import Rounding, WeightRange
 from onnx24.quant.scales import channel_amax
-from onnx24.rewrite.qdq_facts import facts_of, product_facts, reason_of
+from onnx24.rewrite.protection import Limits, Protection, protect
+from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
 from onnx24.rewrite.quantizer import Quantizer, Written
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.range_search import RangeSearch
@@ -130,6 +131,7 @@ class Qdq(Pass):
         "O24-234",
         "O24-235",
         "O24-236",
+        "O24-237",
         "O24-400",
     )
 
@@ -144,6 +146,13 @@ class Qdq(Pass):
     min_sqnr: Annotated[
         float, "leave layers in float whose output would have less [dB]; 0: none"
     ] = 0.0
+    budget: Annotated[
+        float,
+        "leave layers in float until the outputs' relative error is this at most; 0: any",
+    ] = 0.0
+    min_agreement: Annotated[
+        float, "leave layers of a classifier in float until so many % of samples keep their class"
+    ] = 99.5
     all_samples: Annotated[
         bool, "let auto look at every sample, not at as many as ranges still move with"
     ] = False
@@ -162,6 +171,10 @@ class Qdq(Pass):
 
     def __post_init__(self) -> None:
         self._search(None)  # ValueError for a percentile out of range
+        if not 0 <= self.budget < math.inf:
+            raise ValueError(f"budget is a relative error of 0 or more, not {self.budget}")
+        if not 0 <= self.min_agreement <= 100:
+            raise ValueError(f"min-agreement is 0 to 100 %, not {self.min_agreement}")
         if not 0 <= self.min_sqnr < math.inf:
             raise ValueError(f"min-sqnr is 0 or more dB, not {self.min_sqnr}")
 
@@ -189,9 +202,11 @@ class Qdq(Pass):
             if fits and ctx.admit(site.name):
                 choice.products.append(site)
         quantizer.settle()
+        protection = self._protect(quantizer, ctx)
         written = quantizer.write(self.rounding, correct_bias=self.correct_bias)
         _move_claims(model, ctx, written)
         self._report(quantizer, written, ctx)
+        ctx.statistics.update(likeness_facts(protection))
 
     def _choice(self, flow: Flow, model: Model, ctx: Context) -> Choice:
         patterns = {Format.INT8: self.int8, Format.FP8: self.fp8, Format.INT4: self.int4}
@@ -221,6 +236,7 @@ class Qdq(Pass):
             self.weights,
             self.cache,
             wants_samples=bool(self.min_sqnr)
+            or bool(self.budget)
             or self.correct_bias
             or self.weights is WeightRange.MSE,
             all_samples=self.all_samples,
@@ -232,6 +248,17 @@ class Qdq(Pass):
         if sqnr is None or sqnr >= self.min_sqnr:
             return None
         return "O24-224", f"its output would have {sqnr:.1f} dB, min-sqnr={self.min_sqnr:g}"
+
+    def _protect(self, quantizer: Quantizer, ctx: Context) -> Protection:
+        """Leave layers in float until the outputs are as near as asked for."""
+        if not (self.budget or quantizer.measured):
+            return Protection()
+        limits = Limits(self.budget, self.min_agreement / 100)
+        found = protect(quantizer, limits, ctx.progress)
+        for layer, error in found.layers.items():
+            why = f"alone it would move the outputs by {100 * error:.2f} %"
+            quantizer.choice.refuse(layer, ("O24-237", why))
+        return found
 
     # --- what is said ----------------------------------------------------------------------
     def _report(self, quantizer: Quantizer, written: Written, ctx: Context) -> None:

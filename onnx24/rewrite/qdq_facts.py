@@ -8,9 +8,10 @@ from typing import Any
 from onnx24.analysis.formats import BLOCK, Format
 from onnx24.analysis.placement import Layer
 from onnx24.ir.index import NodeSite
+from onnx24.rewrite.protection import Protection
 from onnx24.rewrite.quantizer import Quantizer, Written
 
-__all__ = ["facts_of", "product_facts", "reason_of"]
+__all__ = ["facts_of", "likeness_facts", "product_facts", "reason_of"]
 
 
 def facts_of(
@@ -42,6 +43,22 @@ def reason_of(layer: Layer, facts: dict[str, Any]) -> str:
     if "sqnr_db" in facts:
         text += f", {facts['sqnr_db']:.1f} dB"
     return f"{text}, INT8 out at {facts['output']!r}" if "output" in facts else text
+
+
+def likeness_facts(found: Protection) -> dict[str, Any]:
+    """What was measured of the model's outputs: the relative error and, of a classifier, the share
+    of samples that keep their class."""
+    facts: dict[str, Any] = {}
+    for when, likeness in (("before", found.before), ("", found.after)):
+        if likeness is None or (when and not found.layers):
+            continue
+        suffix = f"_{when}" if when else ""
+        facts[f"output_error{suffix}"] = round(likeness.rel_l2, 5)
+        if likeness.top1 is not None:
+            facts[f"agreement{suffix}"] = round(100 * likeness.top1, 2)
+    if found.layers:
+        facts |= {"protected": len(found.layers), "predicted_error": round(found.predicted, 5)}
+    return facts
 
 
 def product_facts(site: NodeSite, written: Written) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from typing import Any
 from onnx24.analysis.format_choice import Choice, Objection
 from onnx24.analysis.formats import Format
 from onnx24.analysis.int8_weights import PairedWeight, bias_of, paired_weights
-from onnx24.analysis.placement import Flow, Layer, Placement, place, range_objection
+from onnx24.analysis.placement import (
+    Flow,
+    Layer,
+    Placement,
+    Request,
+    place,
+    range_objection,
+)
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Method, Range
@@ -22,8 +29,9 @@ from onnx24.quant.rounding import Rounding
 from onnx24.quant.scales import symmetric_scale
 from onnx24.rewrite.qdq import FP8, INT8, Int4, Pairs, insert_pairs
 from onnx24.runtime.data import Calibration
-from onnx24.runtime.quantization import Measured, best_candidate, moments
+from onnx24.runtime.quantization import Measured, moments
 from onnx24.runtime.range_search import RangeSearch
+from onnx24.runtime.trials import Likeness, Reference, best_candidate
 
 __all__ = ["Quantizer", "Written"]
 
@@ -64,6 +72,11 @@ class Quantizer:
     @cached_property
     def data(self) -> Calibration:
         return self.samples()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the float model gives; the weights must not have changed yet."""
+        return Reference(self.model, self.data)
 
     @cached_property
     def _weights(self) -> PairedWeights:
@@ -110,38 +123,51 @@ class Quantizer:
             return
         self.seen = measured.seen
         policies = measured.policies() if self.search.calibrator is Method.AUTO else {}
-        int8 = self._pairs(Format.INT8)
+        int8 = self._pairs(Format.INT8, self.choice)
+        request = self.choice.request(Format.INT8)
         if len(policies) > 1 and int8.placement.edges:
             trial = self.model.variant(self.model.skeleton())
             with trial.surgeon() as graph:
                 scales = insert_pairs(graph, self.flow, [int8])
             candidates = {}
             for method, ranges in policies.items():
-                by_value = self._shared_amax(int8.placement, ranges, Format.INT8)
+                by_value = self._shared_amax(int8.placement, ranges, request, Format.INT8)
                 candidates[method] = {
                     name: symmetric_scale(by_value[value], dtype)
                     for name, (value, dtype) in scales.items()
                 }
-            best = best_candidate(self.model, trial, self.data, candidates)
+            best = best_candidate(self.reference, trial, candidates)
             self.ranges_by = best.value
             self.ranges = measured.ranges = policies[best]
         self.search.save(self.ranges, self.model, self.data)
 
+    def likeness(self, choice: Choice, rows: int) -> Likeness:
+        """Of the outputs, were these layers quantized with the ranges as they are, on about so
+        many samples. Raises: InputError O24-016 where ONNX Runtime does not run it."""
+        trial = self.model.variant(self.model.skeleton())
+        formats, int4 = self._formats(choice)
+        with trial.surgeon() as graph:
+            insert_pairs(graph, self.flow, formats, int4)
+        return self.reference.likeness(trial, rows)
+
     # --- pairs -----------------------------------------------------------------------------
     def write(self, rounding: Rounding, *, correct_bias: bool) -> Written:
         """Quantize what the choice still names."""
-        found = self.flow.found
-        int8, fp8 = self._pairs(Format.INT8), self._pairs(Format.FP8)
-        _give_way(int8.placement, fp8.placement)
-        layers = self.choice.of(Format.INT4)
-        int4 = Int4(layers, {each.weight: found.read(self.model, each.weight) for each in layers})
+        (int8, fp8), int4 = self._formats(self.choice)
         written = Written(int8, fp8, int4.made)
         if int8.placement.edges:
             self._refine(int8, rounding, correct_bias)
-        if written.activation_pairs or layers:
+        if written.activation_pairs or int4.layers:
             with self.model.surgeon() as graph:
                 insert_pairs(graph, self.flow, [int8, fp8], int4)
         return written
+
+    def _formats(self, choice: Choice) -> tuple[list[Pairs], Int4]:
+        int8, fp8 = self._pairs(Format.INT8, choice), self._pairs(Format.FP8, choice)
+        _give_way(int8.placement, fp8.placement)
+        layers, found = choice.of(Format.INT4), self.flow.found
+        values = {layer.weight: found.read(self.model, layer.weight) for layer in layers}
+        return [int8, fp8], Int4(layers, values)
 
     def _refine(self, pairs: Pairs, rounding: Rounding, correct_bias: bool) -> None:
         """Round weights otherwise than to the nearest, and correct biases."""
@@ -160,25 +186,28 @@ class Quantizer:
                 if bias is not None and error is not None:
                     bias.shift(self.model, self.flow.found, -error)
 
-    def _pairs(self, element: Format) -> Pairs:
-        """The pairs of one format, as the choice and the ranges are now."""
+    def _pairs(self, element: Format, choice: Choice) -> Pairs:
+        """The pairs of one format, with the ranges as they are now."""
 
         def range_of(value: str) -> float | None:
             found = self.ranges[value]
             return None if range_objection(found) else found.amax
 
-        layers = self.choice.of(element)
-        fp8 = element is Format.FP8
-        placement = place(self.flow, self.choice.request(element), range_of, fp8=fp8)
-        amax = self._shared_amax(placement, self.ranges, element)
-        if fp8:
+        layers, request = choice.of(element), choice.request(element)
+        placement = place(self.flow, request, range_of, fp8=element is Format.FP8)
+        amax = self._shared_amax(placement, self.ranges, request, element)
+        if element is Format.FP8:
             weights = paired_weights(self.model, self.flow.found, layers)
             return Pairs(FP8, placement, amax, weights)
         kept = {key: weight.kept(layers) for key, weight in self._weights.items()}
         return Pairs(INT8, placement, amax, {k: w for k, w in kept.items() if w is not None})
 
     def _shared_amax(
-        self, placement: Placement, ranges: Mapping[str, Range], element: Format
+        self,
+        placement: Placement,
+        ranges: Mapping[str, Range],
+        request: Request,
+        element: Format,
     ) -> dict[str, float]:
         """Activation with a pair → its range: the widest of those that the shared scale serves.
         FP8's is the largest magnitude, where that was seen: clipping gains nothing there."""
@@ -188,7 +217,7 @@ class Quantizer:
                 return max(ranges[name].amax, self.measured.calibrators[name].peak)
             return ranges[name].amax
 
-        sources = placement.sources(self.choice.request(element).reads())
+        sources = placement.sources(request.reads())
         return {
             value: max(amax_of(name) for member in group for name in sources[member])
             for value, group in placement.groups().items()

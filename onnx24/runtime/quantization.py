@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto
 
 from onnx24.analysis.int8_weights import PairedWeight
 from onnx24.analysis.placement import Layer
-from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Auto, Calibrator, Method, Range
 from onnx24.quant.choice import Reader, choose, decibel, fake_quantized, output_noise
 from onnx24.quant.rows import Form, Moments, RowSample
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.ranges import Observation, Observer, doublings
-from onnx24.runtime.session import Session
 
-__all__ = ["Measured", "best_candidate", "measure", "moments"]
+__all__ = ["Measured", "measure", "moments"]
 
 MOMENT_BYTES = 256 << 20
 """Of second moments that are held at once; more of them take more rounds over the data."""
 
 FIRST_SAMPLES = 32
 """After which, and after twice, four times as many, `auto` asks whether ranges still move."""
-CHECK_RUNS = 16
-CHECK_BYTES = 64 << 20
-"""Samples, and about how many bytes of their outputs, that sets of scales are compared on."""
-
 Progress = Callable[..., Iterator[Any]]
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass
@@ -188,73 +178,6 @@ def _keys(weight: PairedWeight) -> list[tuple[str, Form]]:
     """(activation, how it makes rows) of each reader that is followed."""
     pairs = ((layer.data, weight.form_for(layer)) for layer in weight.readers)
     return list(dict.fromkeys((name, form) for name, form in pairs if form is not None))
-
-
-def best_candidate(
-    model: Model,
-    quantized: Model,
-    data: Calibration,
-    candidates: Mapping[K, Mapping[str, np.ndarray]],
-) -> K:
-    """Of several sets of values for initializers of `quantized` the one that brings its outputs
-    nearest to those of `model`: the least relative error, summed over outputs and at most
-    CHECK_RUNS samples; the first of equals, and where ONNX Runtime cannot run one of the models.
-
-    candidates: all name the same initializers.
-    """
-    first = next(iter(candidates))
-    single = data.with_units_per_run(1)
-    if single.runs > CHECK_RUNS:
-        single, _ = single.split(CHECK_RUNS / single.runs)
-    errors = dict.fromkeys(candidates, 0.0)
-    try:
-        wanted = _outputs(model, single)  # one session after the other: each holds the weights
-        trial = Session(_with_inputs(quantized, list(candidates[first])))
-        for exact, feeds in zip(wanted, single.batches(model), strict=False):
-            for key, values in candidates.items():
-                found = trial.run({**feeds, **values})
-                errors[key] += sum(_relative_error(y, found[name]) for name, y in exact.items())
-    except InputError:  # a type that ONNX Runtime has no kernels for
-        return first
-    return min(errors, key=lambda key: errors[key])
-
-
-def _outputs(model: Model, data: Calibration) -> list[dict[str, np.ndarray]]:
-    """What the model gives for the samples, as many as CHECK_BYTES hold."""
-    session, found, left = Session(model), [], CHECK_BYTES
-    for feeds in data.batches(model):
-        found.append({name: y for name, y in session.run(feeds).items() if _is_real(y)})
-        left -= sum(y.nbytes for y in found[-1].values())
-        if left < 0:
-            break
-    return found
-
-
-def _is_real(y: object) -> bool:
-    return isinstance(y, np.ndarray) and y.dtype.kind == "f" and bool(np.isfinite(y).all())
-
-
-def _relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return math.inf
-    difference = found.astype(np.float64) - wanted
-    signal = float(np.vdot(wanted, wanted))
-    return float(np.vdot(difference, difference)) / signal if signal else 0.0
-
-
-def _with_inputs(model: Model, names: Sequence[str]) -> Model:
-    """The model with these initializers as inputs, so that one session takes any values of them."""
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    wanted = set(names)
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in wanted]
-    for tensor in proto.graph.initializer:
-        if tensor.name in wanted:
-            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            proto.graph.input.append(value)
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-    return model.variant(proto)
 
 
 def _portions(weights: Sequence[PairedWeight], whole: bool) -> Iterator[list[PairedWeight]]:
