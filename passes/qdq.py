@@ -23,7 +23,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.calibrators import Method
-from onnx24.quant.rounding import Rounding, WeightRange
+from onnx24.quant.rounding import Correction, Rounding, WeightRange
 from onnx24.quant.scales import channel_amax
 from onnx24.rewrite.protection import Limits, Protection, protect
 from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
@@ -140,8 +140,12 @@ class Qdq(Pass):
         float, "share of magnitudes in range, in %, for the percentile and auto"
     ] = 99.99
     weights: Annotated[WeightRange, "how a weight channel's range is found"] = WeightRange.MAX
-    rounding: Annotated[Rounding, "which way weights are rounded"] = Rounding.NEAREST
-    correct_bias: Annotated[bool, "take the mean error of a layer's output out of its bias"] = False
+    rounding: Annotated[
+        Rounding, "which way weights are rounded; auto: adaptive where that is cheap"
+    ] = Rounding.AUTO
+    correct_bias: Annotated[
+        Correction, "take the mean error of a layer's output out of its bias; auto: without a cache"
+    ] = Correction.AUTO
     attention: Annotated[bool, "quantize products of two activations, too"] = False
     min_sqnr: Annotated[
         float, "leave layers in float whose output would have less [dB]; 0: none"
@@ -189,7 +193,7 @@ class Qdq(Pass):
         if choice.of(Format.INT8, Format.FP8) or choice.products:
             _check_opset(model)
             _say_target(ctx)
-            quantizer.measure()
+            quantizer.measure(self._rounding)
         for layer in list(choice.formats):
             objection = quantizer.objection(layer) or self._too_noisy(quantizer, layer)
             if objection is None and not ctx.admit(layer.name):
@@ -203,7 +207,7 @@ class Qdq(Pass):
                 choice.products.append(site)
         quantizer.settle()
         protection = self._protect(quantizer, ctx)
-        written = quantizer.write(self.rounding, correct_bias=self.correct_bias)
+        written = quantizer.write(self._rounding, correct_bias=self._corrects)
         _move_claims(model, ctx, written)
         self._report(quantizer, written, ctx)
         ctx.statistics.update(likeness_facts(protection))
@@ -226,6 +230,16 @@ class Qdq(Pass):
             choice.sparse = frozenset(model.claims.keys())
         return choice
 
+    @property
+    def _rounding(self) -> Rounding:
+        """With a cache, runs with and without samples are to give the same model."""
+        return Rounding.NEAREST if self.cache and self.rounding is Rounding.AUTO else self.rounding
+
+    @property
+    def _corrects(self) -> bool:
+        auto = self.correct_bias is Correction.AUTO
+        return not self.cache if auto else self.correct_bias is Correction.TRUE
+
     def _search(self, ctx: Context | None) -> RangeSearch:
         def digest() -> str | None:
             return None if ctx is None or ctx.calibration is None else ctx.calibration.digest()
@@ -237,7 +251,7 @@ class Qdq(Pass):
             self.cache,
             wants_samples=bool(self.min_sqnr)
             or bool(self.budget)
-            or self.correct_bias
+            or self._corrects
             or self.weights is WeightRange.MSE,
             all_samples=self.all_samples,
             digest=digest,
@@ -251,9 +265,10 @@ class Qdq(Pass):
 
     def _protect(self, quantizer: Quantizer, ctx: Context) -> Protection:
         """Leave layers in float until the outputs are as near as asked for."""
-        if not (self.budget or quantizer.measured):
+        known = ctx.calibration is not None and not ctx.calibration.is_random
+        limits = Limits(self.budget, self.min_agreement / 100 if known else 0.0)
+        if not (known or self.budget):
             return Protection()
-        limits = Limits(self.budget, self.min_agreement / 100)
         found = protect(quantizer, limits, ctx.progress)
         for layer, error in found.layers.items():
             why = f"alone it would move the outputs by {100 * error:.2f} %"

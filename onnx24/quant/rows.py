@@ -233,20 +233,20 @@ class Moments:
     rows of every run: the whole matrix XᵀX / n `[G, K, K]`, or its diagonal `[G, K]`."""
 
     def __init__(self, form: Form, *, whole: bool, per_run: int = 256, seed: int = 0) -> None:
-        self._form, self._whole, self._per_run = form, whole, per_run
+        self.form, self._whole, self._per_run = form, whole, per_run
         self._rng = np.random.default_rng(seed)
         shape = (form.groups, form.K)
         self._second = np.zeros((*shape, form.K) if whole else shape, np.float32)
         self.count = 0
 
     def observe(self, x: np.ndarray) -> None:
-        count = self._form.count(x.shape) if x.size else 0
+        count = self.form.count(x.shape) if x.size else 0
         if not count:
             return
         picks = np.arange(count)
         if count > self._per_run:
             picks = np.sort(self._rng.choice(count, self._per_run, replace=False))
-        rows = self._form.take(x, picks).transpose(1, 0, 2)
+        rows = self.form.take(x, picks).transpose(1, 0, 2)
         self.count += len(picks)
         if self._whole:
             self._second += rows.transpose(0, 2, 1) @ rows

@@ -6,7 +6,7 @@ to tell is the pass's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,8 @@ from onnx24.runtime.trials import Likeness, Reference, best_candidate
 
 __all__ = ["Quantizer", "Written"]
 
+ADAPTIVE_WORK = 1 << 29
+"""N · K² of the weights that rounding=auto rounds adaptively, summed: about a second."""
 PairedWeights = dict[tuple[str, int], PairedWeight]
 
 
@@ -83,8 +85,8 @@ class Quantizer:
         return paired_weights(self.model, self.flow.found, self.choice.of(Format.INT8))
 
     # --- ranges ----------------------------------------------------------------------------
-    def measure(self) -> None:
-        """Find the range of every activation that any rule looks at.
+    def measure(self, rounding: Rounding) -> None:
+        """Find the range of every activation that any rule looks at, and what `rounding` takes.
 
         Raises: InputError O24-016, O24-030 to O24-033, O24-035, O24-223.
         """
@@ -93,8 +95,9 @@ class Quantizer:
             request, fp8 = self.choice.request(element), element is Format.FP8
             observed.update(place(self.flow, request, fp8=fp8).considered)
         weights = list(self._weights.values())
+        cheap = _cheap(weights) if rounding is Rounding.AUTO else []
         self.ranges, self.measured = self.search.find(
-            self.model, list(observed), weights, lambda: self.data, self.progress
+            self.model, list(observed), weights, lambda: self.data, self.progress, cheap
         )
 
     def objection(self, layer: Layer) -> Objection | None:
@@ -176,6 +179,10 @@ class Quantizer:
             found = moments(self.model, weights, self.data, self.progress, whole=True)
             for weight, second in found:
                 weight.adapt(second)
+        elif rounding is Rounding.AUTO and self.measured is not None:
+            for weight in weights:
+                if (moment := self.measured.second_moments(weight)) is not None:
+                    weight.adapt(moment)
         if not correct_bias or self.measured is None:
             return
         for weight in weights:
@@ -222,6 +229,22 @@ class Quantizer:
             value: max(amax_of(name) for member in group for name in sources[member])
             for value, group in placement.groups().items()
         }
+
+
+def _cheap(weights: Sequence[PairedWeight]) -> list[PairedWeight]:
+    """Those that can be rounded adaptively at little cost, the cheapest first."""
+    left = ADAPTIVE_WORK
+    cost = {}
+    for weight in weights:
+        if weight.form is not None and weight.form.kind != "deconv":
+            cost[weight] = weight.layer.use.N * weight.form.K**2
+    found = []
+    for weight in sorted(cost, key=lambda each: cost[each]):
+        left -= cost[weight]
+        if left < 0:
+            break
+        found.append(weight)
+    return found
 
 
 def _give_way(placement: Placement, other: Placement) -> None:

@@ -30,13 +30,15 @@ Progress = Callable[..., Iterator[Any]]
 @dataclass
 class Measured:
     """What the samples said. ranges: by activation, empty until `find_ranges`; samples: of the
-    rows that layers read; cached: the ranges come from a file; seen: how many samples were run."""
+    rows that layers read; cached: the ranges come from a file; seen: how many samples were run;
+    second: moments that were collected on the way."""
 
     calibrators: dict[str, Calibrator]
     samples: dict[tuple[str, Form], RowSample]
     ranges: dict[str, Range] = field(default_factory=dict)
     cached: bool = False
     seen: int = 0
+    second: dict[tuple[str, Form], Moments] = field(default_factory=dict)
 
     def policies(self) -> dict[Method, dict[str, Range]]:
         """`ranges`, and those of each single method for all activations, where all were kept."""
@@ -94,6 +96,16 @@ class Measured:
         change = np.einsum("gk,grk->gr", rounded, reader.rounded)
         return (change - np.einsum("gk,grk->gr", exact, reader.exact)).reshape(-1)
 
+    def second_moments(self, weight: PairedWeight) -> np.ndarray | None:
+        """Of the weight's inputs, [G, K, K]; None where they were not collected, or from fewer
+        rows than there are inputs."""
+        found = [self.second[key] for key in _keys(weight) if key in self.second]
+        if not found or len(found) < len(_keys(weight)):
+            return None
+        if sum(each.count for each in found) < found[0].form.K:
+            return None
+        return np.sum([each.second for each in found], axis=0)
+
     def _sample(self, weight: PairedWeight, layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows and weights; None where there are none to judge by."""
         form = weight.form_for(layer)
@@ -120,10 +132,12 @@ def measure(
     progress: Progress,
     *,
     all_samples: bool = True,
+    second: Sequence[PairedWeight] = (),
 ) -> Measured:
     """Run the model over the samples once. names: the activations whose ranges are wanted.
     all_samples: False to stop where more of them would hardly move any range of `Auto`, which is
-    asked after FIRST_SAMPLES, twice, four times as many.
+    asked after FIRST_SAMPLES, twice, four times as many. second: weights whose inputs' second
+    moments are collected as well.
 
     Raises: InputError O24-016, O24-030 to O24-033.
     """
@@ -138,6 +152,9 @@ def measure(
     observers: dict[str, list[Observer]] = {name: [each] for name, each in calibrators.items()}
     for (name, _), sample in samples.items():
         observers[name].append(sample)
+    collected = {key: Moments(key[1], whole=True) for weight in second for key in _keys(weight)}
+    for (name, _), each in collected.items():
+        observers[name].append(each)
     seen = 0
     for part in [data] if all_samples else doublings(data, FIRST_SAMPLES):
         for sample in samples.values():
@@ -147,7 +164,7 @@ def measure(
         settled = [isinstance(each, Auto) and each.is_settled() for each in calibrators.values()]
         if all(settled):  # each was asked: it compares with the last time
             break
-    return Measured(calibrators, samples, seen=seen)
+    return Measured(calibrators, samples, seen=seen, second=collected)
 
 
 def moments(

@@ -49,9 +49,10 @@ class RangeSearch:
         weights: Sequence[PairedWeight],
         data: Callable[[], Calibration],
         progress: Callable[..., Any],
+        second: Sequence[PairedWeight] = (),
     ) -> tuple[dict[str, Range], Measured | None]:
         """The range of each activation, and what was measured on the way; None where the cache
-        says it all. Weights are narrowed on the way.
+        says it all. Weights are narrowed on the way. second: as `quantization.measure`.
 
         Raises: InputError O24-016, O24-030 to O24-033, O24-035, O24-223.
         """
@@ -65,7 +66,14 @@ class RangeSearch:
                 weight.narrow(power)
         stops = self.calibrator is Method.AUTO and not self.all_samples
         measured = measure(
-            model, names, weights, data(), self.make, progress, all_samples=not stops
+            model,
+            names,
+            weights,
+            data(),
+            self.make,
+            progress,
+            all_samples=not stops,
+            second=second,
         )
         if cache is not None:
             measured.ranges, measured.cached = cache.ranges, True
