@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.format_choice import Choice, Kernels, choose_formats
@@ -183,6 +184,10 @@ class Qdq(Pass):
             raise ValueError(f"min-sqnr is 0 or more dB, not {self.min_sqnr}")
 
     def run(self, model: Model, ctx: Context) -> None:
+        with threadpool_limits(1):  # observers have threads of their own
+            self._run(model, ctx)
+
+    def _run(self, model: Model, ctx: Context) -> None:
         found = ctx.analysis(model, WeightUses)
         flow = Flow(found, ctx.analysis(model, Shapes), model.opset)
         choice = self._choice(flow, model, ctx)

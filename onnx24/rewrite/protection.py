@@ -20,7 +20,7 @@ from onnx24.runtime.trials import Likeness
 
 __all__ = ["Limits", "Protection", "protect"]
 
-SCREEN = 32
+SCREEN = 16
 """Samples of the first look."""
 SAMPLES = 512
 """Samples that outputs are compared on, fewer with large models, as WORK allows."""
@@ -64,8 +64,8 @@ class Protection:
 def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) -> Protection:
     """Leave layers in float, those first that do most to the outputs, until the limits are met.
 
-    Where nothing but an agreement is asked for, SCREEN samples tell whether any is decided so
-    narrowly that it could change; if none is, that is all. A model that ONNX Runtime does not run
+    Where nothing but an agreement is asked for, SCREEN samples tell how many are decided so
+    narrowly that they could change; if hardly any are, that is all. A model that ONNX Runtime does not run
     is left alone, and an agreement is not asked for where there are too few samples to tell.
     """
     choice = quantizer.choice
@@ -76,7 +76,7 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
         return found
     try:
         found.before = found.after = quantizer.likeness(choice, min(SCREEN, samples))
-        if not limits.budget and not found.before.narrow:
+        if not limits.budget and found.before.expected <= (1 - limits.agreement) / 2:
             return found
         found.before = found.after = quantizer.likeness(choice, samples)
         if not limits.met_by(found.before):
@@ -125,6 +125,8 @@ def _predicted(order: list[Layer], alone: dict[Layer, float], budget: float) -> 
 
 
 def _samples(quantizer: Quantizer) -> int:
-    weights = {layer.weight: layer.use.K * layer.use.N for layer in quantizer.choice.layers}
-    fitting = max(SCREEN, WORK // max(1, sum(weights.values())))
+    tensors = quantizer.flow.found.tensors
+    keys = {layer.weight for layer in quantizer.choice.layers}
+    elements = sum(math.prod(tensors[key].dims) for key in keys)
+    fitting = max(SCREEN, WORK // max(1, elements))
     return min(SAMPLES, fitting, len(quantizer.data))

@@ -35,7 +35,7 @@ from onnx24.runtime.trials import Likeness, Reference, best_candidate
 
 __all__ = ["Quantizer", "Written"]
 
-ADAPTIVE_WORK = 1 << 29
+ADAPTIVE_WORK = 1 << 27
 """N · K² of the weights that rounding=auto rounds adaptively, summed: about a second."""
 PairedWeights = dict[tuple[str, int], PairedWeight]
 

@@ -38,13 +38,12 @@ OUTPUT_BYTES = 64 << 20
 class Likeness:
     """rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1: share of rows whose largest
     entry stands at the same place, where the model is a classifier (one output, [N, C]); else
-    None. narrow: rows whose two largest entries lie nearer to each other than twice what they
-    moved against each other, in the root mean square of all rows. rows: of a classifier."""
+    None. expected: share of rows that would change it, were the change of each row's margin drawn
+    from a normal distribution: a few rows tell more by it than by counting."""
 
     rel_l2: float
     top1: float | None = None
-    narrow: int = 0
-    rows: int = 0
+    expected: float = 0.0
 
 
 @dataclass
@@ -98,10 +97,16 @@ class Reference:
         rel_l2 = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
         if not margins:
             return Likeness(rel_l2)
-        margin, move = np.concatenate(margins), np.concatenate(moves)
-        spread = 2 * math.sqrt(float(np.mean(move * move)))
-        narrow = int(np.count_nonzero(margin <= spread)) if spread else 0
-        return Likeness(rel_l2, results[0].top1_agreement, narrow, len(margin))
+        top1 = results[0].top1_agreement
+        return Likeness(rel_l2, top1, _expected(np.concatenate(margins), np.concatenate(moves)))
+
+
+def _expected(margin: np.ndarray, move: np.ndarray) -> float:
+    """See `Likeness`. margin, move: [rows]"""
+    spread = math.sqrt(float(np.mean(move * move)))
+    if not spread:
+        return 0.0
+    return sum(0.5 * math.erfc(m / spread / math.sqrt(2)) for m in margin) / len(margin)
 
 
 def _is_classifier(outputs: Outputs) -> bool:
