@@ -423,6 +423,7 @@ def tool_ort(source: Path, out: Path, calib: Path, method: str) -> None:
 
 
 def tool_modelopt(source: Path, out: Path, calib: Path, method: str) -> None:
+    sys.path[:] = [p for p in sys.path if not p.startswith(str(ROOT))]  # our folders' names
     from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found]
 
     quantize(
@@ -475,7 +476,7 @@ def peers(args: argparse.Namespace) -> None:
                                   timeout=args.timeout)  # fmt: skip
             if done.returncode or not out.exists():
                 why = done.stderr.strip().splitlines()[-1:] or ["no output"]
-                rows.append([name, f"failed ({done.returncode}): {why[0][:80]}", *[""] * 5])
+                rows.append([name, f"failed ({done.returncode}): {why[0][:80]}", *[""] * 6])
                 print(rows[-1], flush=True)
                 continue
             stats = json.loads(done.stdout.strip().splitlines()[-1])
@@ -484,10 +485,13 @@ def peers(args: argparse.Namespace) -> None:
             built = _built(out, scratch) if args.build else ""
             pairs = sum(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
             rows.append([name, f"{sqnr_db(wanted, got):.2f}", f"{100 * top1:.1f}", str(pairs),
-                         f"{stats['seconds']:.1f}", f"{stats['peak_mib']:.0f}", built])  # fmt: skip
+                         f"{stats['seconds']:.1f}", f"{stats['cpu']:.1f}",
+                         f"{stats['peak_mib']:.0f}", built])  # fmt: skip
             print(rows[-1], flush=True)
     print(f"\n{args.model}, {args.samples} samples, {args.tests} test inputs\n")
-    table(["tool", "SQNR dB", "top-1 agreement %", "Q nodes", "s", "peak MiB", "RTX"], rows)
+    table(
+        ["tool", "SQNR dB", "top-1 agreement %", "Q nodes", "s", "CPU s", "peak MiB", "RTX"], rows
+    )
 
 
 def _built(path: Path, scratch: Path) -> str:
@@ -500,10 +504,10 @@ def _built(path: Path, scratch: Path) -> str:
 def tool(args: argparse.Namespace) -> None:
     """One run of one tool, for `peers`."""
     run, option = TOOLS[args.tool]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     run(args.source, args.out, args.calib, option)
-    seconds = time.perf_counter() - began
-    print("\n" + json.dumps({"seconds": seconds, "peak_mib": peak_mib()}))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print("\n" + json.dumps({"seconds": seconds, "cpu": cpu, "peak_mib": peak_mib()}))
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ class FoldQdq(Pass):
 
     Of identical Q or DQ one is kept. A Q behind a DQ of the same scale and zero point gives the
     integers back that went in, so that its readers take those. What nothing reads goes. All of it
-    in bodies of If, Loop and Scan as well. Q without an explicit zero point are left alone, and of
-    pairs that give back what went in those of FP8, of 4 bits and by blocks.
+    in bodies of If, Loop and Scan as well, in INT8, FP8 and 4 bits, by tensor, axis or blocks. Q
+    without an explicit zero point are left alone, and pairs whose scale is so small or large that
+    the float between them would not hold every value.
 
     The outputs stay bit-identical: the integers are the ones that ONNX Runtime computes.
 

@@ -49,7 +49,7 @@ class Qdq(Pass):
     depend on their number: `max`, the largest magnitude; `percentile` of the non-zero magnitudes;
     `mse`, the least squared error; `entropy`, the least divergence of 2,048 bins; `auto`, for each
     activation that of the four which leaves the least error in the outputs of the layers that read
-    it, measured on a sample of 64 to 512 rows with the quantized weight, or one of the four for
+    it, measured on a sample of 64 to 1,024 rows with the quantized weight, or one of the four for
     all where that brings the model's outputs nearer on 16 samples. With `cache=FILE` they are
     written to a file, and taken from it the next time: `FILE.json` is refused for another model,
     other samples or other options (O24-223), any other name is TensorRT's calibration cache, which

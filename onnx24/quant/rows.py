@@ -19,7 +19,7 @@ import numpy as np
 MAX_ELEMENTS = 1 << 18
 """Of a sample of rows, unless that would be fewer than MIN_ROWS."""
 MIN_ROWS = 64
-MAX_ROWS = 512
+MAX_ROWS = 1024
 PEAK_ROWS = 16
 """Rows around the largest magnitudes that a sample holds besides its even ones."""
 

@@ -65,8 +65,8 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
     """Leave layers in float, those first that do most to the outputs, until the limits are met.
 
     Where nothing but an agreement is asked for, SCREEN samples tell how many are decided so
-    narrowly that they could change; if hardly any are, that is all. A model that ONNX Runtime does not run
-    is left alone, and an agreement is not asked for where there are too few samples to tell.
+    narrowly that they could change; if hardly any are, that is all. A model that ONNX Runtime does
+    not run is left alone; an agreement is not asked for with too few samples to tell.
     """
     choice = quantizer.choice
     found = Protection()

@@ -26,10 +26,16 @@ __all__ = ["Edit", "fold"]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _FOLDED = frozenset({"int8", "uint8", "float8_e4m3fn", "int4", "uint4"})
 """What a weight is folded to."""
-_LEVELS = {"int8": 255, "uint8": 255}
-"""Types whose values survive DequantizeLinear and QuantizeLinear of one scale, and the largest
-distance between two of them: a real value is off by at most half a unit in its last place, which
-is below half a step in float32, float16 and bfloat16 alike."""
+_SPANS = {
+    "int8": (1, 255),
+    "uint8": (1, 255),
+    "int4": (1, 15),
+    "uint4": (1, 15),
+    "float8_e4m3fn": (2**-9, 448),
+}
+"""Types whose values survive DequantizeLinear and QuantizeLinear of one scale, with the least and
+the largest number that the scale multiplies: a real value is off by at most half a unit in its last
+place, which is below half a step in float32, float16 and bfloat16 alike."""
 
 
 @dataclass(frozen=True)
@@ -245,15 +251,16 @@ class _Editor:
     def _is_exact(self, node: gs.Node) -> bool:
         """Whether Q(DQ(q)) = q for every q."""
         zero_point = self._constant_key(node.inputs[2]) if len(node.inputs) > 2 else None
-        if not self._is_foldable(node) or node.attrs.get("block_size") or zero_point is None:
+        if not self._is_foldable(node) or zero_point is None:
             return False
-        if self._dtype_name(zero_point) not in _LEVELS or not self._constant_key(node.inputs[1]):
+        if self._dtype_name(zero_point) not in _SPANS or not self._constant_key(node.inputs[1]):
             return False
         scale = self._values(node.inputs[1])
         info = ml_dtypes.finfo(scale.dtype)
         wide = scale.astype(np.float64)
-        levels = _LEVELS[self._values(node.inputs[2]).dtype.name]
-        return bool((wide >= float(info.tiny)).all() and (wide * levels < float(info.max)).all())
+        least, largest = _SPANS[self._dtype_name(zero_point)]
+        fits = (wide * least >= float(info.tiny)) & (wide * largest < float(info.max))
+        return bool(fits.all())
 
     def _say(
         self, action: str, node: gs.Node, reason: str, weight: ValueKey | None = None, *rest: Any

@@ -26,10 +26,13 @@ Outputs = dict[str, np.ndarray]
 
 FIRST_RUNS = 4
 """Runs after which candidates that are clearly worse are dropped."""
-CLEARLY = 1.1
-"""Times the least error."""
+CLEARLY = 1.3
+"""Times the least squared error."""
 CHECK_RUNS = 16
-"""Runs that the others are compared on."""
+"""Runs that the others are compared on, up to MAX_RUNS with small models, as WORK allows."""
+MAX_RUNS = 64
+WORK = 1 << 28
+"""Weights times runs."""
 OUTPUT_BYTES = 64 << 20
 """About how much of the float model's outputs is kept."""
 
@@ -128,18 +131,20 @@ def best_candidate(
     reference: Reference, quantized: Model, candidates: Mapping[K, Mapping[str, np.ndarray]]
 ) -> K:
     """Of several sets of values for initializers of `quantized` the one that brings its outputs
-    nearest to the reference: the least relative error, summed over outputs and CHECK_RUNS runs;
-    the first of equals, and where ONNX Runtime cannot run one of the models. What is clearly worse
+    nearest to the reference: the least relative error, summed over outputs and runs; the first of
+    equals, and where ONNX Runtime cannot run one of the models. What is clearly worse
     after FIRST_RUNS is run no more.
 
     candidates: all name the same initializers.
     """
     first = next(iter(candidates))
+    elements = sum(math.prod(tensor.dims) for tensor in reference.model.proto.graph.initializer)
+    count = max(CHECK_RUNS, min(MAX_RUNS, WORK // max(1, elements)))
     errors = dict.fromkeys(candidates, 0.0)
     try:
-        list(reference.runs(CHECK_RUNS))  # one session after the other: each holds the weights
+        list(reference.runs(count))  # one session after the other: each holds the weights
         trial = Session(_with_inputs(quantized, list(candidates[first])))
-        for i, (feeds, exact) in enumerate(reference.runs(CHECK_RUNS)):
+        for i, (feeds, exact) in enumerate(reference.runs(count)):
             if i == FIRST_RUNS:
                 least = min(errors.values())
                 errors = {key: e for key, e in errors.items() if e <= CLEARLY * least}
