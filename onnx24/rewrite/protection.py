@@ -64,8 +64,8 @@ class Protection:
 def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) -> Protection:
     """Leave layers in float, those first that do most to the outputs, until the limits are met.
 
-    Where nothing but an agreement is asked for, SCREEN samples tell how many are decided so
-    narrowly that they could change; if hardly any are, that is all. A model that ONNX Runtime does
+    SCREEN samples tell how many are decided so narrowly that they could change; if hardly any are,
+    no more is asked of the agreement. A model that ONNX Runtime does
     not run is left alone; an agreement is not asked for with too few samples to tell.
     """
     choice = quantizer.choice
@@ -76,8 +76,10 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
         return found
     try:
         found.before = found.after = quantizer.likeness(choice, min(SCREEN, samples))
-        if not limits.budget and found.before.expected <= (1 - limits.agreement) / 2:
-            return found
+        if found.before.expected <= (1 - limits.agreement) / 2:
+            limits = Limits(limits.budget)
+            if not limits.budget:
+                return found
         found.before = found.after = quantizer.likeness(choice, samples)
         if not limits.met_by(found.before):
             _choose(quantizer, limits, samples, found, progress)

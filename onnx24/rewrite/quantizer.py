@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import ml_dtypes
+
 from onnx24.analysis.format_choice import Choice, Objection
 from onnx24.analysis.formats import Format
 from onnx24.analysis.int8_weights import PairedWeight, bias_of, paired_weights
@@ -26,7 +28,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Method, Range
 from onnx24.quant.rounding import Rounding
-from onnx24.quant.scales import symmetric_scale
+from onnx24.quant.scales import INT8_MAX, symmetric_scale
 from onnx24.rewrite.qdq import FP8, INT8, Int4, Pairs, insert_pairs
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.quantization import Measured, moments
@@ -107,7 +109,22 @@ class Quantizer:
         found = self.ranges[layer.data]
         if found.method == "none":
             return "O24-219", f"{self.search.cache} has no range of {layer.data!r}"
-        return range_objection(found)
+        return range_objection(found) or self._too_small(layer)
+
+    def _too_small(self, layer: Layer) -> Objection | None:
+        """A scale below the smallest normal number would round everything to 0."""
+        weight = self._weights.get(layer.pair)
+        if weight is None:
+            return None
+        tiny = float(ml_dtypes.finfo(layer.dtype).tiny)
+        ranges = {
+            "weight": weight.amax.max(initial=0.0),
+            "activation": self.ranges[layer.data].amax,
+        }
+        for what, amax in ranges.items():
+            if 0 < amax < tiny * INT8_MAX:
+                return "O24-224", f"{what} up to {amax:.3g}: a step of {layer.dtype} is no smaller"
+        return None
 
     def sqnr_db(self, layer: Layer, amax: float | None = None) -> float | None:
         """Of an INT8 layer's output on the sample; None where that is not followed."""
