@@ -229,14 +229,14 @@ class Auto(Percentile):
 
     def is_settled(self) -> bool:
         """Whether more of the same would hardly move the range: SETTLED_VALUES were seen, and
-        since this was asked last, the peak grew by at most a tenth and the percentile by a
-        twentieth."""
+        since this was asked last, the peak grew by at most a quarter and the percentile moved by at
+        most a twentieth."""
         found = self.distribution()
         now = (0.0, 0.0) if found is None else (found.peak, percentile_amax(found, self.percentile))
         before, self._before = self._before, now
         if self.overflowed or self.values < SETTLED_VALUES:
             return False
-        return now[0] <= before[0] * 1.1 and abs(now[1] - before[1]) <= before[1] * 0.05
+        return now[0] <= before[0] * 1.25 and abs(now[1] - before[1]) <= before[1] * 0.05
 
     def amax_of(self, found: Distribution) -> float:
         clipped = mse_amax(found)

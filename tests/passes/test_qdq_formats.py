@@ -312,7 +312,8 @@ def test_fp8_on_the_skip_branch(tmp_path):
 
 
 def test_fp8_shares_a_scale_over_concat_and_moves_over_shuffles_alone(tmp_path):
-    text = """g (float[N, 16, 8, 8] x) => (float[N, 32, 8, 8] y, float[N, 24] z, float[N, 32, 4, 4] p) {
+    text = """g (float[N, 16, 8, 8] x)
+      => (float[N, 32, 8, 8] y, float[N, 24] z, float[N, 32, 4, 4] p) {
       a = Relu(x) b = Neg(x) c = Concat<axis = 1>(a, b)
       [conv] y = Conv<pads = [1, 1, 1, 1]>(c, w)
       f = Flatten(x) [fc] z = MatMul(f, v)

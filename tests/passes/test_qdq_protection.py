@@ -1,4 +1,4 @@
-"""qdq: layers that stay in float for the outputs' sake, by budget and by agreement; early stopping."""
+"""qdq: layers that stay in float for the outputs' sake, and how many samples are looked at."""
 
 from __future__ import annotations
 
