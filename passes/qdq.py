@@ -50,7 +50,8 @@ class Qdq(Pass):
     `mse`, the least squared error; `entropy`, the least divergence of 2,048 bins; `auto`, for each
     activation that of the four which leaves the least error in the outputs of the layers that read
     it, measured on a sample of 64 to 1,024 rows with the quantized weight, or one of the four for
-    all where that brings the model's outputs nearer on 16 samples. With `cache=FILE` they are
+    all where that brings the model's outputs nearer on 16 to 64 samples. `auto` stops looking where
+    twice as many samples hardly move a range (`all-samples` does not). With `cache=FILE` they are
     written to a file, and taken from it the next time: `FILE.json` is refused for another model,
     other samples or other options (O24-223), any other name is TensorRT's calibration cache, which
     holds no digest.
@@ -58,7 +59,14 @@ class Qdq(Pass):
     *Weights.* `weights=mse` chooses each channel's range by the error that the inputs' second
     moments weigh, `rounding=adaptive` lets the rounding errors of a row cancel (zeros stay zeros;
     the stored floats become the values that INT8 can say), `correct-bias` takes the mean error out
-    of a layer's bias. At 8 bits these gain little.
+    of a layer's bias. By default biases are corrected, and weights rounded adaptively where that
+    takes about a second; with `cache=` neither, so that it does not matter who has the samples.
+
+    *Protection.* `budget=0.05` leaves layers in float (O24-237), those first that alone move the
+    model's outputs most, until the outputs' relative error on calibration samples is at most 5 %.
+    `min-agreement` does so until that share of samples keeps its class; it is on by default for
+    classifiers (one output, [N, C]) with 200 samples and more that are not random. The statistics
+    name the error and the agreement before and after.
 
     *Placement* is a table of rules, onnx24/analysis/placement.py: one pair for each activation,
     nothing between a product and its bias, BatchNormalization and activation, a pair on the skip
@@ -70,8 +78,9 @@ class Qdq(Pass):
     *Formats.* `format` is that of all layers, `int8`, `fp8`, `int4` and `none` are patterns of
     layers that take another one or stay in float. FP8 (E4M3, O24-233) quantizes weight and
     activation as INT8 does, with the largest magnitude as range, since clipping gains nothing
-    there; of the rules of the placement it follows the first alone. INT4 (O24-234) quantizes the
-    weights of MatMul and Gemm alone, by blocks of 128 along K, and needs no data; weights are then
+    there; of the rules of the placement it follows the inputs', the skip branch, Concat and the
+    moves over Reshape and Transpose, and the table says why not the others. INT4 (O24-234)
+    quantizes the weights of MatMul and Gemm alone, by blocks of 128 along K, and needs no data; weights are then
     an eighth in size, and it is for matrix-vector products, too. FP8 needs sm89 and opset 19, INT4
     TensorRT 10 and opset 21; layers that cannot have their format stay in float (O24-235,
     O24-236).
@@ -82,8 +91,8 @@ class Qdq(Pass):
     always 0 (O24-215), other types than float32, and float16 and bfloat16 from opset 19 on
     (O24-216), what include and exclude leave out (O24-218), layers in bodies of If, Loop, Scan and
     functions (O24-219), activations with NaN or infinity (O24-220), targets without INT8
-    (O24-221), layers whose output would have less than `min-sqnr` dB (O24-224). NaN or infinity in
-    a weight is an error (O24-008), as are missing calibration data (O24-035) and an opset below 13
+    (O24-221), layers whose output would have less than `min-sqnr` dB, or whose numbers are too
+    small for a scale (O24-224). NaN or infinity in a weight is an error (O24-008), as are missing calibration data (O24-035) and an opset below 13
     (O24-009).
 
     INT8 costs little accuracy on most models; random calibration data cost all of it (O24-034).

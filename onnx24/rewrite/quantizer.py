@@ -7,7 +7,7 @@ to tell is the pass's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,6 +97,8 @@ class Quantizer:
             request, fp8 = self.choice.request(element), element is Format.FP8
             observed.update(place(self.flow, request, fp8=fp8).considered)
         weights = list(self._weights.values())
+        if self.choice.of(Format.FP8):  # whose range is the largest magnitude of all
+            self.search = replace(self.search, all_samples=True)
         cheap = _cheap(weights) if rounding is Rounding.AUTO else []
         self.ranges, self.measured = self.search.find(
             self.model, list(observed), weights, lambda: self.data, self.progress, cheap
