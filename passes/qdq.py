@@ -80,10 +80,10 @@ class Qdq(Pass):
     activation as INT8 does, with the largest magnitude as range, since clipping gains nothing
     there; of the rules of the placement it follows the inputs', the skip branch, Concat and the
     moves over Reshape and Transpose, and the table says why not the others. INT4 (O24-234)
-    quantizes the weights of MatMul and Gemm alone, by blocks of 128 along K, and needs no data; weights are then
-    an eighth in size, and it is for matrix-vector products, too. FP8 needs sm89 and opset 19, INT4
-    TensorRT 10 and opset 21; layers that cannot have their format stay in float (O24-235,
-    O24-236).
+    quantizes the weights of MatMul and Gemm alone, by blocks of 128 along K, and needs no data;
+    weights are then an eighth in size, and it is for matrix-vector products, too. FP8 needs sm89
+    and opset 19, INT4 TensorRT 10 and opset 21; layers that cannot have their format stay in float
+    (O24-235, O24-236).
 
     It refuses, with a code: matrix-vector products (O24-210), K or N below 16 (O24-211), fewer
     than 16 channels but for the forms that kernels are known for (O24-212), products without a
@@ -92,8 +92,8 @@ class Qdq(Pass):
     (O24-216), what include and exclude leave out (O24-218), layers in bodies of If, Loop, Scan and
     functions (O24-219), activations with NaN or infinity (O24-220), targets without INT8
     (O24-221), layers whose output would have less than `min-sqnr` dB, or whose numbers are too
-    small for a scale (O24-224). NaN or infinity in a weight is an error (O24-008), as are missing calibration data (O24-035) and an opset below 13
-    (O24-009).
+    small for a scale (O24-224). NaN or infinity in a weight is an error (O24-008), as are missing
+    calibration data (O24-035) and an opset below 13 (O24-009).
 
     INT8 costs little accuracy on most models; random calibration data cost all of it (O24-034).
     The records give each layer's signal-to-noise ratio, `sqnr_db`.
