@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx24.analysis.dataflow import Dataflow, Shapes
-from onnx24.analysis.format_choice import Choice, Kernels, choose_formats
+from onnx24.analysis.format_choice import (
+    Choice,
+    Kernels,
+    check_finite,
+    check_opset,
+    choose_formats,
+)
 from onnx24.analysis.formats import Format, Formats
 from onnx24.analysis.placement import Flow, Layer, range_objection
 from onnx24.analysis.selection import Selection
@@ -25,15 +29,11 @@ from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.calibrators import Method
 from onnx24.quant.rounding import Correction, Rounding, WeightRange
-from onnx24.quant.scales import channel_amax
 from onnx24.rewrite.protection import Limits, Protection, protect
 from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
 from onnx24.rewrite.quantizer import Quantizer, Written
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.range_search import RangeSearch
-
-MIN_OPSET = 13
-"""QuantizeLinear has an axis from opset 13 on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,42 +108,15 @@ class Qdq(Pass):
     effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
     requires: ClassVar = (Dataflow, Shapes, WeightUses)
     after: ClassVar = (
-        "canonicalize",
-        "upgrade-opset",
-        "equalize",
-        "smooth-quant",
-        "prune24",
-        "matmul-to-conv1x1",
-    )
+        "canonicalize", "upgrade-opset", "equalize", "smooth-quant", "prune24", "matmul-to-conv1x1",
+    )  # fmt: skip
     numeric: ClassVar = "close"
     codes: ClassVar = (
-        "O24-008",
-        "O24-009",
-        "O24-034",
-        "O24-035",
-        "O24-200",
-        "O24-210",
-        "O24-211",
-        "O24-212",
-        "O24-213",
-        "O24-214",
-        "O24-215",
-        "O24-216",
-        "O24-218",
-        "O24-219",
-        "O24-220",
-        "O24-221",
-        "O24-222",
-        "O24-223",
-        "O24-224",
-        "O24-225",
-        "O24-233",
-        "O24-234",
-        "O24-235",
-        "O24-236",
-        "O24-237",
-        "O24-400",
-    )
+        "O24-008", "O24-009", "O24-034", "O24-035", "O24-200", "O24-210", "O24-211",
+        "O24-212", "O24-213", "O24-214", "O24-215", "O24-216", "O24-218", "O24-219",
+        "O24-220", "O24-221", "O24-222", "O24-223", "O24-224", "O24-225", "O24-233",
+        "O24-234", "O24-235", "O24-236", "O24-237", "O24-400",
+    )  # fmt: skip
 
     calibrator: Annotated[Method, "how an activation's range is found"] = Method.AUTO
     percentile: Annotated[
@@ -200,12 +173,12 @@ class Qdq(Pass):
         found = ctx.analysis(model, WeightUses)
         flow = Flow(found, ctx.analysis(model, Shapes), model.opset)
         choice = self._choice(flow, model, ctx)
-        _check_finite(model, found, list(choice.formats))
+        check_finite(model, found, choice)
         quantizer = Quantizer(
             model, flow, choice, lambda: _data(ctx), self._search(ctx), ctx.progress
         )
         if choice.of(Format.INT8, Format.FP8) or choice.products:
-            _check_opset(model)
+            check_opset(model)
             _say_target(ctx)
             quantizer.measure(self._rounding)
         for layer in list(choice.formats):
@@ -337,32 +310,6 @@ def _move_claims(model: Model, ctx: Context, written: Written) -> None:
     for key in moving:
         if key not in found.uses or not found.products(key):
             model.claims.discard(key)
-
-
-def _check_opset(model: Model) -> None:
-    if model.opset < MIN_OPSET:
-        raise InputError.of(
-            "O24-009",
-            f"qdq: expected opset {MIN_OPSET} or newer (scales by channel), the model has "
-            f"{model.opset}",
-            hint=f"put upgrade-opset{{to={MIN_OPSET}}} before qdq",
-        )
-
-
-def _check_finite(model: Model, found: WeightUses, layers: Sequence[Layer]) -> None:
-    """Raises: InputError O24-008, one diagnostic for each weight with NaN or infinity."""
-    problems = []
-    for layer in {layer.weight: layer for layer in layers}.values():
-        if not np.isfinite(channel_amax(found.read(model, layer.weight), None)):
-            problems += InputError.of(
-                "O24-008",
-                "the weight holds NaN or infinity",
-                tensor=layer.weight.name,
-                node=layer.name,
-                op=layer.op,
-            ).diagnostics
-    if problems:
-        raise InputError(problems)
 
 
 def _say_target(ctx: Context) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from onnx24.analysis.formats import MIN_OPSETS, Format, Formats, weight_only_objection
-from onnx24.analysis.placement import Flow, Layer, Request, find_layers
+from onnx24.analysis.placement import Edge, Flow, Layer, Request, find_layers
 from onnx24.analysis.selection import Selection
+from onnx24.analysis.weight_uses import WeightUses
+from onnx24.errors import InputError
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import Model
+from onnx24.quant.scales import channel_amax
 
-__all__ = ["Choice", "Kernels", "choose_formats"]
+__all__ = ["Choice", "Kernels", "check_finite", "check_opset", "choose_formats"]
 
 Objection = tuple[str, str]
 """(code, reason)"""
@@ -98,9 +104,49 @@ def choose_formats(
             choice.refusals[layer] = objection
         else:
             choice.formats[layer] = wanted
+    _refuse_second_formats(choice)
     if attention and Format.INT8 in kernels.formats:
         choice.products = [s for s in found.dynamic if flow.product_objection(s) is None]
     return choice
+
+
+def _refuse_second_formats(choice: Choice) -> None:
+    """Layers that read one weight through the same Transpose read one pair."""
+    owners: dict[Edge, Layer] = {}
+    for layer in choice.of(Format.INT8, Format.FP8):
+        owner = owners.setdefault(layer.weight_edge()[0], layer)
+        if choice.formats[owner] is not choice.formats[layer]:
+            wanted = choice.formats[owner].name
+            reason = f"its weight is {wanted} for {owner.name!r}, and both read it through one node"
+            choice.refuse(layer, ("O24-235", reason))
+
+
+def check_opset(model: Model) -> None:
+    """That scales by channel can be written. Raises: InputError O24-009."""
+    least = MIN_OPSETS[Format.INT8]
+    if model.opset < least:
+        raise InputError.of(
+            "O24-009",
+            f"qdq: expected opset {least} or newer (scales by channel), the model has "
+            f"{model.opset}",
+            hint=f"put upgrade-opset{{to={least}}} before qdq",
+        )
+
+
+def check_finite(model: Model, found: WeightUses, choice: Choice) -> None:
+    """Raises: InputError O24-008, one diagnostic for each weight with NaN or infinity."""
+    problems = []
+    for layer in {layer.weight: layer for layer in choice.formats}.values():
+        if not np.isfinite(channel_amax(found.read(model, layer.weight), None)):
+            problems += InputError.of(
+                "O24-008",
+                "the weight holds NaN or infinity",
+                tensor=layer.weight.name,
+                node=layer.name,
+                op=layer.op,
+            ).diagnostics
+    if problems:
+        raise InputError(problems)
 
 
 def names_of(layer: Layer) -> Sequence[str]:

@@ -270,6 +270,14 @@ def test_patterns_that_mean_nothing_or_two_things(options, tmp_path):
         quantized(chain(), tmp_path, options, target=SM89, min_sqnr=None)
 
 
+def test_one_weight_through_one_transpose_has_one_format(tmp_path):
+    text = """g (float[N, 32] x) => (float[N, 32] y) { t = Transpose<perm = [1, 0]>(w)
+      [a] h = MatMul(x, t) r = Relu(h) [b] y = MatMul(r, t) }"""
+    model = build(text, opset=19, ir=9, w=even((32, 32)))
+    result = quantized(model, tmp_path, "fp8=b", target=SM89, min_sqnr=30)
+    assert codes(result) == {"a": "O24-200", "b": "O24-235"}
+
+
 def test_a_limit_of_sites(tmp_path):
     model = chain()
     result = quantized(model, tmp_path, "format=fp8", target=SM89, min_sqnr=None, site_limit=1)
