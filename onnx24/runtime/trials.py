@@ -25,8 +25,8 @@ K = TypeVar("K", bound=Hashable)
 Outputs = dict[str, np.ndarray]
 
 FIRST_RUNS = 4
-"""Runs after which candidates that are clearly worse are dropped."""
-CLEARLY = 1.3
+"""Of `doublings`. Candidates that are clearly worse after a quarter of the runs are dropped."""
+CLEARLY = 1.5
 """Times the least squared error."""
 CHECK_RUNS = 16
 """Runs that the others are compared on, up to MAX_RUNS with small models, as WORK allows."""
@@ -132,8 +132,8 @@ def best_candidate(
 ) -> K:
     """Of several sets of values for initializers of `quantized` the one that brings its outputs
     nearest to the reference: the least relative error, summed over outputs and runs; the first of
-    equals, and where ONNX Runtime cannot run one of the models. What is clearly worse
-    after FIRST_RUNS is run no more.
+    equals, and where ONNX Runtime cannot run one of the models. What is CLEARLY worse after a
+    quarter of the runs is run no more.
 
     candidates: all name the same initializers.
     """
@@ -145,7 +145,7 @@ def best_candidate(
         list(reference.runs(count))  # one session after the other: each holds the weights
         trial = Session(_with_inputs(quantized, list(candidates[first])))
         for i, (feeds, exact) in enumerate(reference.runs(count)):
-            if i == FIRST_RUNS:
+            if i == count // 4:
                 least = min(errors.values())
                 errors = {key: e for key, e in errors.items() if e <= CLEARLY * least}
                 if len(errors) == 1:
