@@ -22,6 +22,7 @@ __all__ = ["Measured", "measure", "moments"]
 MOMENT_BYTES = 256 << 20
 """Of second moments that are held at once; more of them take more rounds over the data."""
 
+ROWS_PER_INPUT = 4
 FIRST_SAMPLES = 32
 """After which, and after twice, four times as many, `auto` asks whether ranges still move."""
 Progress = Callable[..., Iterator[Any]]
@@ -98,11 +99,11 @@ class Measured:
 
     def second_moments(self, weight: PairedWeight) -> np.ndarray | None:
         """Of the weight's inputs, [G, K, K]; None where they were not collected, or from fewer
-        rows than there are inputs."""
+        than ROWS_PER_INPUT rows for each input, which rounding would be fitted to."""
         found = [self.second[key] for key in _keys(weight) if key in self.second]
         if not found or len(found) < len(_keys(weight)):
             return None
-        if sum(each.count for each in found) < found[0].form.K:
+        if sum(each.count for each in found) < ROWS_PER_INPUT * found[0].form.K:
             return None
         return np.sum([each.second for each in found], axis=0)
 
