@@ -15,7 +15,6 @@ of: the difference of the outputs from the float model's is what is compared.
 from __future__ import annotations
 
 import argparse
-import base64
 import gzip
 import json
 import resource
@@ -33,6 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests" / "real")]
+sys.path.append(str(ROOT / "benchmarks" / "accuracy"))
 
 
 # --- models of known shape -----------------------------------------------------------------
@@ -204,20 +204,9 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 # --- labelled ------------------------------------------------------------------------------
-def magika_input(content: bytes) -> np.ndarray:
-    """*Source:* magika v3.3, standard_v3_3.config.min.json: 1,024 bytes of either end, stripped,
-    padded by 256."""
-    begin = content[:4096].lstrip()[:1024]
-    end = content[-4096:].rstrip()[-1024:] if content else b""
-    row = np.full(2048, 256, np.int32)
-    row[: len(begin)] = np.frombuffer(begin, np.uint8)
-    if end:
-        row[2048 - len(end) :] = np.frombuffer(end, np.uint8)
-    return row
-
-
 def labelled_models(data: Path, scratch: Path) -> Iterator[tuple[str, Any, str, np.ndarray, Any]]:
     """(name, model, calibration file, test inputs, test labels)"""
+    import tasks
     from data import digits
 
     from onnx24.ir.model import Model
@@ -242,19 +231,9 @@ def labelled_models(data: Path, scratch: Path) -> Iterator[tuple[str, Any, str, 
         model = Model.from_proto(proto)
         name = f"mnistfc {size}, batch freed"
         yield name, model, str(scratch / "mnist.npz"), images[~calib], labels[~calib]
-    config = json.loads((data / "eval/magika/standard_v3_3.config.min.json").read_text())
-    with gzip.open(
-        data / "eval/magika/standard_v3_3-inference_examples_by_content.json.gz"
-    ) as file:
-        cases = json.load(file)
-    space = config["target_labels_space"]
-    known = [c for c in cases if c.get("prediction", {}).get("dl", "undefined") in space]
-    x = np.stack([magika_input(base64.b64decode(c["content_base64"])) for c in known])
-    y = np.array([space.index(c["prediction"]["dl"]) for c in known])
-    # Every other case: files of one kind only, say Python's library, have no outliers of others.
-    np.savez(scratch / "magika.npz", bytes=x[::2])
-    model = Model.load(data / "models/zoo/magika_std_v3_3.onnx")
-    yield "magika v3.3", model, str(scratch / "magika.npz"), x[1::2], y[1::2]
+    magika = tasks.task("magika_std_v3_3", tasks.Places.default())
+    calib = magika.make_calibration(512)  # other files than the golden cases
+    yield "magika v3.3", Model.load(magika.path), str(calib), *magika.data[:2]
 
 
 def labelled(args: argparse.Namespace) -> None:
@@ -277,8 +256,10 @@ def labelled(args: argparse.Namespace) -> None:
 
             dense = 100 * float(np.mean(wanted.argmax(1) == y))
             int8, got, count = measured(f"{base},smooth-quant,qdq,fold-qdq")
-            pruned, sparse, _ = measured(f"{base},prune24")
-            both, after, _ = measured(f"{base},smooth-quant,prune24,qdq,fold-qdq")
+            pruned, sparse, _ = measured(f"{base},prune24{{quality=magnitude}}")
+            both, after, _ = measured(
+                f"{base},smooth-quant,prune24{{quality=magnitude}},qdq,fold-qdq"
+            )
             rows.append(
                 [name, str(len(y)), str(count), f"{dense:.2f}", f"{int8:.2f}",
                  f"{int8 - dense:+.2f}", f"{sqnr_db(wanted, got):.1f}", f"{pruned:.2f}",
@@ -423,6 +404,7 @@ def tool_ort(source: Path, out: Path, calib: Path, method: str) -> None:
 
 
 def tool_modelopt(source: Path, out: Path, calib: Path, method: str) -> None:
+    sys.path[:] = [p for p in sys.path if not p.startswith(str(ROOT))]  # our folders' names
     from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found]
 
     quantize(
@@ -475,7 +457,7 @@ def peers(args: argparse.Namespace) -> None:
                                   timeout=args.timeout)  # fmt: skip
             if done.returncode or not out.exists():
                 why = done.stderr.strip().splitlines()[-1:] or ["no output"]
-                rows.append([name, f"failed ({done.returncode}): {why[0][:80]}", *[""] * 5])
+                rows.append([name, f"failed ({done.returncode}): {why[0][:80]}", *[""] * 6])
                 print(rows[-1], flush=True)
                 continue
             stats = json.loads(done.stdout.strip().splitlines()[-1])
@@ -484,10 +466,13 @@ def peers(args: argparse.Namespace) -> None:
             built = _built(out, scratch) if args.build else ""
             pairs = sum(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
             rows.append([name, f"{sqnr_db(wanted, got):.2f}", f"{100 * top1:.1f}", str(pairs),
-                         f"{stats['seconds']:.1f}", f"{stats['peak_mib']:.0f}", built])  # fmt: skip
+                         f"{stats['seconds']:.1f}", f"{stats['cpu']:.1f}",
+                         f"{stats['peak_mib']:.0f}", built])  # fmt: skip
             print(rows[-1], flush=True)
     print(f"\n{args.model}, {args.samples} samples, {args.tests} test inputs\n")
-    table(["tool", "SQNR dB", "top-1 agreement %", "Q nodes", "s", "peak MiB", "RTX"], rows)
+    table(
+        ["tool", "SQNR dB", "top-1 agreement %", "Q nodes", "s", "CPU s", "peak MiB", "RTX"], rows
+    )
 
 
 def _built(path: Path, scratch: Path) -> str:
@@ -500,10 +485,10 @@ def _built(path: Path, scratch: Path) -> str:
 def tool(args: argparse.Namespace) -> None:
     """One run of one tool, for `peers`."""
     run, option = TOOLS[args.tool]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     run(args.source, args.out, args.calib, option)
-    seconds = time.perf_counter() - began
-    print("\n" + json.dumps({"seconds": seconds, "peak_mib": peak_mib()}))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print("\n" + json.dumps({"seconds": seconds, "cpu": cpu, "peak_mib": peak_mib()}))
 
 
 def main() -> None:

@@ -760,6 +760,14 @@ _TABLE = (
         "INT4 is for matrices that MatMul or Gemm reads as they are stored, with K a multiple of "
         "128.",
     ),
+    Code(
+        "O24-237",
+        "warning",
+        "left in float for the outputs",
+        "With this layer quantized, too, the outputs would be further from the float model's than "
+        "budget or min-agreement allow; measured on calibration samples.",
+        "lower min-agreement=, raise budget=, or recover the accuracy by training",
+    ),
     Code("O24-240", "note", "cast to 16 bit", "The tensor is stored in 16 bit now."),
     Code("O24-241", "note", "kept in float32", "The operator loses precision or range in 16 bit."),
     Code(

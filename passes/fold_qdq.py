@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-import ml_dtypes
-import numpy as np
-import onnx_graphsurgeon as gs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from onnx24.analysis.dataflow import Dataflow
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.effects import Effects
-from onnx24.errors import InputError
-from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import detach, fresh, is_onnx, label, redirect, walk
-from onnx24.ir.weights import numpy_dtype
 from onnx24.passmgr.base import Context, Pass
-from onnx24.quant.scales import quantize, quantize_blocks
+from onnx24.rewrite.qdq_folding import Edit, fold
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-_FOLDED = frozenset({"int8", "uint8", "float8_e4m3fn", "int4", "uint4"})
-"""What a weight is folded to."""
-_LEVELS = {"int8": 255, "uint8": 255}
-"""Types whose values survive DequantizeLinear and QuantizeLinear of one scale, and the largest
-distance between two of them: a real value is off by at most half a unit in its last place, which
-is below half a step in float32, float16 and bfloat16 alike."""
+_CODES = {"folded": "O24-230", "kept": "O24-231", "removed": "O24-232"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +29,9 @@ class FoldQdq(Pass):
 
     Of identical Q or DQ one is kept. A Q behind a DQ of the same scale and zero point gives the
     integers back that went in, so that its readers take those. What nothing reads goes. All of it
-    in bodies of If, Loop and Scan as well. Q without an explicit zero point are left alone, and of
-    pairs that give back what went in those of FP8, of 4 bits and by blocks.
+    in bodies of If, Loop and Scan as well, in INT8, FP8 and 4 bits, by tensor, axis or blocks. Q
+    without an explicit zero point are left alone, and pairs whose scale is so small or large that
+    the float between them would not hold every value.
 
     The outputs stay bit-identical: the integers are the ones that ONNX Runtime computes.
 
@@ -61,259 +48,43 @@ class FoldQdq(Pass):
     codes: ClassVar = ("O24-008", "O24-230", "O24-231", "O24-232")
 
     def run(self, model: Model, ctx: Context) -> None:
-        found = ctx.analysis(model, WeightUses)
-        folded: list[_Folded] = []
-        removed = 0
-        with model.surgeon() as root:
-            shown = {id(value) for graph in walk(root) for value in graph.outputs}
-            for graph in list(walk(root)):
-                editor = _Editor(model, found, graph, shown, ctx)
-                while editor.merge() or editor.cancel():
-                    pass
-                editor.fold_weights()
-                editor.drop_dead()
-                folded += editor.folded
-                removed += editor.removed
+        takes = ctx.target.int8_initializers
+        why = "" if takes else f"{ctx.target.name} takes no int8 initializers"
+        edits = fold(model, ctx.analysis(model, WeightUses), ctx.admit, why)
+        for edit in edits:
+            _record(ctx, edit)
+        folded = [edit for edit in edits if edit.action == "folded"]
         _move_claims(model, ctx, folded)
         ctx.statistics.update(
             folded=len(folded),
-            removed=removed,
-            weight_bytes_before=sum(f.bytes_before for f in folded),
-            weight_bytes_after=sum(f.bytes_after for f in folded),
+            removed=sum(edit.action == "removed" for edit in edits),
+            weight_bytes_before=sum(edit.before for edit in folded),
+            weight_bytes_after=sum(edit.after for edit in folded),
         )
 
 
-@dataclass(frozen=True)
-class _Folded:
-    old: ValueKey
-    new: str
-    bytes_before: int
-    bytes_after: int
+def _record(ctx: Context, edit: Edit) -> None:
+    ctx.record(
+        edit.action,
+        _CODES[edit.action],
+        weight=edit.weight.name if edit.weight else "",
+        scope=edit.scope,
+        node=edit.node,
+        op=edit.op,
+        reason=edit.reason,
+        **({"tensor": edit.tensor} if edit.tensor else {}),
+    )
 
 
-def _move_claims(model: Model, ctx: Context, folded: list[_Folded]) -> None:
+def _move_claims(model: Model, ctx: Context, folded: Sequence[Edit]) -> None:
     """The record follows the values; it stays with the float as well where a product reads that."""
     claimed = set(model.claims.keys())
-    moving = [fold for fold in folded if fold.old in claimed]
+    moving = [(edit.weight, edit.tensor) for edit in folded if edit.weight in claimed]
     if not moving:
         return
     by_name = {key.name: key for key in model.weights}
-    model.claims.update([by_name[fold.new] for fold in moving])
+    model.claims.update([by_name[new] for _, new in moving])
     found = ctx.analysis(model, WeightUses)
-    for fold in moving:
-        if fold.old not in found.uses or not found.products(fold.old):
-            model.claims.discard(fold.old)
-
-
-@dataclass
-class _Editor:
-    """Q/DQ of one graph of the view. `shown`: ids of the values that are outputs of some graph."""
-
-    model: Model
-    found: WeightUses
-    graph: gs.Graph
-    shown: set[int]
-    ctx: Context
-    folded: list[_Folded] = field(default_factory=list)
-    removed: int = 0
-
-    # --- redundant nodes -------------------------------------------------------------------
-    def merge(self) -> bool:
-        """Keep the first of identical nodes; False where each is one of its kind."""
-        kept: dict[Any, gs.Node] = {}
-        twins = []
-        for node in self._quantizers():
-            first = kept.setdefault(self._signature(node), node)
-            if first is not node and id(node.outputs[0]) not in self.shown:
-                twins.append((node, first))
-        return self._remove(
-            (node, first.outputs[0], f"the same as {first.name or first.outputs[0].name!r}")
-            for node, first in twins
-        )
-
-    def cancel(self) -> bool:
-        """Bypass each Q whose input is a DQ of the same parameters; False where there is none."""
-        pairs = []
-        for node in self._quantizers(QUANTIZE):
-            value = node.inputs[0]
-            source = value.inputs[0] if value.inputs else None
-            if source is None or source.op != DEQUANTIZE or not is_onnx(source):
-                continue
-            same = self._signature(node)[2:] == self._signature(source)[2:]
-            if same and id(node.outputs[0]) not in self.shown and self._is_exact(node):
-                pairs.append((node, source))
-        return self._remove(
-            (node, source.inputs[0], f"gives back what {source.name or value.name!r} took")
-            for node, source in pairs
-        )
-
-    def drop_dead(self) -> None:
-        """Remove Q/DQ that nothing reads, and those before them."""
-        while True:
-            dead = [
-                node
-                for node in self._quantizers()
-                if not node.outputs[0].outputs and id(node.outputs[0]) not in self.shown
-            ]
-            if not self._remove((node, None, "nothing reads it") for node in dead):
-                return
-
-    def _remove(self, plans: Iterator[tuple[gs.Node, gs.Tensor | None, str]]) -> bool:
-        """Take nodes out; their readers read the given value instead. False if nothing went."""
-        gone = set()
-        for node, instead, why in plans:
-            if not self.ctx.admit(label(node)):
-                continue
-            if instead is not None:
-                redirect(node.outputs[0], instead)
-            self._record("removed", "O24-232", node, why)
-            detach(node)
-            gone.add(id(node))
-        self.removed += len(gone)
-        self._keep(lambda node: id(node) not in gone)
-        return bool(gone)
-
-    # --- weights ---------------------------------------------------------------------------
-    def fold_weights(self) -> None:
-        """Raises: InputError O24-008 for a weight with NaN or infinity."""
-        for node in self._quantizers(QUANTIZE):
-            key = self._constant_key(node.inputs[0])
-            parameters = [self._constant_key(tensor) for tensor in node.inputs[1:3]]
-            if key is None or None in parameters or len(parameters) < 2:
-                continue
-            if not self._is_foldable(node) or id(node.outputs[0]) in self.shown:
-                continue
-            if not self.ctx.target.int8_initializers:
-                why = f"{self.ctx.target.name} takes no int8 initializers"
-                self._record("kept", "O24-231", node, why, weight=key)
-                continue
-            if self.ctx.admit(str(key)):
-                self._fold(node, key)
-
-    def _fold(self, node: gs.Node, key: ValueKey) -> None:
-        weight, scale, zero_point = (self._values(tensor) for tensor in node.inputs[:3])
-        block, axis = int(node.attrs.get("block_size", 0)), int(node.attrs.get("axis", 1))
-        try:
-            if block:
-                values = quantize_blocks(weight, scale, axis, block, zero_point, zero_point.dtype)
-            else:
-                along = None if scale.size == 1 else axis
-                values = quantize(weight, scale, along, zero_point, zero_point.dtype)
-        except ValueError as err:
-            raise InputError.of(
-                "O24-008", str(err), tensor=key.name, scope=key.scope, node=node.name, op=node.op
-            ) from err
-        source, target = node.inputs[0], node.outputs[0]
-        name = fresh(self.graph, f"{key.name}_{values.dtype}")
-        redirect(target, gs.Constant(name, values))
-        detach(node)
-        alone = not source.outputs and id(source) not in self.shown
-        maker = source.inputs[0] if source.inputs else None
-        gone = {id(node)}
-        if alone and maker is not None:  # a Constant node, whose values would stay in the file
-            detach(maker)
-            gone.add(id(maker))
-        self._keep(lambda other: id(other) not in gone)
-        nbytes = -(-values.size // 2) if values.dtype.name in ("int4", "uint4") else values.nbytes
-        self.folded.append(_Folded(key, name, weight.nbytes, nbytes))
-        why = f"{weight.nbytes:,} to {nbytes:,} bytes"
-        self._record("folded", "O24-230", node, why, weight=key, tensor=name)
-
-    # --- what is asked of the view ---------------------------------------------------------
-    def _quantizers(self, *ops: str) -> list[gs.Node]:
-        ops = ops or (QUANTIZE, DEQUANTIZE)
-        return [
-            node
-            for node in self.graph.nodes
-            if node.op in ops and is_onnx(node) and len(node.inputs) >= 2 and node.outputs
-        ]
-
-    def _keep(self, wanted: Callable[[gs.Node], bool]) -> None:
-        if not all(map(wanted, self.graph.nodes)):
-            self.graph.nodes[:] = [node for node in self.graph.nodes if wanted(node)]
-
-    def _constant_key(self, tensor: gs.Tensor) -> ValueKey | None:
-        """The key of a tensor whose values are known; None for what is computed or may be
-        overridden, and for the integers that this pass has just made."""
-        key = self.found.index.resolve(tensor.name, self.graph.scope)
-        if key not in self.found.tensors or key in self.found.index.graph_inputs:
-            return None
-        return key
-
-    def _values(self, tensor: gs.Tensor) -> np.ndarray:
-        key = self._constant_key(tensor)
-        assert key is not None
-        return self.found.read(self.model, key)
-
-    def _content(self, tensor: gs.Tensor) -> Any:
-        """Equal for constants of equal values, and for the same value."""
-        key = self._constant_key(tensor)
-        if key is None:
-            return id(tensor)
-        proto = self.found.tensors[key]
-        return proto.data_type, tuple(proto.dims), self.model.weights.digest_of(proto)
-
-    def _signature(self, node: gs.Node) -> tuple[Any, ...]:
-        """(op, input, scale, zero point, attributes)"""
-        parameters = [self._content(tensor) for tensor in node.inputs[1:3] if tensor.name]
-        attrs = dict(node.attrs)
-        scale = self._constant_key(node.inputs[1])
-        if scale is not None and not self.found.tensors[scale].dims:
-            attrs.pop("axis", None)  # without meaning for a scale of rank 0
-        else:
-            attrs.setdefault("axis", 1)
-        rest = tuple(sorted((name, repr(value)) for name, value in attrs.items()))
-        # By name, not by content: equal weights may be recorded as 2:4 each under its own name.
-        source = self._constant_key(node.inputs[0]) or id(node.inputs[0])
-        return node.op, source, tuple(parameters), rest
-
-    def _is_foldable(self, node: gs.Node) -> bool:
-        """Whether it goes from a float to a type of _FOLDED, by an explicit zero point. What casts
-        on the way or rounds otherwise is left to the runtime."""
-        if len(node.inputs) < 3 or not node.inputs[2].name:
-            return False
-        if node.attrs.get("precision") or not node.attrs.get("saturate", 1):
-            return False
-        zero_point, weight, scale = (self._constant_key(node.inputs[i]) for i in (2, 0, 1))
-        if zero_point is None or self._dtype_name(zero_point) not in _FOLDED:
-            return False
-        if weight is None:
-            return True
-        names = {self._dtype_name(key) for key in (weight, scale) if key is not None}
-        return names <= {"float32", "float16", "bfloat16"} and len(names) == 1
-
-    def _dtype_name(self, key: ValueKey) -> str:
-        return numpy_dtype(self.found.tensors[key].data_type).name
-
-    def _is_exact(self, node: gs.Node) -> bool:
-        """Whether Q(DQ(q)) = q for every q."""
-        zero_point = self._constant_key(node.inputs[2]) if len(node.inputs) > 2 else None
-        if not self._is_foldable(node) or node.attrs.get("block_size") or zero_point is None:
-            return False
-        if self._dtype_name(zero_point) not in _LEVELS or not self._constant_key(node.inputs[1]):
-            return False
-        scale = self._values(node.inputs[1])
-        info = ml_dtypes.finfo(scale.dtype)
-        wide = scale.astype(np.float64)
-        levels = _LEVELS[self._values(node.inputs[2]).dtype.name]
-        return bool((wide >= float(info.tiny)).all() and (wide * levels < float(info.max)).all())
-
-    def _record(
-        self,
-        action: str,
-        code: str,
-        node: gs.Node,
-        reason: str,
-        weight: ValueKey | None = None,
-        **facts: Any,
-    ) -> None:
-        self.ctx.record(
-            action,
-            code,
-            weight=weight.name if weight else "",
-            scope=weight.scope if weight else self.graph.scope,
-            node=node.name,
-            op=node.op,
-            reason=reason,
-            **facts,
-        )
+    for old, _ in moving:
+        if old is not None and (old not in found.uses or not found.products(old)):
+            model.claims.discard(old)

@@ -16,10 +16,12 @@ from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.quant.smoothing import OUTLIER, ChannelPeaks, outlier_ratio, smoothing_scales
 from onnx24.rewrite.scaling import apply_scales
-from onnx24.runtime.ranges import Observation
+from onnx24.runtime.ranges import Observation, doublings
 
-MAX_SAMPLES = 64
-"""Outlier channels are the same for every input; more samples say nothing new of them."""
+MAX_SAMPLES, FIRST_SAMPLES = 64, 16
+ENOUGH_ROWS = 1024
+"""Outlier channels are the same for every input: 16 samples are enough where each holds 64 rows of
+every activation, and 64 samples are in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class SmoothQuant(Pass):
     Refused (O24-342): an activation that something else reads, too (a residual Add behind a
     post-normalization), that comes from an operator which passes no factor (Gelu, Softmax), whose
     weights or scales are read elsewhere, are computed or stand behind Q/DQ, or would overflow.
-    Bodies of If, Loop, Scan and functions are not entered. At most 64 samples are run; an error
-    where there is none (O24-035) and a link exists.
+    Bodies of If, Loop, Scan and functions are not entered. At most 64 samples are run, 16 where
+    each holds 64 rows; an error where there is none (O24-035) and a link exists.
 
     Example: `smooth-quant{alpha=0.5},qdq`.
 
@@ -111,7 +113,11 @@ def _peaks(model: Model, ctx: Context, links: list[Link]) -> list[tuple[Link, np
         data, _ = data.split(MAX_SAMPLES / len(data))
     observers = {link.value: ChannelPeaks(link.axis, link.channels) for link in links}
     observation = Observation(model, list(observers), data)
-    observation.show({name: [each] for name, each in observers.items()}, ctx.progress, "outliers")
+    shown = {name: [each] for name, each in observers.items()}
+    for part in doublings(data, FIRST_SAMPLES):
+        observation.show(shown, ctx.progress, "outliers", part)
+        if all(each.rows >= ENOUGH_ROWS for each in observers.values()):
+            break
     return [(link, observers[link.value].peaks) for link in links]
 
 

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from onnx24.analysis.placement import REFUSALS, Flow, Layer
 from onnx24.errors import InputError
 
-__all__ = ["BLOCK", "Format", "Formats", "weight_only_objection"]
+__all__ = ["BLOCK", "MIN_OPSETS", "Format", "Formats", "weight_only_objection"]
 
 BLOCK = 128
 """Elements along K that share an INT4 scale."""

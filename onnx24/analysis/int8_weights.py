@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,10 +50,14 @@ class PairedWeight:
         shape = layer.use.chain[-1].shape if layer.use.chain else None
         return form_of(layer, shape or tuple(self.found.tensors[layer.weight].dims))
 
-    def keep(self, layers: Collection[Layer]) -> bool:
-        """Forget the readers that are not in `layers`; whether any is left."""
-        self.readers = [reader for reader in self.readers if reader in layers]
-        return bool(self.readers)
+    def kept(self, layers: Collection[Layer]) -> PairedWeight | None:
+        """It as these layers alone read it; None where none of them does."""
+        readers = [reader for reader in self.readers if reader in layers]
+        if len(readers) == len(self.readers):
+            return self
+        other = copy(self)
+        other.readers = readers
+        return other if readers else None
 
     @property
     def scale(self) -> np.ndarray:

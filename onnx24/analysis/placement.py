@@ -42,6 +42,9 @@ REARRANGING = frozenset(
 SELECTING = frozenset({"Gather", "Slice"})
 """Operators that commute with rounding and may leave out what the range comes from."""
 COMMUTING = REARRANGING | SELECTING
+FP8_COPIES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Of these the ones that FP8 pairs move over: they change the shape alone. Nothing public says that
+MaxPool and the others take FP8."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""
@@ -561,12 +564,17 @@ class Request:
 @dataclass
 class Site:
     """What a placement rule works on. range_of: the range of an activation, None where it is not
-    known yet or no scale can be made of it."""
+    known yet or no scale can be made of it. fp8: the pairs are FP8's."""
 
     flow: Flow
     request: Request
     placement: Placement
     range_of: Callable[[str], float | None] | None
+    fp8: bool = False
+
+    def commutes(self, node: NodeSite) -> bool:
+        """Whether pairs of this format move over the node."""
+        return self.flow.commutes(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""
@@ -584,15 +592,20 @@ class Site:
 
 
 def place(
-    flow: Flow, request: Request, range_of: Callable[[str], float | None] | None = None
+    flow: Flow,
+    request: Request,
+    range_of: Callable[[str], float | None] | None = None,
+    *,
+    fp8: bool = False,
 ) -> Placement:
     """The pairs for a request; without `range_of`, all that could come into question (its
-    `considered` is what calibration has to observe)."""
-    site = Site(flow, request, Placement(), range_of)
-    for rule in PLACEMENT:
+    `considered` is what calibration has to observe). fp8: by the rules that hold for FP8."""
+    site = Site(flow, request, Placement(), range_of, fp8)
+    rules = [rule for rule in PLACEMENT if not fp8 or not rule.int8_because]
+    for rule in rules:
         if rule.once is not None:
             rule.once(site)
-    repeated = [rule.repeat for rule in PLACEMENT if rule.repeat is not None]
+    repeated = [rule.repeat for rule in rules if rule.repeat is not None]
     while any(repeat(site) for repeat in repeated):
         pass
     return site.placement
@@ -649,7 +662,7 @@ def _move_up(site: Site) -> bool:
     flow, placement = site.flow, site.placement
     for value, edges in placement.edges.items():
         above = flow.index.producer(value)
-        if above is None or not flow.commutes(above):
+        if above is None or not site.commutes(above):
             continue
         if len([name for name in above.proto.output if name]) > 1:  # MaxPool's indices
             continue
@@ -706,10 +719,12 @@ def _share_over_concat(site: Site) -> bool:
 @dataclass(frozen=True)
 class PlacementRule(Rule):
     """once: applied in the order of the table. repeat: applied after those until none of them
-    changes anything; returns whether it did. Neither: a rule that says where no pair goes."""
+    changes anything; returns whether it did. Neither: a rule that says where no pair goes.
+    int8_because: why FP8 does not follow it; "" where it does."""
 
     once: Callable[[Site], None] | None = None
     repeat: Callable[[Site], bool] | None = None
+    int8_because: str = ""
 
 
 PLACEMENT = (
@@ -728,6 +743,7 @@ PLACEMENT = (
         "On request, both operands of a MatMul of two activations (attention).",
         f"{_EXPLICIT}; NVIDIA Model-Optimizer leaves them in float unless asked",
         once=_products,
+        int8_because="attention in FP8 has patterns of its own, which are not built here",
     ),
     PlacementRule(
         "whole epilogues",
@@ -746,6 +762,7 @@ PLACEMENT = (
         "and the residual stream would lose precision in every block. A graph output stays float.",
         "Model-Optimizer pull request 1664 (none of 196 eligible layers without it, 140 with it)",
         once=_sparse_results,
+        int8_because="nothing public shows a 2:4 kernel with FP8 out",
     ),
     PlacementRule(
         "normalized result",
@@ -754,6 +771,7 @@ PLACEMENT = (
         "Reshape, is quantized, so that the convolution is INT8-out.",
         "NVIDIA Model-Optimizer, tests/unit/onnx/quantization/test_qdq_rules_int8.py (ConvNeXt)",
         once=_normalized_results,
+        int8_because="Model-Optimizer's FP8 takes Conv, Gemm, MatMul and residual Adds alone",
     ),
     PlacementRule(
         "skip branch",
@@ -762,7 +780,7 @@ PLACEMENT = (
         "for the Add, and the edge from the convolution is not: the sum is then part of the INT8 "
         "kernel. So too where the convolution's activation stands between. Of two convolutions the "
         "one that lies deeper keeps the fused edge.",
-        "NVIDIA/TensorRT issues 1992, 3270",
+        "NVIDIA/TensorRT issues 1992, 3270; FP8: NVIDIA Model-Optimizer, onnx/quantization/fp8.py",
         once=_skip_branches,
     ),
     PlacementRule(

@@ -27,6 +27,8 @@ _CAPACITY = 2 * BINS
 _CHUNK_ELEMENTS = 1 << 16
 _NUMBA_FROM = 1 << 16
 """Elements from which the compiled engine pays for its loading."""
+SETTLED_VALUES = 100_000
+"""Values from which a percentile of 99.99 says anything."""
 LEVELS = 128
 """Magnitudes that INT8 tells apart."""
 
@@ -222,6 +224,19 @@ class Auto(Percentile):
 
     _found: tuple[int, dict[Method, float]] | None = None
     """The candidates after that many values."""
+    _before: tuple[float, float] = (0.0, 0.0)
+    """Peak and percentile when `is_settled` was asked last."""
+
+    def is_settled(self) -> bool:
+        """Whether more of the same would hardly move the range: SETTLED_VALUES were seen, and
+        since this was asked last, the peak grew by at most a quarter and the percentile moved by at
+        most a twentieth."""
+        found = self.distribution()
+        now = (0.0, 0.0) if found is None else (found.peak, percentile_amax(found, self.percentile))
+        before, self._before = self._before, now
+        if self.overflowed or self.values < SETTLED_VALUES:
+            return False
+        return now[0] <= before[0] * 1.25 and abs(now[1] - before[1]) <= before[1] * 0.05
 
     def amax_of(self, found: Distribution) -> float:
         clipped = mse_amax(found)

@@ -23,8 +23,15 @@ class WeightRange(str, enum.Enum):
 
 
 class Rounding(str, enum.Enum):
+    AUTO = "auto"
     NEAREST = "nearest"
     ADAPTIVE = "adaptive"
+
+
+class Correction(str, enum.Enum):
+    AUTO = "auto"
+    TRUE = "true"
+    FALSE = "false"
 
 
 def mse_amax(

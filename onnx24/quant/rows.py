@@ -19,7 +19,7 @@ import numpy as np
 MAX_ELEMENTS = 1 << 18
 """Of a sample of rows, unless that would be fewer than MIN_ROWS."""
 MIN_ROWS = 64
-MAX_ROWS = 512
+MAX_ROWS = 1024
 PEAK_ROWS = 16
 """Rows around the largest magnitudes that a sample holds besides its even ones."""
 
@@ -173,30 +173,36 @@ def _ravel(at: Sequence[tuple[int, int]]) -> int:
 class RowSample:
     """A bounded sample of the rows that one product reads, for errors of its output.
 
-    Even rows come from all runs alike, their places are seeded. Of every run the row around the
-    largest magnitude is looked at, too, and the PEAK_ROWS largest of these are kept: what a range
-    clips is rare, and an even sample would not hold it. `rows()` gives each a weight, so that the
-    weighted sum over the sample estimates the sum over all rows.
+    Even rows come from all announced runs alike, their places are seeded. Of every run the row
+    around the largest magnitude is looked at, too, and the PEAK_ROWS largest of these are kept:
+    what a range clips is rare, and an even sample would not hold it. `rows()` gives each a weight,
+    so that the weighted sum over the sample estimates the sum over all rows.
     """
 
     def __init__(self, form: Form, runs: int, seed: int = 0) -> None:
         self._form = form
-        self._runs = max(1, runs)
         self._wanted = min(MAX_ROWS, max(MIN_ROWS, MAX_ELEMENTS // max(1, form.groups * form.K)))
         self._rng = np.random.default_rng(seed)
-        self._run = 0
+        self._seen = 0
         self._even: list[np.ndarray] = []
         self._peaks: list[tuple[float, int, np.ndarray]] = []
         self.total = 0
         """Rows seen."""
+        self.expect(runs)
+
+    def expect(self, runs: int) -> None:
+        """Announce more runs: what is wanting comes evenly from these."""
+        self._runs, self._run = max(1, runs), 0
+        self._missing = max(0, self._wanted - sum(len(part) for part in self._even))
 
     def observe(self, x: np.ndarray) -> None:
         start, self._run = self._run, self._run + 1
+        self._seen += 1
         count = self._form.count(x.shape) if x.size else 0
         if not count:
             return
         self.total += count
-        share = self._wanted * self._run // self._runs - self._wanted * start // self._runs
+        share = self._missing * self._run // self._runs - self._missing * start // self._runs
         if share > 0:
             picks = self._rng.choice(count, min(share, count), replace=False)
             self._even.append(self._form.take(x, np.sort(picks)))
@@ -206,7 +212,7 @@ class RowSample:
         if len(self._peaks) == PEAK_ROWS and not peak > self._peaks[-1][0]:
             return
         row = self._form.take(x, np.array([self._form.row_at(x.shape, at)]))
-        self._peaks.append((peak, self._run, row))
+        self._peaks.append((peak, self._seen, row))
         self._peaks.sort(key=lambda entry: (-entry[0], entry[1]))
         del self._peaks[PEAK_ROWS:]
 
@@ -227,20 +233,20 @@ class Moments:
     rows of every run: the whole matrix XᵀX / n `[G, K, K]`, or its diagonal `[G, K]`."""
 
     def __init__(self, form: Form, *, whole: bool, per_run: int = 256, seed: int = 0) -> None:
-        self._form, self._whole, self._per_run = form, whole, per_run
+        self.form, self._whole, self._per_run = form, whole, per_run
         self._rng = np.random.default_rng(seed)
         shape = (form.groups, form.K)
         self._second = np.zeros((*shape, form.K) if whole else shape, np.float32)
         self.count = 0
 
     def observe(self, x: np.ndarray) -> None:
-        count = self._form.count(x.shape) if x.size else 0
+        count = self.form.count(x.shape) if x.size else 0
         if not count:
             return
         picks = np.arange(count)
         if count > self._per_run:
             picks = np.sort(self._rng.choice(count, self._per_run, replace=False))
-        rows = self._form.take(x, picks).transpose(1, 0, 2)
+        rows = self.form.take(x, picks).transpose(1, 0, 2)
         self.count += len(picks)
         if self._whole:
             self._second += rows.transpose(0, 2, 1) @ rows

@@ -18,27 +18,28 @@ from onnx24.ir.weights import numpy_dtype
 from onnx24.quant.scales import (
     FP8_MAX,
     INT4_MAX,
+    INT8_MAX,
     block_amax,
     quantize_blocks,
     symmetric_scale,
 )
 
-__all__ = ["Fp8", "Int4", "insert_pairs"]
+__all__ = ["Int4", "Pairs", "insert_pairs"]
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 INT8 = np.dtype(np.int8)
+_LARGEST = {INT8: INT8_MAX, FP8: FP8_MAX}
 
 
 @dataclass(frozen=True)
-class Fp8:
-    """What becomes FP8. edges: activation → the reads that take its dequantized value; amax: its
-    largest magnitude; dtypes: what its readers compute in; weights: as
-    `int8_weights.paired_weights`."""
+class Pairs:
+    """What becomes one format, INT8 or FP8. amax: by activation, the magnitude that becomes 127 or
+    448; equal within a group of the placement. weights: as `int8_weights.paired_weights`."""
 
-    edges: Mapping[str, set[Edge]] = field(default_factory=dict)
-    amax: Mapping[str, float] = field(default_factory=dict)
-    dtypes: Mapping[str, np.dtype] = field(default_factory=dict)
-    weights: Mapping[tuple[str, int], PairedWeight] = field(default_factory=dict)
+    element: np.dtype
+    placement: Placement
+    amax: Mapping[str, float]
+    weights: Mapping[tuple[str, int], PairedWeight]
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,21 @@ class Int4:
 
 
 def insert_pairs(
-    graph: gs.Graph,
-    flow: Flow,
-    placement: Placement,
-    amax: Mapping[str, float],
-    weights: Mapping[tuple[str, int], PairedWeight],
-    fp8: Fp8 | None = None,
-    int4: Int4 | None = None,
+    graph: gs.Graph, flow: Flow, formats: Sequence[Pairs], int4: Int4 | None = None
 ) -> dict[str, tuple[str, np.dtype]]:
-    """Quantize activations and weights in the view of the main graph. What is FP8 and INT4 has
-    reads of its own, none of the placement's.
+    """Quantize activations and weights in the view of the main graph. No two formats take the
+    same read.
 
-    amax: by activation, the magnitude that becomes 127; equal within a group of the placement.
-    weights: as `int8_weights.paired_weights`. Returns: initializers that hold the activations'
-    scales → (one of the activations that share it, dtype).
+    Returns: initializers that hold the activations' scales → (one of the activations that share
+    it, dtype).
     """
     rewriter = _Rewriter(graph)
-    scales = rewriter.activations(placement, amax, _dtypes(flow, placement, weights))
-    for (_, axis), weight in weights.items():
-        rewriter.weight(weight, axis)
-    if fp8 is not None:
-        rewriter.fp8(fp8)
+    scales: dict[str, tuple[str, np.dtype]] = {}
+    for pairs in formats:
+        dtypes = _dtypes(flow, pairs.placement, pairs.weights)
+        scales.update(rewriter.activations(pairs, dtypes))
+        for (_, axis), weight in pairs.weights.items():
+            rewriter.weight(weight, axis, pairs.element)
     if int4 is not None:
         rewriter.int4(int4)
     rewriter.finish()
@@ -107,35 +102,23 @@ class _Rewriter:
         self._zero_points: dict[tuple[int | None, np.dtype], gs.Constant] = {}
 
     def activations(
-        self, placement: Placement, amax: Mapping[str, float], dtypes: Mapping[str, np.dtype]
+        self, pairs: Pairs, dtypes: Mapping[str, np.dtype]
     ) -> dict[str, tuple[str, np.dtype]]:
-        """One pair for each value, one scale for each group of them. amax, dtypes: by value.
+        """One pair for each value, one scale for each group of them. dtypes: by value.
         Returns: as `insert_pairs`."""
         scales: dict[tuple[str, np.dtype], gs.Constant] = {}
-        groups = placement.groups()
-        for value, edges in placement.edges.items():
+        groups = pairs.placement.groups()
+        for value, edges in pairs.placement.edges.items():
             tensor = self._read(min(edges))
             shared = groups[value][0], dtypes[value]
             if shared not in scales:
-                scale = symmetric_scale(amax[value], dtypes[value])
+                largest = _LARGEST[pairs.element]
+                scale = symmetric_scale(pairs.amax[value], dtypes[value], largest)
                 scales[shared] = self._constant(f"{shared[0]}_scale", scale)
-            pair = self._pair(tensor, value, scales[shared], None)
+            pair = self._pair(tensor, value, scales[shared], None, pairs.element)
             self._place(tensor, edges, pair)
             self._rewire(edges, pair[1].outputs[0])
         return {scale.name: shared for shared, scale in scales.items()}
-
-    def fp8(self, fp8: Fp8) -> None:
-        """One pair for each activation, and for each weight by output channel."""
-        for value, edges in fp8.edges.items():
-            tensor = self._read(min(edges))
-            scale = symmetric_scale(fp8.amax[value], fp8.dtypes[value], FP8_MAX)
-            constant = self._constant(f"{value}_scale", scale)
-            pair = self._pair(tensor, value, constant, None, FP8)
-            self._place(tensor, edges, pair)
-            self._rewire(edges, pair[1].outputs[0])
-        for (_, axis), weight in fp8.weights.items():
-            scale = symmetric_scale(weight.amax, weight.layer.dtype, FP8_MAX)
-            self.weight(weight, axis, scale, FP8)
 
     def int4(self, int4: Int4) -> None:
         """Each weight by blocks along K, once for readers that agree in that axis."""
@@ -170,18 +153,12 @@ class _Rewriter:
         else:
             self._before.setdefault(min(edges)[0], []).extend(pair)
 
-    def weight(
-        self,
-        weight: PairedWeight,
-        axis: int,
-        scale: np.ndarray | None = None,
-        element: np.dtype = INT8,
-    ) -> None:
-        """One pair for all readers. axis: of the channels in the value that is quantized.
-        scale: INT8's where it is not given."""
+    def weight(self, weight: PairedWeight, axis: int, element: np.dtype) -> None:
+        """One pair for all readers. axis: of the channels in the value that is quantized."""
         edges = {layer.weight_edge()[0] for layer in weight.readers}
         tensor = self._read(min(edges))
-        constant = self._constant(f"{tensor.name}_scale", weight.scale if scale is None else scale)
+        scale = symmetric_scale(weight.amax, weight.layer.dtype, _LARGEST[element])
+        constant = self._constant(f"{tensor.name}_scale", scale)
         pair = self._pair(tensor, tensor.name, constant, axis, element)
         self._before.setdefault(min(edges)[0], []).extend(pair)
         self._rewire(edges, pair[1].outputs[0])
@@ -223,7 +200,7 @@ class _Rewriter:
         base: str,
         scale: gs.Constant,
         axis: int | None,
-        element: np.dtype = INT8,
+        element: np.dtype,
     ) -> list[gs.Node]:
         zero_point = self._zero_point(None if axis is None else scale.shape[0], element)
         attrs = {} if axis is None else {"axis": axis}

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto
 
 from onnx24.analysis.int8_weights import PairedWeight
 from onnx24.analysis.placement import Layer
-from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Auto, Calibrator, Method, Range
 from onnx24.quant.choice import Reader, choose, decibel, fake_quantized, output_noise
 from onnx24.quant.rows import Form, Moments, RowSample
 from onnx24.runtime.data import Calibration
-from onnx24.runtime.ranges import Observation, Observer
-from onnx24.runtime.session import Session
+from onnx24.runtime.ranges import Observation, Observer, doublings
 
-__all__ = ["Measured", "best_candidate", "measure", "moments"]
+__all__ = ["Measured", "measure", "moments"]
 
 MOMENT_BYTES = 256 << 20
 """Of second moments that are held at once; more of them take more rounds over the data."""
 
-CHECK_RUNS = 16
-CHECK_BYTES = 64 << 20
-"""Samples, and about how many bytes of their outputs, that sets of scales are compared on."""
-
+ROWS_PER_INPUT = 4
+FIRST_SAMPLES = 32
+"""After which, and after twice, four times as many, `auto` asks whether ranges still move."""
 Progress = Callable[..., Iterator[Any]]
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass
 class Measured:
     """What the samples said. ranges: by activation, empty until `find_ranges`; samples: of the
-    rows that layers read; cached: the ranges come from a file."""
+    rows that layers read; cached: the ranges come from a file; seen: how many samples were run;
+    second: moments that were collected on the way."""
 
     calibrators: dict[str, Calibrator]
     samples: dict[tuple[str, Form], RowSample]
     ranges: dict[str, Range] = field(default_factory=dict)
     cached: bool = False
+    seen: int = 0
+    second: dict[tuple[str, Form], Moments] = field(default_factory=dict)
 
     def policies(self) -> dict[Method, dict[str, Range]]:
         """`ranges`, and those of each single method for all activations, where all were kept."""
@@ -101,6 +97,16 @@ class Measured:
         change = np.einsum("gk,grk->gr", rounded, reader.rounded)
         return (change - np.einsum("gk,grk->gr", exact, reader.exact)).reshape(-1)
 
+    def second_moments(self, weight: PairedWeight) -> np.ndarray | None:
+        """Of the weight's inputs, [G, K, K]; None where they were not collected, or from fewer
+        than ROWS_PER_INPUT rows for each input, which rounding would be fitted to."""
+        found = [self.second[key] for key in _keys(weight) if key in self.second]
+        if not found or len(found) < len(_keys(weight)):
+            return None
+        if sum(each.count for each in found) < ROWS_PER_INPUT * found[0].form.K:
+            return None
+        return np.sum([each.second for each in found], axis=0)
+
     def _sample(self, weight: PairedWeight, layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows and weights; None where there are none to judge by."""
         form = weight.form_for(layer)
@@ -125,15 +131,21 @@ def measure(
     data: Calibration,
     make: Callable[[], Calibrator],
     progress: Progress,
+    *,
+    all_samples: bool = True,
+    second: Sequence[PairedWeight] = (),
 ) -> Measured:
     """Run the model over the samples once. names: the activations whose ranges are wanted.
+    all_samples: False to stop where more of them would hardly move any range of `Auto`, which is
+    asked after FIRST_SAMPLES, twice, four times as many. second: weights whose inputs' second
+    moments are collected as well.
 
     Raises: InputError O24-016, O24-030 to O24-033.
     """
     observation = Observation(model, names, data)
     calibrators = {name: make() for name in names}
     samples = {
-        key: RowSample(key[1], observation.runs)
+        key: RowSample(key[1], 0)
         for weight in weights
         for key in _keys(weight)
         if key[0] in calibrators
@@ -141,8 +153,19 @@ def measure(
     observers: dict[str, list[Observer]] = {name: [each] for name, each in calibrators.items()}
     for (name, _), sample in samples.items():
         observers[name].append(sample)
-    observation.show(observers, progress)
-    return Measured(calibrators, samples)
+    collected = {key: Moments(key[1], whole=True) for weight in second for key in _keys(weight)}
+    for (name, _), each in collected.items():
+        observers[name].append(each)
+    seen = 0
+    for part in [data] if all_samples else doublings(data, FIRST_SAMPLES):
+        for sample in samples.values():
+            sample.expect(observation.runs_of(part))
+        observation.show(observers, progress, part=part)
+        seen += len(part)
+        settled = [isinstance(each, Auto) and each.is_settled() for each in calibrators.values()]
+        if all(settled):  # each was asked: it compares with the last time
+            break
+    return Measured(calibrators, samples, seen=seen, second=collected)
 
 
 def moments(
@@ -173,73 +196,6 @@ def _keys(weight: PairedWeight) -> list[tuple[str, Form]]:
     """(activation, how it makes rows) of each reader that is followed."""
     pairs = ((layer.data, weight.form_for(layer)) for layer in weight.readers)
     return list(dict.fromkeys((name, form) for name, form in pairs if form is not None))
-
-
-def best_candidate(
-    model: Model,
-    quantized: Model,
-    data: Calibration,
-    candidates: Mapping[K, Mapping[str, np.ndarray]],
-) -> K:
-    """Of several sets of values for initializers of `quantized` the one that brings its outputs
-    nearest to those of `model`: the least relative error, summed over outputs and at most
-    CHECK_RUNS samples; the first of equals, and where ONNX Runtime cannot run one of the models.
-
-    candidates: all name the same initializers.
-    """
-    first = next(iter(candidates))
-    single = data.with_units_per_run(1)
-    if single.runs > CHECK_RUNS:
-        single, _ = single.split(CHECK_RUNS / single.runs)
-    errors = dict.fromkeys(candidates, 0.0)
-    try:
-        wanted = _outputs(model, single)  # one session after the other: each holds the weights
-        trial = Session(_with_inputs(quantized, list(candidates[first])))
-        for exact, feeds in zip(wanted, single.batches(model), strict=False):
-            for key, values in candidates.items():
-                found = trial.run({**feeds, **values})
-                errors[key] += sum(_relative_error(y, found[name]) for name, y in exact.items())
-    except InputError:  # a type that ONNX Runtime has no kernels for
-        return first
-    return min(errors, key=lambda key: errors[key])
-
-
-def _outputs(model: Model, data: Calibration) -> list[dict[str, np.ndarray]]:
-    """What the model gives for the samples, as many as CHECK_BYTES hold."""
-    session, found, left = Session(model), [], CHECK_BYTES
-    for feeds in data.batches(model):
-        found.append({name: y for name, y in session.run(feeds).items() if _is_real(y)})
-        left -= sum(y.nbytes for y in found[-1].values())
-        if left < 0:
-            break
-    return found
-
-
-def _is_real(y: object) -> bool:
-    return isinstance(y, np.ndarray) and y.dtype.kind == "f" and bool(np.isfinite(y).all())
-
-
-def _relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return math.inf
-    difference = found.astype(np.float64) - wanted
-    signal = float(np.vdot(wanted, wanted))
-    return float(np.vdot(difference, difference)) / signal if signal else 0.0
-
-
-def _with_inputs(model: Model, names: Sequence[str]) -> Model:
-    """The model with these initializers as inputs, so that one session takes any values of them."""
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    wanted = set(names)
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in wanted]
-    for tensor in proto.graph.initializer:
-        if tensor.name in wanted:
-            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            proto.graph.input.append(value)
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-    return model.variant(proto)
 
 
 def _portions(weights: Sequence[PairedWeight], whole: bool) -> Iterator[list[PairedWeight]]:

@@ -13,7 +13,7 @@ from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.session import Session, activations
 
-__all__ = ["Observation", "Observer", "largest_magnitudes"]
+__all__ = ["Observation", "Observer", "doublings", "largest_magnitudes"]
 
 RUN_BYTES = 96 << 20
 """Activations that one run may hold. A run gets fewer rows, and where a single row holds more, the
@@ -50,16 +50,22 @@ class Observation:
         """How many arrays an observer is shown of each activation."""
         return self.data.runs
 
+    def runs_of(self, part: Calibration) -> int:
+        """How many arrays an observer is shown of these samples."""
+        return part.with_units_per_run(self.data.units_per_run).runs
+
     def show(
         self,
         observers: Mapping[str, Sequence[Observer]],
         progress: Callable[..., Iterator[Any]],
         label: str = "calibrate",
+        part: Calibration | None = None,
     ) -> None:
         """Every array of each activation to its observers, in the order of the samples.
 
-        progress: as `Context.progress`.
+        progress: as `Context.progress`. part: these of the samples, all where None.
         """
+        data = self.data if part is None else part.with_units_per_run(self.data.units_per_run)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for i, names in enumerate(self.rounds, 1):
                 wanted = [name for name in names if observers.get(name)]
@@ -68,8 +74,8 @@ class Observation:
                 if len(self.rounds) > 1:
                     self._session = self._open(wanted)
                 several = f"{label} {i}/{len(self.rounds)}" if len(self.rounds) > 1 else label
-                batches = self.data.batches(self._model)
-                for feeds in progress(batches, several, total=self.runs):
+                batches = data.batches(self._model)
+                for feeds in progress(batches, several, total=data.runs):
                     values = self._values(wanted, feeds)
                     # Each observer works in one thread at a time; numpy leaves the lock.
                     jobs = [
@@ -89,6 +95,22 @@ class Observation:
     ) -> dict[str, np.ndarray]:
         found = self._session.run(feeds) if self._session else {}
         return {name: found[name] if name in found else feeds[name] for name in names}
+
+
+def doublings(data: Calibration, first: int) -> Iterator[Calibration]:
+    """The samples in parts, each spread evenly over what is left: about `first` of them, then as
+    many again as there were so far, and so on."""
+    seen, rest = 0, data
+    while True:
+        wanted = max(seen, first)
+        if len(rest) <= wanted:
+            yield rest
+            return
+        part, left = rest.split(wanted / len(rest))
+        yield part
+        if left is part:  # a single run
+            return
+        seen, rest = seen + len(part), left
 
 
 def _grouped(sizes: Mapping[str, int]) -> list[list[str]]:

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": {*BASE, "ir", "sparsity", "quant"},
     "targets": BASE,
     "runtime": {*BASE, "ir", "analysis", "sparsity", "quant"},
-    "rewrite": {*BASE, "ir", "analysis", "sparsity", "quant", "layerwise"},
+    "rewrite": {*BASE, "ir", "analysis", "sparsity", "quant", "runtime", "layerwise"},
     "layerwise": {*BASE, "ir", "analysis", "sparsity", "quant", "runtime"},
     "passmgr": BELOW_PASSMGR,
     "passes": {*BELOW_PASSMGR, "rewrite", "passmgr.base"} - {"codes"},

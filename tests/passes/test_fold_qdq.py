@@ -335,6 +335,64 @@ def test_only_exact_pairs_cancel_in_float16(scale, cancels):
     assert ("QuantizeLinear" not in ops(model)) == cancels
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "cancels"),
+    [
+        (ml_dtypes.float8_e4m3fn, 0.013, True),
+        (ml_dtypes.float8_e4m3fn, 3e-38, False),
+        (ml_dtypes.int4, 0.7, True),
+        (ml_dtypes.uint4, 0.7, True),
+    ],
+)
+def test_pairs_of_fp8_and_4_bits_cancel(dtype, scale, cancels):
+    """3e-38 is no normal number any more when FP8's least one multiplies it. `fold` compares the
+    outputs of ONNX Runtime before and after."""
+    model = build(
+        f"g (float[N, 32] x) => (float[N, 32] y) {{ {PAIR} p = QuantizeLinear(d, s, z) "
+        "e = DequantizeLinear(p, s, z) y = Relu(e) }",
+        opset=21,
+        ir=10,
+        s=np.array(scale, np.float32),
+        z=np.array(0, dtype),
+    )
+    fold(model)
+    assert (ops(model).count("QuantizeLinear") == 1) == cancels
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float16])
+def test_every_fp8_number_survives_its_pair(real):
+    """NaN and -0 among them."""
+    name = {np.float32: "float", np.float16: "float16"}[real]
+    model = build(
+        f"g (float8e4m3fn[256] x) => ({name}[256] y) {{ d = DequantizeLinear(x, s, z) "
+        "q = QuantizeLinear(d, s, z) e = DequantizeLinear(q, s, z) y = Identity(e) }",
+        opset=21,
+        ir=10,
+        s=np.array(0.13, real),
+        z=np.array(0, ml_dtypes.float8_e4m3fn),
+    )
+    feeds = {"x": np.arange(256).astype(np.uint8).view(ml_dtypes.float8_e4m3fn)}
+    before = Session(model, optimize=False).run(feeds)["y"]
+    fold(model)
+    assert ops(model) == ["DequantizeLinear", "Identity"]
+    np.testing.assert_array_equal(Session(model, optimize=False).run(feeds)["y"], before)
+
+
+def test_pairs_by_blocks_cancel():
+    blocks = "<axis = 1, block_size = 32>"
+    model = build(
+        f"g (float[4, 64] x) => (float[4, 64] y) {{ q = QuantizeLinear{blocks}(x, s, z) "
+        f"d = DequantizeLinear{blocks}(q, s, z) p = QuantizeLinear{blocks}(d, s, z) "
+        f"e = DequantizeLinear{blocks}(p, s, z) y = Relu(e) }}",
+        opset=21,
+        ir=10,
+        s=np.linspace(0.1, 2, 8, dtype=np.float32).reshape(4, 2),
+        z=np.zeros((4, 2), ml_dtypes.int4),
+    )
+    fold(model)
+    assert ops(model).count("QuantizeLinear") == 1
+
+
 def test_dead_pairs_go_and_graph_outputs_stay():
     model = build(
         f"g (float[N, 32] x) => (float[N, 32] y, float[N, 32] e) {{ {PAIR} "

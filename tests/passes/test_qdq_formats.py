@@ -5,9 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from test_qdq import array, build, codes, ops, quantized, record, samples, sparse
+from test_qdq import array, build, codes, ops, quantized, record, samples, source, sparse
 
 from onnx24 import targets
+from onnx24.analysis.placement import PLACEMENT
 from onnx24.backends import Profile, get
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
@@ -269,6 +270,14 @@ def test_patterns_that_mean_nothing_or_two_things(options, tmp_path):
         quantized(chain(), tmp_path, options, target=SM89, min_sqnr=None)
 
 
+def test_one_weight_through_one_transpose_has_one_format(tmp_path):
+    text = """g (float[N, 32] x) => (float[N, 32] y) { t = Transpose<perm = [1, 0]>(w)
+      [a] h = MatMul(x, t) r = Relu(h) [b] y = MatMul(r, t) }"""
+    model = build(text, opset=19, ir=9, w=even((32, 32)))
+    result = quantized(model, tmp_path, "fp8=b", target=SM89, min_sqnr=30)
+    assert codes(result) == {"a": "O24-200", "b": "O24-235"}
+
+
 def test_a_limit_of_sites(tmp_path):
     model = chain()
     result = quantized(model, tmp_path, "format=fp8", target=SM89, min_sqnr=None, site_limit=1)
@@ -291,3 +300,45 @@ def test_rtx_builds_it(options, tmp_path):
         timeout_s=120,
     )
     assert built.engine_bytes
+
+
+# --- where FP8's pairs go ------------------------------------------------------------------------
+RESIDUAL = """g (float[N, 32, 8, 8] x) => (float[N, 32, 8, 8] y) {
+  [c1] a = Conv<pads = [1, 1, 1, 1]>(x, w)
+  r = Relu(a)
+  [c2] b = Conv<pads = [1, 1, 1, 1]>(r, v)
+  [add] s = Add(b, x)
+  y = Relu(s)
+}"""
+
+
+def test_fp8_on_the_skip_branch(tmp_path):
+    weights = {"w": even((32, 32, 3, 3)), "v": even((32, 32, 3, 3), 1)}
+    model = build(RESIDUAL, opset=19, ir=9, **weights)
+    quantized(model, tmp_path, "format=fp8", target=SM89, min_sqnr=20)
+    assert source(model, "add", 1) == "x" and source(model, "add", 0) == ""
+
+
+def test_fp8_shares_a_scale_over_concat_and_moves_over_shuffles_alone(tmp_path):
+    text = """g (float[N, 16, 8, 8] x)
+      => (float[N, 32, 8, 8] y, float[N, 24] z, float[N, 32, 4, 4] p) {
+      a = Relu(x) b = Neg(x) c = Concat<axis = 1>(a, b)
+      [conv] y = Conv<pads = [1, 1, 1, 1]>(c, w)
+      f = Flatten(x) [fc] z = MatMul(f, v)
+      m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(y) [pooled] p = Conv(m, u) }"""
+    weights = {"w": even((32, 32, 3, 3)), "v": even((1024, 24)), "u": even((32, 32, 1, 1))}
+    model = build(text, opset=19, ir=9, **weights)
+    quantized(model, tmp_path, "format=fp8", target=SM89, min_sqnr=20)
+    quantizers = {n.input[0]: n for n in model.proto.graph.node if n.op_type == "QuantizeLinear"}
+    assert len({quantizers[name].input[1] for name in "abc"}) == 1
+    assert "x" in quantizers and "f" not in quantizers  # over Flatten
+    assert "m" in quantizers and "y" not in quantizers  # not over MaxPool
+
+
+def test_every_rule_says_whether_fp8_follows_it():
+    because = {rule.name: rule.int8_because for rule in PLACEMENT}
+    assert {name for name, why in because.items() if why} == {
+        "products of activations",
+        "sparse result",
+        "normalized result",
+    }

@@ -1,0 +1,185 @@
+"""How a quantized model's outputs compare with the float model's, on some of the samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from onnx24.errors import InputError
+from onnx24.ir.model import Model
+from onnx24.runtime.compare import Accumulator
+from onnx24.runtime.data import Calibration
+from onnx24.runtime.ranges import doublings
+from onnx24.runtime.session import Session
+
+__all__ = ["Likeness", "Reference", "best_candidate"]
+
+K = TypeVar("K", bound=Hashable)
+Outputs = dict[str, np.ndarray]
+
+FIRST_RUNS = 4
+"""Of `doublings`. Candidates that are clearly worse after a quarter of the runs are dropped."""
+CLEARLY = 1.5
+"""Times the least squared error."""
+CHECK_RUNS = 16
+"""Runs that the others are compared on, up to MAX_RUNS with small models, as WORK allows."""
+MAX_RUNS = 64
+WORK = 1 << 28
+"""Weights times runs."""
+OUTPUT_BYTES = 64 << 20
+"""About how much of the float model's outputs is kept."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1: share of rows whose largest
+    entry stands at the same place, where the model is a classifier (one output, [N, C]); else
+    None. expected: share of rows that would change it, were the change of each row's margin drawn
+    from a normal distribution: a few rows tell more by it than by counting."""
+
+    rel_l2: float
+    top1: float | None = None
+    expected: float = 0.0
+
+
+@dataclass
+class Reference:
+    """The float model's outputs on samples, run once and kept. Samples come in the order of
+    `doublings`: the first so many are spread evenly over all."""
+
+    model: Model
+    data: Calibration
+    _parts: list[Calibration] = field(default_factory=list)
+    _kept: list[Outputs] = field(default_factory=list)
+    _used: int = 0
+
+    def __post_init__(self) -> None:
+        self._parts = list(doublings(self.data.with_units_per_run(1), FIRST_RUNS))
+
+    def runs(self, count: int) -> Iterator[tuple[Outputs, Outputs]]:
+        """(what is fed, what the float model gives), for the first `count` runs, or as many as
+        OUTPUT_BYTES hold. Raises: InputError O24-016."""
+        session: Session | None = None
+        samples = (feeds for part in self._parts for feeds in part.batches(self.model))
+        for i, feeds in enumerate(islice(samples, count)):
+            if i == len(self._kept):
+                if self._used > OUTPUT_BYTES:
+                    return
+                session = session or Session(self.model)
+                found = session.run(feeds)
+                self._kept.append({name: y for name, y in found.items() if _is_real(y)})
+                self._used += sum(y.nbytes for y in self._kept[-1].values())
+            yield feeds, self._kept[i]
+
+    def likeness(self, quantized: Model, count: int) -> Likeness:
+        """Of a model of the same outputs, on that many runs. Raises: InputError O24-016."""
+        session = Session(quantized)
+        sums: dict[str, Accumulator] = {}
+        margins: list[np.ndarray] = []
+        moves: list[np.ndarray] = []
+        for feeds, exact in self.runs(count):
+            found = session.run(feeds)
+            for name, y in exact.items():
+                sums.setdefault(name, Accumulator()).add(y, found[name])
+            if _is_classifier(exact):
+                y, z = (
+                    np.asarray(v, np.float64) for v in (*exact.values(), found[next(iter(exact))])
+                )
+                margin, move = _margins(y, z)
+                margins.append(margin)
+                moves.append(move)
+        results = [sums[name].result(name) for name in sums]
+        errors = [r.rel_l2 for r in results]
+        rel_l2 = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
+        if not margins:
+            return Likeness(rel_l2)
+        top1 = results[0].top1_agreement
+        return Likeness(rel_l2, top1, _expected(np.concatenate(margins), np.concatenate(moves)))
+
+
+def _expected(margin: np.ndarray, move: np.ndarray) -> float:
+    """See `Likeness`. margin, move: [rows]"""
+    spread = math.sqrt(float(np.mean(move * move)))
+    if not spread:
+        return 0.0
+    return sum(0.5 * math.erfc(m / spread / math.sqrt(2)) for m in margin) / len(margin)
+
+
+def _is_classifier(outputs: Outputs) -> bool:
+    return len(outputs) == 1 and all(y.ndim == 2 and y.shape[1] > 1 for y in outputs.values())
+
+
+def _margins(y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(how far the largest entry of each row lies above the second, how that changed in z)"""
+    if y.shape != z.shape:
+        return np.zeros(len(y)), np.full(len(y), np.inf)
+    order = np.argpartition(y, -2, axis=1)
+    second, first = order[:, -2], order[:, -1]
+    rows = np.arange(len(y))
+    margin = y[rows, first] - y[rows, second]
+    return margin, z[rows, first] - z[rows, second] - margin
+
+
+def best_candidate(
+    reference: Reference, quantized: Model, candidates: Mapping[K, Mapping[str, np.ndarray]]
+) -> K:
+    """Of several sets of values for initializers of `quantized` the one that brings its outputs
+    nearest to the reference: the least relative error, summed over outputs and runs; the first of
+    equals, and where ONNX Runtime cannot run one of the models. What is CLEARLY worse after a
+    quarter of the runs is run no more.
+
+    candidates: all name the same initializers.
+    """
+    first = next(iter(candidates))
+    elements = sum(math.prod(tensor.dims) for tensor in reference.model.proto.graph.initializer)
+    count = max(CHECK_RUNS, min(MAX_RUNS, WORK // max(1, elements)))
+    errors = dict.fromkeys(candidates, 0.0)
+    try:
+        list(reference.runs(count))  # one session after the other: each holds the weights
+        trial = Session(_with_inputs(quantized, list(candidates[first])))
+        for i, (feeds, exact) in enumerate(reference.runs(count)):
+            if i == count // 4:
+                least = min(errors.values())
+                errors = {key: e for key, e in errors.items() if e <= CLEARLY * least}
+                if len(errors) == 1:
+                    break
+            for key in errors:
+                found = trial.run({**feeds, **candidates[key]})
+                errors[key] += sum(_relative_error(y, found[name]) for name, y in exact.items())
+    except InputError:  # a type that ONNX Runtime has no kernels for
+        return first
+    return min(errors, key=lambda key: errors[key])
+
+
+def _is_real(y: object) -> bool:
+    return isinstance(y, np.ndarray) and y.dtype.kind == "f" and bool(np.isfinite(y).all())
+
+
+def _relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return math.inf
+    difference = found.astype(np.float64) - wanted
+    signal = float(np.vdot(wanted, wanted))
+    return float(np.vdot(difference, difference)) / signal if signal else 0.0
+
+
+def _with_inputs(model: Model, names: Sequence[str]) -> Model:
+    """The model with these initializers as inputs, so that one session takes any values of them."""
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    wanted = set(names)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in wanted]
+    for tensor in proto.graph.initializer:
+        if tensor.name in wanted:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(value)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return model.variant(proto)
