@@ -1,6 +1,7 @@
 """How long prune24 with admm takes, and how that grows with layers, width and samples.
 
-    python benchmarks/solving_time.py [--layers 12] [--samples 64] [--only bert|scaling] [--plot FILE]
+    python benchmarks/solving_time.py [--layers 12] [--samples 64] [--only bert|scaling]
+        [--plot FILE]
 
 The model is an encoder of BERT-base's shapes (hidden 768, feed-forward 3072, 12 heads, sequences
 of 128 tokens) with random weights, written to a temporary folder; the calibration data are random
