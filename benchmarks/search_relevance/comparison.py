@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods import Method
 from relevance import TASKS, Scores
+from relevance_methods import Method
 
 from onnx24.metrics import bootstrap
 

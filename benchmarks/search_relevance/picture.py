@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from comparison import LIMITS, Variant, variants
-from methods import Method
 from relevance import TASKS
+from relevance_methods import Method
 
 LEFT, PANEL, ROW, TOP, GAP = 170, 240, 24, 54, 16
 INK, FAINT, BAR = "#1a1a1a", "#c8c8c8", "#76b900"

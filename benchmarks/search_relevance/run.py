@@ -24,11 +24,11 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import comparison  # noqa: E402
-import methods  # noqa: E402
 import picture  # noqa: E402
+import relevance_methods as methods  # noqa: E402
 from corpora import Banking, data_folder  # noqa: E402
-from methods import METHODS, TARGET, Method  # noqa: E402
 from relevance import TASKS, Part, Task, make_task  # noqa: E402
+from relevance_methods import METHODS, TARGET, Method  # noqa: E402
 from training import Settings, train_missing, vocabulary  # noqa: E402
 
 from onnx24.backends.base import Profile  # noqa: E402

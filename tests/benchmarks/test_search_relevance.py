@@ -123,7 +123,7 @@ def test_intervals_of_paired_differences(module, tmp_path: Path) -> None:
 
 def test_all_of_it(module, data: Path, tmp_path: Path) -> None:
     """Every task and method end to end; a second run measures nothing anew."""
-    run, training, methods = module("run"), module("training"), module("methods")
+    run, training, methods = module("run"), module("training"), module("relevance_methods")
     comparison, relevance = module("comparison"), module("relevance")
     settings = training.Settings(
         vocabulary=200, width=32, heads=2, depth=1, query_length=12, half_length=10,
