@@ -23,6 +23,8 @@ from onnx24.ir.verify import Interface, verify
 from onnx24.layerwise.dense import KeptDense
 from onnx24.ledger.dense_again import FromModel, FromWorkDir, Origin
 from onnx24.ledger.gate import all_dense_again, brought_back, gate, render_gate, rows_of
+from onnx24.passmgr.provenance import data_digest, record_step
+from onnx24.report.model import ModelFacts
 from onnx24.runtime.compare import Comparison, compare
 
 
@@ -68,6 +70,7 @@ def gate_model(request: GateRequest) -> int:
             reference, said = _without_24(source, origins)
         with console.waiting("comparing the sparse model with the dense one"):
             comparisons["sparse"] = compare(reference, model, data)
+    facts = ModelFacts.of(model, request.model)
     interface = Interface.of(model)
     decisions = gate(model, origins, rows, noise=request.noise)
     problems = verify(model, interface)
@@ -76,6 +79,13 @@ def gate_model(request: GateRequest) -> int:
     if data is not None and reference is not None:
         with console.waiting("comparing the gated model with the dense one"):
             comparisons["gated"] = compare(reference, model, data)
+    if any(decision.action == "dense again" for decision in decisions):
+        record_step(
+            model,
+            "gate",
+            source_sha256=facts.sha256,
+            source_data_sha256=data_digest(facts.data_files),
+        )
     model.save(out)
     document = {
         "model": request.model,

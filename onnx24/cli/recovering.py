@@ -22,6 +22,8 @@ from onnx24.cli.files import (
 )
 from onnx24.diagnostics import Severity, diagnostic
 from onnx24.errors import InputError
+from onnx24.passmgr.provenance import data_digest, record_step
+from onnx24.report.model import ModelFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +71,7 @@ def recover_model(request: RecoverRequest) -> int:
 
     target = load(request.target)
     model, teacher = source.load(), Source(request.teacher).load()
+    facts = ModelFacts.of(model, request.model)
     samples = load_samples(request.data, model, parse_shapes(request.shapes), request.seed)
     console = Console(as_json=request.as_json, stdout_is_taken=True)
     found = recover(
@@ -84,6 +87,13 @@ def recover_model(request: RecoverRequest) -> int:
     )
     if not is_first():
         return 0
+    record_step(
+        model,
+        f"recover{{{plan.name} steps={plan.steps}}}",
+        source_sha256=facts.sha256,
+        source_data_sha256=data_digest(facts.data_files),
+        samples_sha256=samples.digest(),
+    )
     model.save(out, external=request.external)  # type: ignore[arg-type]
     if samples.is_random:
         text = f"{samples.describe()}: trained on them, the model is good for nothing else"

@@ -3,7 +3,7 @@
 | entry | holds |
 |---|---|
 | `onnx24.version` | the version that wrote it |
-| `onnx24.pipeline` | the pipelines that made it, expanded (the manager writes it) |
+| `onnx24.pipeline` | the pipelines that made it, expanded; `gate` and `recover{…}` |
 | `onnx24.target` | the target's name |
 | `onnx24.source.sha256` | of the input file |
 | `onnx24.source.data.sha256` | of its data files, where it has any |
@@ -213,6 +213,30 @@ def record(
             metadata.pop(key, None)
     digest = content_digest(model, fast=fast)
     metadata[CONTENT_SUM_KEY if fast else CONTENT_KEY] = digest
+
+
+def record_step(
+    model: Model,
+    step: str,
+    *,
+    source_sha256: str,
+    source_data_sha256: str,
+    samples_sha256: str = "",
+) -> None:
+    """Carry the record of a model over a command that is no pipeline and changed it: `step` joins
+    what made it. A model without a record stays without one. samples_sha256: of what the command
+    was given, "" for none."""
+    earlier = Provenance.of(model)
+    if not (earlier.content_sha256 or earlier.content_checksum):
+        return
+    model.metadata[PIPELINE_KEY] = ",".join(text for text in (earlier.pipeline, step) if text)
+    record(
+        model,
+        target=earlier.target,
+        source_sha256=source_sha256,
+        source_data=source_data_sha256,
+        calibration_sha256=samples_sha256 or earlier.calibration_sha256,
+    )
 
 
 def forget(model: Model) -> None:

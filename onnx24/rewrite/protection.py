@@ -22,8 +22,10 @@ __all__ = ["Limits", "Protection", "protect"]
 
 SCREEN = 16
 """Samples of the first look."""
+FEWEST = 200
+"""Samples from which on every agreement is asked for: one of 200 is the default's half per cent."""
 SAMPLES = 512
-"""Samples that outputs are compared on, fewer with large models, as WORK allows."""
+"""Samples that outputs are compared on, FEWEST with large models, as WORK allows."""
 WORK = 1 << 32
 """Weights times samples."""
 RANKING_SAMPLES = 32
@@ -39,8 +41,9 @@ class Limits:
     agreement: float = 0.0
 
     def asked_with(self, samples: int) -> Limits:
-        """The limits that so many samples can tell of: of an agreement of 99.5 %, 200 can."""
-        told = samples * (1 - self.agreement) >= 0.999
+        """The limits that so many samples can tell of: of an agreement, FEWEST can, and fewer
+        where one sample is less than what may change."""
+        told = samples >= FEWEST or samples * (1 - self.agreement) >= 0.999
         return self if told else Limits(self.budget)
 
     def met_by(self, found: Likeness) -> bool:
@@ -65,8 +68,10 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
     """Leave layers in float, those first that do most to the outputs, until the limits are met.
 
     SCREEN samples tell how many are decided so narrowly that they could change; if hardly any are,
-    no more is asked of the agreement. A model that ONNX Runtime does
-    not run is left alone; an agreement is not asked for with too few samples to tell.
+    no more is asked of the agreement. A model that ONNX Runtime does not run is left alone where
+    no budget was asked for; an agreement is not asked for with too few samples to tell.
+
+    Raises: InputError O24-016 for a budget of a model that can't be run.
     """
     choice = quantizer.choice
     found = Protection()
@@ -84,6 +89,8 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
         if not limits.met_by(found.before):
             _choose(quantizer, limits, samples, found, progress)
     except InputError:
+        if limits.budget:
+            raise
         return Protection()
     return found
 
@@ -130,5 +137,5 @@ def _samples(quantizer: Quantizer) -> int:
     tensors = quantizer.flow.found.tensors
     keys = {layer.weight for layer in quantizer.choice.layers}
     elements = sum(math.prod(tensors[key].dims) for key in keys)
-    fitting = max(SCREEN, WORK // max(1, elements))
+    fitting = max(FEWEST, WORK // max(1, elements))
     return min(SAMPLES, fitting, len(quantizer.data))

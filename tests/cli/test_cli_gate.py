@@ -85,6 +85,10 @@ def test_from_compile_to_gate_with_the_work_dir_alone(work: Path) -> None:
     )
     assert brought["rel_l2"] > 0.5 * errors["sparse"]
 
+    proven = invoke("verify-provenance", "gated.onnx", "--input", "sparse.onnx", "--json")
+    assert proven.exit_code == 0, proven.output
+    assert Model.load("gated.onnx").metadata["onnx24.pipeline"].endswith(",gate")
+
     result = invoke(*gate, "--dense", "vit.onnx")
     assert result.exit_code == 0 and "0 of 13 2:4 weights are dense again" in result.stderr
     assert "permuted" in result.stderr

@@ -61,6 +61,17 @@ def test_from_files_to_files(files: Path) -> None:
         assert np.array_equal(Model.load("again.onnx").weights[name], out.weights[name])
 
 
+def test_the_record_of_what_made_the_model_goes_on(files: Path) -> None:
+    assert invoke("prune24", "dense.onnx", "-o", "pruned.onnx").exit_code == 0
+    arguments = ["recover", "pruned.onnx", "--teacher", "dense.onnx", "--data", "data.npz"]
+    result = invoke(*arguments, "-o", "out.onnx", "--steps", "4", "--learning-rate", "0.005")
+    assert result.exit_code == 0, result.output
+    proven = invoke("verify-provenance", "out.onnx", "--input", "pruned.onnx")
+    assert proven.exit_code == 0, proven.output
+    pipeline = Model.load("out.onnx").metadata["onnx24.pipeline"]
+    assert pipeline.startswith("prune24") and pipeline.endswith("recover{basic steps=4}")
+
+
 def test_options_reach_the_recipe(files: Path) -> None:
     result = invoke(
         *ARGUMENTS, "-o", "out.onnx", "--recipe", "sparse-qat", "--scales", "learned",

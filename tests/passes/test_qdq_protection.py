@@ -11,6 +11,7 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.passmgr.manager import run
 from onnx24.passmgr.pipeline import parse
+from onnx24.rewrite.protection import Limits
 from onnx24.runtime.compare import compare
 from onnx24.runtime.ranges import doublings
 
@@ -126,3 +127,17 @@ def test_doublings_are_all_samples_once(tmp_path):
     rows = [np.concatenate([f["x"] for f in part.batches(model)]) for part in parts]
     assert sorted(np.concatenate(rows)[:, 0]) == list(x[:, 0])
     assert np.ptp(rows[0][:, 0]) > 150  # spread over all
+
+
+@pytest.mark.parametrize(
+    ("samples", "agreement", "asked"),
+    [
+        (200, 1.0, True),
+        (512, 0.999, True),
+        (199, 0.999, False),
+        (40, 0.97, True),
+        (16, 0.97, False),
+    ],
+)
+def test_an_agreement_is_asked_for_where_samples_tell(samples, agreement, asked):
+    assert bool(Limits(0.1, agreement).asked_with(samples).agreement) == asked
