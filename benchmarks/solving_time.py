@@ -163,6 +163,9 @@ def plot(series: dict[str, list[tuple[int, float]]], path: str) -> None:
     figure, axes = pyplot.subplots(1, len(series), figsize=(11, 3.2), constrained_layout=True)
     for axis, (name, points) in zip(axes, series.items(), strict=True):
         axis.loglog([x for x, _ in points], [y for _, y in points], "o-")
+        axis.set_ylim(0.1, 200)
+        axis.minorticks_off()
+        axis.set_xticks([x for x, _ in points], [str(x) for x, _ in points])
         axis.set_xlabel(name)
         axis.set_ylabel("processor seconds")
         axis.grid(True, which="both", alpha=0.3)
