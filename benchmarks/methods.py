@@ -1,6 +1,12 @@
 """The ways to a smaller model that the vision and the generation study compare.
 
 All start from one model, read the same unlabelled samples, and what trains takes as many steps.
+
+benchmarks/search_relevance/relevance_methods.py has methods of the same names that differ: they
+begin with `canonicalize` alone, without upgrade-opset and smooth-quant; magnitude is spelled
+`quality=magnitude` there, `method=magnitude refit=false` here (the same weights but for the last
+bit); for sparse-qat `qdq` inserts the quantizers before training there, `recover` here; learning
+rates are chosen for each variant there, the recipe's own here unless others are tried.
 """
 
 from __future__ import annotations

@@ -462,8 +462,9 @@ _TABLE = (
         "O24-132",
         "warning",
         "fell back to magnitude",
-        "On held-back samples the solved weights agreed less with the dense model than those that "
-        "magnitude keeps, so magnitude's were taken.",
+        "On held-back samples the outputs of the solved weights erred more (relative L2 error "
+        "against the dense model's) than with those that magnitude keeps, so magnitude's were "
+        "taken.",
         "give more samples, or samples that resemble those the model will meet",
     ),
     Code(
@@ -563,7 +564,7 @@ _TABLE = (
         "nothing to recover",
         "No weight is 2:4 in a form that can be trained: none was pruned, or something else than "
         "DequantizeLinear reads its integers.",
-        "run prune24 first, and recover before fold-qdq",
+        "run prune24 first, and recover before spmm-plugin packs the weights",
     ),
     Code(
         "O24-152",

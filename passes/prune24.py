@@ -44,21 +44,23 @@ class Prune24(WeightChoice, Effort, Pass):
     which two of each four stay: `magnitude`, `wanda`, `ria`, `obs` (SparseGPT) or `admm`; then the
     values of those that stay are solved for (`refit`). `admm`, the default, draws each layer to
     the dense model's outputs from the inputs that the compressed model gives it, moves its bias,
-    and makes up for what the other branch of a residual Add lost. `quality` is the work: `fast` is
-    wanda with the refit, `default` 30 steps of admm, `max` 90 and twice the rows, `magnitude` none
-    of it. Without data, or with random data, magnitude decides alone: of each four the two largest
-    stay, ties go to the lower index. That costs accuracy, often much (O24-125). `permute` first
-    puts channels into an order in which less is lost, where the graph allows it (permute24 does
-    the same by itself); without data it is on.
+    widens outputs that vary less than the dense ones (by 1.5 at most), and makes up for what the
+    other branch of a residual Add lost. `quality` is the work: `fast` is wanda with the refit,
+    `default` 30 steps of admm, `max` 90 and twice the rows, `magnitude` none of it. Without data,
+    or with random data, magnitude decides alone: of each four the two largest stay, ties go to the
+    lower index. That costs accuracy, often much (O24-125). `permute` first puts channels into an
+    order in which less is lost, where the graph allows it (permute24 does the same by itself);
+    without data it is on.
 
     A tenth of the samples is held back: each layer's error is measured on it, and where a layer,
-    or the whole model, would agree less with the dense one than by magnitude, magnitude's weights
-    are taken (O24-132). Nothing is judged on samples that were fitted, and with a single sample
-    magnitude decides unless a method is named (O24-135). A layer with fewer rows
-    than inputs is named (O24-131); 500 samples are a start, `augment=shift2` makes more of images
-    (`augment=shift2@28x28` of flat ones), 16 rows for each input are enough. `budget=0.05` leaves
-    layers dense (O24-134), those that cost most for each weight, until the outputs' relative error
-    on the held-back samples is at most 5 %.
+    or the whole model, would err more than by magnitude (relative L2 error of the outputs),
+    magnitude's weights are taken (O24-132). Values are never judged on the samples that they were
+    solved on; the held-back ones only set the damping and one widening factor for each output.
+    With a single sample magnitude decides unless a method is named (O24-135). A layer with fewer
+    rows than inputs is named (O24-131); 500 samples are a start, `augment=shift2` makes more of
+    images (`augment=shift2@28x28` of flat ones), 16 rows for each input are enough. `budget=0.05`
+    leaves layers dense (O24-134), those that cost most for each weight, until the outputs' relative
+    error on the held-back samples is at most 5 %.
 
     It refuses, with a code and the numbers: no product reads the weight (O24-110), grouped and
     depthwise convolutions (O24-111, O24-112), K no multiple of 4 (O24-113), too few elements or

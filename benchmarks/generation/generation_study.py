@@ -311,7 +311,8 @@ the first of them.
 classifier sees the label asked for. *apart*: relative difference from the dense model's pictures
 from the same noise; *other digit*: pictures that the classifier reads otherwise than those.
 *speed*: dense fp16's roofline bound over this model's at 64 images on an A10, an **estimate** from
-data-sheet peaks and no measurement (no GPU was at hand). *2:4 / INT8*: layers that are.
+data-sheet peaks and no measurement (no GPU was at hand); floats count as fp16, whatever the row's
+type. *2:4 / INT8*: layers that are.
 
 """
 

@@ -1,4 +1,12 @@
-"""The variants that the study compares, and how each is made from a dense model."""
+"""The variants that the study compares, and how each is made from a dense model.
+
+benchmarks/methods.py has variants of the same names for the vision and generation studies. They
+differ: those begin with `canonicalize,upgrade-opset{to=13},smooth-quant`, these with `canonicalize`
+alone; magnitude is spelled `method=magnitude refit=false` there, `quality=magnitude` here (the same
+weights but for the last bit); for sparse-qat `recover` inserts the quantizers there, `qdq` before
+it here; learning rates are the recipe's own there, or one tried beside it, chosen for each variant
+here.
+"""
 
 from __future__ import annotations
 

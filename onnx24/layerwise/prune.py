@@ -1,8 +1,9 @@
 """One-shot 2:4 with calibration data, from the weights that are chosen to weights that are judged.
 
-Samples are split in two: nine of ten to solve on, the rest to judge by. Quality is never judged on
-samples that were fitted. A result that agrees less with the dense model than magnitude pruning
-does goes back to magnitude, layer by layer.
+Samples are split in two: nine of ten to solve on, the rest to judge by. Values are never judged on
+the samples that they were solved on; the held-back ones only set the damping and one widening
+factor for each output. A result that errs more than magnitude pruning does (relative L2 error of
+the outputs) goes back to magnitude, layer by layer.
 """
 
 from __future__ import annotations

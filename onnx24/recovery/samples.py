@@ -14,7 +14,8 @@ __all__ = ["HELD_OUT", "Samples"]
 
 HELD_OUT = 0.1
 """The share that is held out: of the same data those samples that `prune24` holds back, so that
-what its solver fitted is not what its result is judged by."""
+the values that its solver fitted are not judged by what they were solved on. Of the held-back ones
+it sets the damping and one widening factor for each output."""
 _MIN_SAMPLES = 16
 """With fewer, all train and all are held out."""
 _EVALUATED_ROWS = 64
