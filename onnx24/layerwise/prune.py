@@ -97,7 +97,7 @@ class Solved:
         if not self.fallen_back:
             return []
         message = f"{len(self.fallen_back)} layers went back to magnitude: as solved, the model "
-        message += "agreed less with the dense one on held-back samples"
+        message += "erred more than by magnitude on held-back samples"
         return [diagnostic("O24-132", message)]
 
     def moved_bias(self, key: ValueKey) -> tuple[np.ndarray, np.ndarray] | None:
