@@ -43,10 +43,6 @@ class Method:
     recipe: str = ""
     ends: tuple[str, ...] = ("fp16", "int8")
 
-    @property
-    def is_sparse(self) -> bool:
-        return bool(self.prune or self.recipe)
-
 
 METHODS = {
     method.name: method

@@ -135,8 +135,5 @@ class Diagnostics:
     def __len__(self) -> int:
         return len(self._items)
 
-    def with_code(self, *codes: str) -> list[Diagnostic]:
-        return [d for d in self._items if d.code in codes]
-
     def at_least(self, severity: Severity) -> list[Diagnostic]:
         return [d for d in self._items if d.severity >= severity]

@@ -16,6 +16,7 @@ from onnx24.ir.index import NodeSite
 __all__ = [
     "Form",
     "attribute",
+    "channel_axis",
     "foreign_operand",
     "is_onnx",
     "is_product",
@@ -102,6 +103,17 @@ def foreign_operand(site: NodeSite, position: int) -> bool:
     """Whether an operator whose products are not judged multiplies and sums the input."""
     domain = "" if is_onnx(site) else site.proto.domain
     return position in _FOREIGN.get((domain, site.proto.op_type), ())
+
+
+def channel_axis(site: NodeSite, position: int, rank: int) -> int:
+    """Of the output channels in the operand of a Conv, ConvTranspose, Gemm or MatMul."""
+    op = site.proto.op_type
+    if op in ("Conv", "ConvTranspose"):
+        return int(op == "ConvTranspose")
+    if op == "Gemm":
+        transposed = bool(attribute(site, "transB" if position else "transA", 0))
+        return int(transposed != bool(position))
+    return rank - 1 if position else max(rank - 2, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

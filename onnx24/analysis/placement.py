@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx24.analysis.dataflow import Shapes
+from onnx24.analysis.forms import attribute, channel_axis
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
@@ -124,28 +125,10 @@ def find_layers(found: WeightUses) -> list[Layer]:
                 continue
             shape = use.chain[-1].shape if use.chain else tuple(found.tensors[key].dims)
             stored = numpy_dtype(found.tensors[key].data_type)
-            axis = _channel_axis(use, len(shape))
+            axis = channel_axis(use.consumer, use.input, len(shape))
             layers.append(Layer(use.consumer, key, use, use.data, axis, stored))
     order = {id(site.proto): i for i, site in enumerate(found.index.nodes)}
     return sorted(layers, key=lambda each: (order[id(each.site.proto)], each.use.input))
-
-
-def _channel_axis(use: WeightUse, rank: int) -> int:
-    assert use.consumer is not None
-    if use.op == "Conv":
-        return 0
-    if use.op == "ConvTranspose":
-        return 1
-    if use.op == "Gemm":
-        name = "transB" if use.input else "transA"
-        return int(_int_attribute(use.consumer, name) != use.input)
-    if rank == 1:
-        return 0
-    return rank - 1 if use.input else rank - 2
-
-
-def _int_attribute(site: NodeSite, name: str) -> int:
-    return next((int(a.i) for a in site.proto.attribute if a.name == name), 0)
 
 
 class Flow:
@@ -344,8 +327,8 @@ class Flow:
         if len(shape) == 1:
             return 1
         if layer.op == "Gemm":
-            name = "transA" if layer.use.input else "transB"
-            reduced = int(_int_attribute(layer.site, name) != layer.use.input)
+            transposed = bool(attribute(layer.site, "transA" if layer.use.input else "transB", 0))
+            reduced = int(transposed != bool(layer.use.input))
         else:
             reduced = len(shape) - (1 if layer.use.input else 2)
         sizes = [dim for axis, dim in enumerate(shape) if axis != reduced]

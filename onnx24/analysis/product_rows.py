@@ -1,4 +1,9 @@
-"""A product's weight as a matrix whose rows are summed over, whatever form the product gives it."""
+"""A product's weight as a matrix whose rows are summed over, whatever form the product gives it.
+
+Weights alone: a row runs along the axis of the 2:4 groups, and a kernel's positions are rows of
+their own. `layerwise.sites` and `quant.rows` also read activations, so that a convolution's row is
+a whole patch; the latter knows no graph, and takes transposed convolutions, which are never 2:4.
+"""
 
 from __future__ import annotations
 

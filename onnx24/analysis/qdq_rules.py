@@ -16,6 +16,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.placement import OPS as PRODUCTS
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
@@ -232,20 +233,9 @@ def _weight_axis(found: Quantized, site: NodeSite) -> Iterator[str]:
         shape = found.shapes.shape(site.proto.input[i], site.scope)
         if rank != 1 or not direct or _attribute(dq.proto, "block_size", 0) or not shape:
             continue
-        axis, expected = _attribute(dq.proto, "axis", 1), _channel_axis(site, i, len(shape))
+        axis, expected = _attribute(dq.proto, "axis", 1), channel_axis(site, i, len(shape))
         if axis % len(shape) != expected:
             yield f"the weight is quantized along axis {axis}, expected {expected}"
-
-
-def _channel_axis(site: NodeSite, position: int, rank: int) -> int:
-    """Of the output channels in the operand."""
-    op = site.proto.op_type
-    if op in ("Conv", "ConvTranspose"):
-        return int(op == "ConvTranspose")
-    if op == "Gemm":
-        name = "transB" if position else "transA"
-        return int(bool(_attribute(site.proto, name, 0)) != bool(position))
-    return rank - 1 if position else max(rank - 2, 0)
 
 
 def _one_sided(found: Quantized, site: NodeSite) -> Iterator[str]:

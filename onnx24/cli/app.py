@@ -36,9 +36,9 @@ class Commands(TyperGroup):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             from onnx24.cli.failure import usage
-            from onnx24.cli.nearest import did_you_mean
+            from onnx24.passmgr.options import did_you_mean
 
-            near = did_you_mean(name, self.list_commands(ctx))
+            near = did_you_mean(name, self.list_commands(ctx), begins=True)
             raise usage(f"there is no command or pass {name!r}", f"{near}see `onnx24 --help`")
         found, command, rest = super().resolve_command(ctx, args)
         if found is not None and found not in self.commands:
@@ -195,7 +195,7 @@ def compile(
     samples). OUT is written only when every limit of --max-drop is met.
     """
     from onnx24.cli.compiling import CompileRequest, compile_model
-    from onnx24.cli.effort import Effort
+    from onnx24.cli.effort import EffortFlags
 
     return compile_model(
         CompileRequest(
@@ -216,7 +216,9 @@ def compile(
             external=external,
             provenance=provenance,
             verify=verify,
-            effort=Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir),
+            effort=EffortFlags(
+                memory=memory, workers=workers, executor=executor, work_dir=work_dir
+            ),
             as_json=json,
         )
     )
@@ -286,7 +288,7 @@ def opt(
 ) -> int:
     """Run a pipeline of passes, and look at what each of them does."""
     from onnx24.cli.compiling import OptRequest, run_pipeline
-    from onnx24.cli.effort import Effort
+    from onnx24.cli.effort import EffortFlags
 
     return run_pipeline(
         OptRequest(
@@ -308,7 +310,9 @@ def opt(
             reports=tuple(report or ()),
             external=external,
             provenance=provenance,
-            effort=Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir),
+            effort=EffortFlags(
+                memory=memory, workers=workers, executor=executor, work_dir=work_dir
+            ),
             as_json=json,
         )
     )

@@ -17,12 +17,12 @@ from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source
-from onnx24.cli.nearest import did_you_mean
 from onnx24.errors import BackendError
 from onnx24.ledger.estimate import VARIANTS, estimate, render_estimates
 from onnx24.ledger.measure import Measurement, from_interleaved, in_turns, render_measurements
 from onnx24.ledger.model_layers import ModelLayer, layers_of
 from onnx24.passmgr import manager
+from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import parse
 from onnx24.targets.gpus import gpu_of
 
@@ -78,7 +78,7 @@ def _variants(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     for name in names:
         if name not in PRESETS:
-            near = did_you_mean(name, PRESETS)
+            near = did_you_mean(name, PRESETS, begins=True)
             known = ", ".join(PRESETS)
             raise usage(f"--variants {name}: expected some of {known}", f"{near}see --help")
     return [name for name in PRESETS if name == "dense" or name in names]

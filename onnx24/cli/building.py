@@ -24,7 +24,6 @@ from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_output
-from onnx24.cli.nearest import did_you_mean
 from onnx24.ir.files import atomic_write
 from onnx24.report.table import bytes_text, table
 from onnx24.report.text import sparse_layers
@@ -64,7 +63,9 @@ class BuildRequest:
         """Raises: InputError O24-020 for an unknown word."""
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             words = ", ".join(HARDWARE_COMPATIBILITY)
-            near = did_you_mean(self.hardware_compatibility, HARDWARE_COMPATIBILITY)
+            from onnx24.passmgr.options import did_you_mean
+
+            near = did_you_mean(self.hardware_compatibility, HARDWARE_COMPATIBILITY, begins=True)
             raise usage(
                 f"--hardware-compatibility {self.hardware_compatibility}: expected one of {words}",
                 f"{near}see `onnx24 build --help`",

@@ -13,13 +13,13 @@ from onnx24 import targets
 from onnx24.cli.console import Console
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_output
-from onnx24.cli.nearest import did_you_mean
 from onnx24.diagnostics import Severity
 from onnx24.gate.baseline import read_baseline, write_baseline
 from onnx24.gate.sandbox import Sandbox
 from onnx24.gate.sources import ModelFile, Sources
 from onnx24.gate.verdicts import fail_on, raise_problem
 from onnx24.ir.files import atomic_write
+from onnx24.passmgr.options import did_you_mean
 from onnx24.report.annotations import render_annotations
 from onnx24.report.checked import Checked, worst
 from onnx24.report.checktext import document, one_document, render_text
@@ -50,7 +50,7 @@ def check_models(request: CheckRequest) -> int:
     """Returns: the worst exit code of the models. Raises: InputError, also for a single model that
     cannot be judged where the format has no other place to say so."""
     if request.form not in FORMATS:
-        near = did_you_mean(request.form, FORMATS)
+        near = did_you_mean(request.form, FORMATS, begins=True)
         raise usage(
             f"--format {request.form}: expected one of {', '.join(FORMATS)}", f"{near}see --help"
         )

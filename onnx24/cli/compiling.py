@@ -23,7 +23,7 @@ from onnx24.backends.onnx_file import inputs_of
 from onnx24.backends.profiles import completed
 from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
-from onnx24.cli.effort import Effort
+from onnx24.cli.effort import EffortFlags
 from onnx24.cli.failure import usage
 from onnx24.cli.files import (
     STANDARD_STREAM,
@@ -37,7 +37,6 @@ from onnx24.cli.files import (
     output_path,
     write_reports,
 )
-from onnx24.cli.nearest import did_you_mean
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.errors import BackendError, InputError, InternalError
 from onnx24.ir.keys import ValueKey
@@ -45,6 +44,7 @@ from onnx24.ir.model import Model
 from onnx24.passmgr import manager, provenance
 from onnx24.passmgr.base import Pass
 from onnx24.passmgr.instrument import Dump, Instrument, Numeric, PrintAfter, Timing
+from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
 from onnx24.report.limits import Limit, LimitResult, check_limits, parse_limits
 from onnx24.report.model import (
@@ -92,7 +92,7 @@ class OptRequest:
     reports: tuple[str, ...] = ()
     external: str = "auto"
     provenance: str = "auto"
-    effort: Effort = field(default_factory=Effort)
+    effort: EffortFlags = field(default_factory=EffortFlags)
     as_json: bool = False
 
 
@@ -117,7 +117,7 @@ class CompileRequest:
     external: str = "auto"
     provenance: str = "auto"
     verify: bool = True
-    effort: Effort = field(default_factory=Effort)
+    effort: EffortFlags = field(default_factory=EffortFlags)
     as_json: bool = False
 
 
@@ -201,7 +201,7 @@ def _instruments(request: OptRequest, pipeline: Pipeline, console: Console) -> l
         names = {instance.name for instance in pipeline}
         for name in request.print_after:
             if name != "all" and name not in names:
-                near = did_you_mean(name, names)
+                near = did_you_mean(name, names, begins=True)
                 raise usage(
                     f"--print-after {name}: the pipeline has no such pass",
                     f"{near}it has {', '.join(sorted(names)) or 'none'}",
@@ -341,7 +341,7 @@ def _pipeline_text(request: CompileRequest) -> str:
     preset = request.preset or ("sparse-int8" if request.calib else "sparse-fp16")
     known = targets.presets()
     if preset not in known:
-        near = did_you_mean(preset, known)
+        near = did_you_mean(preset, known, begins=True)
         raise InputError.of(
             "O24-024",
             f"no preset is named {preset!r}",

@@ -13,7 +13,7 @@ from onnx24.layerwise.resources import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
+class EffortFlags:
     """What the run may use, as the user wrote it."""
 
     memory: str = DEFAULT_MEMORY
@@ -53,6 +53,9 @@ class Effort:
             ) from err
         return folder
 
+
+Effort = EffortFlags
+"""The name by which cli.recovering knows it."""
 
 _SIZES = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3}
 _SIZES |= {"MB": 10**6, "GB": 10**9}

@@ -7,7 +7,6 @@ import textwrap
 from typing import Any
 
 from onnx24.cli.console import Console
-from onnx24.cli.nearest import did_you_mean
 from onnx24.codes import CODES, Code
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
@@ -147,7 +146,9 @@ def explain_code(code: str, *, as_json: bool) -> int:
     match = _CODE.fullmatch(code.strip())
     wanted = f"O24-{match[1]}" if match else code.strip().upper()
     if wanted not in CODES:
-        near = did_you_mean(wanted, CODES)
+        from onnx24.passmgr.options import did_you_mean
+
+        near = did_you_mean(wanted, CODES, begins=True)
         raise InputError.of(
             "O24-027", f"there is no code {code!r}", hint=f"{near}codes look like O24-113, or 113"
         )

@@ -141,7 +141,7 @@ def _metavar(option: Option) -> str:
 def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[..., int]:
     def run(**given: Any) -> int:
         from onnx24.cli.compiling import OptRequest, run_pipeline
-        from onnx24.cli.effort import Effort
+        from onnx24.cli.effort import EffortFlags
         from onnx24.passmgr.options import from_flags
 
         instance = from_flags(cls, {name: given[p.name] for name, p in flags.items()})
@@ -158,7 +158,7 @@ def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[
                 reports=tuple(given["report"] or ()),
                 external=given["external"],
                 provenance=given["provenance"],
-                effort=Effort(**{name: given[name] for name in EFFORT if name in given}),
+                effort=EffortFlags(**{name: given[name] for name in EFFORT if name in given}),
                 as_json=given["json"],
             )
         )

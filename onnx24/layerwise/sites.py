@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 
+from onnx24.analysis.forms import attribute
 from onnx24.analysis.weight_uses import WeightUse, consumer_view, stored_values
 from onnx24.errors import InputError
 
@@ -108,10 +108,7 @@ def site_of(use: WeightUse) -> Site | None:
 
 def _attribute(use: WeightUse, name: str, default: Any) -> Any:
     assert use.consumer is not None
-    for attr in use.consumer.proto.attribute:
-        if attr.name == name and not attr.ref_attr_name:
-            return onnx.helper.get_attribute_value(attr)
-    return default
+    return attribute(use.consumer, name, default)
 
 
 def _consumer_shape(use: WeightUse) -> tuple[int, ...]:

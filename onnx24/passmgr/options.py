@@ -55,10 +55,13 @@ def quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the candidate nearest to `name`, or nothing."""
+def did_you_mean(name: str, candidates: Iterable[str], *, begins: bool = False) -> str:
+    """`; did you mean 'x'?` for the candidate nearest to `name`, or nothing. begins: what follows
+    is more of a hint, and it is `did you mean 'x'? `."""
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    if not near:
+        return ""
+    return f"did you mean {near[0]!r}? " if begins else f"; did you mean {near[0]!r}?"
 
 
 @dataclass(frozen=True)

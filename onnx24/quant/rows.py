@@ -66,15 +66,6 @@ class Form:
             return matrix.reshape(tuple(shape))
         return matrix.transpose(0, 2, 1).reshape(tuple(shape))
 
-    def channel_of_row(self, rows: int) -> np.ndarray:
-        """Which index of the weight's output-channel axis each of the matrix's `[G, R]` rows
-        belongs to. A transposed convolution's kernel positions share a channel, and its groups
-        share the axis."""
-        if self.kind == "deconv":
-            own = np.arange(rows) // math.prod(self.kernel)
-            return np.tile(own, (self.groups, 1))
-        return np.arange(self.groups * rows).reshape(self.groups, rows)
-
     # --- activations -----------------------------------------------------------------------
     def count(self, shape: Sequence[int]) -> int:
         """How many rows an activation of that shape has."""

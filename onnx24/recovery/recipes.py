@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from onnx24.errors import InputError
 
@@ -22,6 +22,8 @@ __all__ = [
     "Scales",
     "Schedule",
     "grown_sparsity",
+    "hold_to",
+    "one_of",
     "recipe",
 ]
 
@@ -94,30 +96,27 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises: InputError O24-043 for a value that makes no sense."""
         limits = {
-            "name": self.name in NAMES,
-            "steps": self.steps >= 1,
-            "batch": self.batch >= 1,
-            "micro_batch": self.micro_batch >= 0,
-            "scales": self.scales in ("calibrated", "learned"),
-            "precision": self.precision in ("fp32", "bf16", "fp16", "auto"),
-            "learning_rate": self.learning_rate >= 0,
-            "optimizer": self.optimizer in ("adam", "adamw", "sgd"),
-            "rate": self.rate in ("linear", "cosine", "constant"),
-            "clip": self.clip > 0,
-            "loss": self.loss in ("auto", "kl", "mse"),
-            "relations": self.relations >= 0,
-            "label_weight": 0 <= self.label_weight <= 1,
-            "masks": self.masks in ("fixed", "recomputed"),
-            "parts": self.parts >= 1,
-            "schedule": self.schedule in ("linear", "cubic"),
-            "ema": 0 <= self.ema < 1,
-            "eval_every": self.eval_every >= 1,
-            "patience": self.patience >= 0,
+            "name": one_of(self.name, NAMES),
+            "steps": (self.steps >= 1, "1 or more"),
+            "batch": (self.batch >= 1, "1 or more"),
+            "micro_batch": (self.micro_batch >= 0, "0 for the whole batch, or more"),
+            "scales": one_of(self.scales, get_args(Scales)),
+            "precision": one_of(self.precision, get_args(Precision)),
+            "learning_rate": (self.learning_rate >= 0, "0 for the recipe's own, or more"),
+            "optimizer": one_of(self.optimizer, get_args(Optimizer)),
+            "rate": one_of(self.rate, get_args(Rate)),
+            "clip": (self.clip > 0, "more than 0"),
+            "loss": one_of(self.loss, get_args(Loss)),
+            "relations": (self.relations >= 0, "0 for none, or more"),
+            "label_weight": (0 <= self.label_weight <= 1, "0 to 1"),
+            "masks": one_of(self.masks, get_args(Masks)),
+            "parts": (self.parts >= 1, "1 or more"),
+            "schedule": one_of(self.schedule, get_args(Schedule)),
+            "ema": (0 <= self.ema < 1, "0 for none, or less than 1"),
+            "eval_every": (self.eval_every >= 1, "1 or more"),
+            "patience": (self.patience >= 0, "0 for no end, or more"),
         }
-        for name, met in limits.items():
-            if not met:
-                value = getattr(self, name)
-                raise InputError.of("O24-043", f"recipe: {name} = {value!r}", hint="see `Recipe`")
+        hold_to(limits, self)
 
     def rate_at(self, step: int, first: float) -> float:
         """The learning rate of that step, where it is `first` at step 0."""
@@ -147,6 +146,22 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+Limit = tuple[bool, str]
+"""(whether a value is within it, what is expected)"""
+
+
+def one_of(value: str, known: Sequence[str]) -> Limit:
+    return value in known, f"{', '.join(known[:-1])} or {known[-1]}"
+
+
+def hold_to(limits: Mapping[str, Limit], options: object) -> None:
+    """limits: by the name of an attribute of `options`. Raises: InputError O24-043."""
+    for name, (met, expected) in limits.items():
+        if not met:
+            value = getattr(options, name)
+            raise InputError.of("O24-043", f"{name} is {value!r}; expected {expected}")
 
 
 def grown_sparsity(part: int, parts: int, schedule: Schedule = "linear") -> float:

@@ -220,6 +220,24 @@ def _trainable(found: list[Site], module: GraphModule) -> list[Site]:
     return kept
 
 
+def _learned_scales(module: GraphModule, recipe: Recipe) -> list[ValueKey]:
+    """The scales that are trained from now on. `sparse-qat` says by itself (O24-158) that nothing
+    was quantized.
+
+    Raises: InputError O24-043 where scales are to be learned and there are none.
+    """
+    if recipe.scales != "learned":
+        return []
+    keys = module.learn_scales()
+    if not keys and recipe.name != "sparse-qat":
+        raise InputError.of(
+            "O24-043",
+            "scales=learned: the model has no quantizers",
+            hint="run qdq first, or use the recipe sparse-qat",
+        )
+    return keys
+
+
 def _place(module: GraphModule, device: str) -> None:
     """Raises: InputError O24-043 for a device that torch does not have here."""
     try:
@@ -265,7 +283,7 @@ class _Run:
         self._teacher = Session(teacher, self.objective.teacher_names)
         self._teacher_dtypes = {spec.name: spec.dtype for spec in input_specs(teacher)}
         self.forward_error = self._forward_error(model)
-        self.scales = self.module.learn_scales() if recipe.scales == "learned" else []
+        self.scales = _learned_scales(self.module, recipe)
         self.keys: list[ValueKey] = self.module.keys
         if recipe.name == "progressive":
             self._start_from_dense(teacher)

@@ -23,8 +23,9 @@ from onnx24.recovery._torch import torch
 from onnx24.runtime.session import Session
 from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.targets import DEFAULT, load
+from onnx24.torch.eval_mode import evaluating
 from onnx24.torch.quantizers import FakeQuantizer
-from onnx24.torch.results import float_results, insert_pairs, ranges
+from onnx24.torch.results import float_results, insert_result_pairs, ranges
 from onnx24.torch.sparse import Sparsity
 
 __all__ = ["export"]
@@ -63,13 +64,13 @@ def export(
     (opset 17 where None); `dynamo` is torch's newer one, needs onnxscript (18), and takes an
     example of two rows or more. Weights keep the names of `model.state_dict()`.
     Returns: the model in the file.
-    Raises: InputError O24-151 while progressive masks are not 2:4 yet; O24-610 for a weight that is
+    Raises: InputError O24-043 while progressive masks are not 2:4 yet; O24-610 for a weight that is
     not 2:4 in the file; O24-157 where ONNX Runtime gives other outputs than torch, before results
     get pairs.
     """
     if sparsity is not None and not sparsity.is_final:
         raise InputError.of(
-            "O24-151",
+            "O24-043",
             f"the masks are at {100 * sparsity.sparsity:.4g} % after {sparsity.step} steps",
             hint="train to the schedule's last part, or call sparsity.choose(0.5)",
         )
@@ -141,15 +142,10 @@ def _outputs(given: Any) -> list[Any]:
 
 @contextmanager
 def _as_exported(model: Any) -> Iterator[list[FakeQuantizer]]:
-    """In eval mode, without gradients and fused attention, every scale up to date. Gives the fake
-    quantizers."""
+    """`evaluating`, every scale up to date. Gives the fake quantizers."""
     quantizers = [module for module in model.modules() if isinstance(module, FakeQuantizer)]
-    training = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the exporter knows no fused encoder layer
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             for module in list(model.modules()):
                 for name in ("input_quantizer", "weight_quantizer"):
                     quantizer = getattr(module, name, None)
@@ -159,9 +155,6 @@ def _as_exported(model: Any) -> Iterator[list[FakeQuantizer]]:
     finally:
         for quantizer in quantizers:
             quantizer.exporter = ""
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _undo_sharing(path: Path, model: Any) -> None:
@@ -229,7 +222,7 @@ def _quantize_results(path: Path, model: Model, batches: Iterator[Mapping[str, n
     unknown = [value for value, scale in scales.items() if not scale]
     amax = ranges(model, unknown, chain([first], batches))
     document = onnx.load(path)
-    count = insert_pairs(document.graph, scales, amax)
+    count = insert_result_pairs(document.graph, scales, amax)
     if count:
         _save(document, path)
     return count

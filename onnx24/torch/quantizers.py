@@ -21,6 +21,7 @@ from onnx24.quant.scales import INT8_MAX
 from onnx24.recovery._torch import functional, torch
 from onnx24.recovery.fake import INT8, LEAST_RATIO, fake_quantize, least_scale, slowed, step_factor
 from onnx24.recovery.node import Tensor
+from onnx24.torch.eval_mode import evaluating
 
 __all__ = ["FakeQuantizer", "Quantized", "quantize"]
 
@@ -269,21 +270,14 @@ def _calibrated(
         return observe
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in layers.items()]
-    training = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it calls no layer, so that nothing is seen
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             if callable(calibration):
                 calibration(model)
             else:
                 for batch in calibration:
                     call(model, batch)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
         for handle in handles:
             handle.remove()
     return {name: seen.amax for name, seen in observers.items() if seen.values}

@@ -20,7 +20,7 @@ from onnx24.quant.calibrators import Percentile
 from onnx24.quant.scales import INT8_MAX
 from onnx24.runtime.session import Session
 
-__all__ = ["float_results", "insert_pairs", "ranges"]
+__all__ = ["float_results", "insert_result_pairs", "ranges"]
 
 _KEEPS_VALUES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
 """Operators behind which the same scale serves."""
@@ -67,7 +67,7 @@ def ranges(
     return {name: seen.amax for name, seen in observers.items()}
 
 
-def insert_pairs(
+def insert_result_pairs(
     graph: onnx.GraphProto, scales: Mapping[str, str], amax: Mapping[str, float]
 ) -> int:
     """A pair behind each value, for all of its readers but QuantizeLinear. Returns: pairs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from onnx24.errors import InputError
 from onnx24.recovery._torch import torch
 from onnx24.recovery.masks import mask_of
 from onnx24.recovery.node import Tensor
-from onnx24.recovery.recipes import Schedule, grown_sparsity
+from onnx24.recovery.recipes import Schedule, grown_sparsity, hold_to, one_of
 from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.targets import DEFAULT, load
 
@@ -34,7 +34,7 @@ class Progressive:
     """Masks that grow while training: the optimizer's `steps` in `parts` parts, one of four zero
     in the first and two of four in the last, chosen by magnitude anew at the start of each.
 
-    Raises: InputError O24-043 for numbers below 1.
+    Raises: InputError O24-043 for numbers below 1 and another schedule.
     """
 
     steps: int
@@ -42,8 +42,12 @@ class Progressive:
     schedule: Schedule = "linear"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.parts < 1 or self.schedule not in ("linear", "cubic"):
-            raise InputError.of("O24-043", f"no schedule: {self}")
+        limits = {
+            "steps": (self.steps >= 1, "1 or more"),
+            "parts": (self.parts >= 1, "1 or more"),
+            "schedule": one_of(self.schedule, get_args(Schedule)),
+        }
+        hold_to(limits, self)
 
     def sparsity(self, step: int) -> float:
         part = min(step * self.parts // self.steps, self.parts - 1)
@@ -77,6 +81,8 @@ class Sparsity:
         self.left_out = list(left_out)
         self.schedule = schedule
         self.step = 0
+        self._is_counted = False
+        """Whether an optimizer counts its steps here: the first that `keep_masks` was given."""
         self.masks: dict[str, Tensor] = {}
         self._placed: dict[str, Tensor] = {}
         """The masks where the weights are: on their device, of this process's rows."""
@@ -202,13 +208,13 @@ def keep_masks(optimizer: Any, sparsity: Sparsity) -> Any:
     weights and state (momenta, second moments) after it. So param groups, `state_dict`, learning
     rate schedulers and GradScaler, whose skipped steps are none, work as before; a `schedule` of
     `sparsify` counts the steps of the optimizer that was given first.
-    Raises: InputError O24-151 where the optimizer has none of the masked weights.
+    Raises: InputError O24-043 where the optimizer has none of the masked weights.
     """
-    counts = not hasattr(sparsity, "_counter")
+    counts = not sparsity._is_counted
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(parameter) in owned for parameter, _, _ in sparsity.parameters()):
         raise InputError.of(
-            "O24-151",
+            "O24-043",
             "the optimizer holds none of the masked weights",
             hint="make it after the model is wrapped, moved or sharded",
         )
@@ -229,8 +235,7 @@ def keep_masks(optimizer: Any, sparsity: Sparsity) -> Any:
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
-    if counts:
-        sparsity._counter = True  # type: ignore[attr-defined]
+    sparsity._is_counted = True
     return optimizer
 
 

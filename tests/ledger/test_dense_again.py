@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx24.passes.prune24 import Prune24
-from test_gate import compiled, every
+from test_profit_gate import compiled, every
 
 from onnx24 import targets
 from onnx24.ir.model import Model
@@ -18,7 +18,7 @@ from onnx24.layerwise.dense import DenseLayer, KeptDense
 from onnx24.layerwise.effort import Switch
 from onnx24.layerwise.resources import Resources
 from onnx24.ledger.dense_again import FromModel, FromWorkDir
-from onnx24.ledger.gate import all_dense_again, gate
+from onnx24.ledger.profit_gate import all_dense_again, gate
 from onnx24.passmgr import manager
 from onnx24.passmgr.pipeline import parse
 from onnx24.runtime.compare import compare

@@ -195,7 +195,7 @@ def test_split_into_equal_parts(inputs: list[str]) -> None:
 def test_a_newer_model_is_not_touched() -> None:
     model = text_model(X + "{ y = Softmax<axis=1>(x) }", opset=13)
     before = model.to_bytes()
-    assert not apply(model, UpgradeOpset()).diagnostics.with_code("O24-330")
+    assert "O24-330" not in {d.code for d in apply(model, UpgradeOpset()).diagnostics}
     assert not model.changed and model.to_bytes() == before
 
 

@@ -148,6 +148,12 @@ def test_scales_are_learned_and_written_back(tmp_path: Path, name: str) -> None:
     assert ends["learned"] < 1.1 * ends["calibrated"]
 
 
+def test_scales_to_learn_need_quantizers(tmp_path: Path) -> None:
+    model = sparse()
+    with pytest.raises(InputError, match="the model has no quantizers"):
+        recover(model, net(), data(tmp_path), recipe("basic", {"scales": "learned"}), target=TARGET)
+
+
 def test_integers_behind_dequantizelinear_are_trained(tmp_path: Path) -> None:
     """What fold-qdq left: integers that a step of real values is rounded to."""
     ends = []

@@ -190,5 +190,5 @@ def test_a_24_checkpoint_keeps_its_zeros() -> None:
 
 
 def test_an_optimizer_of_other_weights() -> None:
-    with pytest.raises(InputError, match="O24-151"):
+    with pytest.raises(InputError, match="O24-043"):
         keep_masks(torch.optim.SGD(made("conv").parameters(), 0.1), sparsify(made("conv")))

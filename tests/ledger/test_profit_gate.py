@@ -18,7 +18,7 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.layerwise.effort import Switch
 from onnx24.ledger.dense_again import FromModel
-from onnx24.ledger.gate import Measured, gate, render_gate, rows_of
+from onnx24.ledger.profit_gate import Measured, gate, render_gate, rows_of
 from onnx24.passmgr.base import Context
 from onnx24.runtime.compare import Comparison, OutputDiff
 from onnx24.testing.generate import mlp
