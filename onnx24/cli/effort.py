@@ -54,9 +54,6 @@ class EffortFlags:
         return folder
 
 
-Effort = EffortFlags
-"""The name by which cli.recovering knows it."""
-
 _SIZES = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3}
 _SIZES |= {"MB": 10**6, "GB": 10**9}
 

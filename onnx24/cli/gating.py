@@ -22,7 +22,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.verify import Interface, verify
 from onnx24.layerwise.dense import KeptDense
 from onnx24.ledger.dense_again import FromModel, FromWorkDir, Origin
-from onnx24.ledger.gate import all_dense_again, brought_back, gate, render_gate, rows_of
+from onnx24.ledger.profit_gate import all_dense_again, brought_back, gate, render_gate, rows_of
 from onnx24.passmgr.provenance import data_digest, record_step
 from onnx24.report.model import ModelFacts
 from onnx24.runtime.compare import Comparison, compare

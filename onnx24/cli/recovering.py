@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
 from onnx24.cli.data import load_samples
-from onnx24.cli.effort import Effort
+from onnx24.cli.effort import EffortFlags
 from onnx24.cli.failure import usage
 from onnx24.cli.files import (
     STANDARD_STREAM,
@@ -61,7 +61,7 @@ def recover_model(request: RecoverRequest) -> int:
     if STANDARD_STREAM in (request.teacher, request.data):
         raise usage("--teacher and --data read no standard input", "give paths")
     plan = recipe(request.recipe, {**request.options, "seed": request.seed})
-    folder = Effort(work_dir=request.work_dir).folder()
+    folder = EffortFlags(work_dir=request.work_dir).folder()
     source = Source(request.model)
     out = output_path(request.output, source)
     _check_paths(request, source, out)
