@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from onnx24.backends.base import Profile
 from onnx24.diagnostics import Diagnostic
@@ -22,10 +22,12 @@ from onnx24.ledger.estimate import bound
 from onnx24.ledger.model_layers import layers_of
 from onnx24.passmgr import manager, pipeline
 from onnx24.recovery.recipes import recipe
-from onnx24.recovery.trainer import Recovered, recover
 from onnx24.runtime.data import Calibration
 from onnx24.targets import DEFAULT, load
 from onnx24.targets.gpus import gpu_of
+
+if TYPE_CHECKING:
+    from onnx24.recovery.trainer import Recovered
 
 BASE = "canonicalize,upgrade-opset{to=13},smooth-quant"
 MAGNITUDE = "prune24{method=magnitude refit=false permute=off}"
@@ -109,6 +111,8 @@ class Workshop:
                 **rate,
             },
         )
+        from onnx24.recovery.trainer import recover  # torch, which the tables don't need
+
         teacher = self.start(METHODS["dense"])
         return Trained(model, recover(model, teacher, self.data, plan, target=load(DEFAULT)))
 

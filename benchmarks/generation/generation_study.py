@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from digit_images import SIZE, Images, digit_images  # noqa: E402
+from frechet import frechet  # noqa: E402
 from methods import METHODS, Method, Workshop, estimated_us  # noqa: E402
 from tasks import Places  # noqa: E402
 
@@ -115,18 +116,6 @@ def calibration(model: Model, path: Path) -> Path:
 
 
 # --- scores ----------------------------------------------------------------------------------
-def frechet(a: NDArray, b: NDArray) -> float:
-    """|μa − μb|² + tr(Σa + Σb − 2(Σa·Σb)^½) of features `[N, D]`. *Source:* arXiv 1706.08500."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # tr((Σa·Σb)^½) is the sum of the roots of the eigenvalues of the symmetric Σa^½·Σb·Σa^½.
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    mixed = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
-    apart = np.square(a.mean(0) - b.mean(0)).sum()
-    return float(apart + np.trace(first) + np.trace(second) - 2 * mixed)
-
-
 class Judge:
     """The classifier: features for the distance, and whether a picture shows its label."""
 

@@ -75,7 +75,7 @@ def test_tables_of_the_vision_study(module) -> None:
 
 
 def test_frechet_distance(module) -> None:
-    frechet = module("generation_study").frechet
+    frechet = module("frechet").frechet
     rng = np.random.default_rng(24)
     x = rng.standard_normal((5000, 3)) * [1, 2, 3]
     assert frechet(x, x) == pytest.approx(0, abs=1e-9)
