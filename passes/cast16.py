@@ -94,11 +94,8 @@ class Cast16(Pass):
             ctx.statistics["casts"] = rewriter.casts
         if stored:
             ctx.statistics["weights"] = len(stored)
-        claimed = set(model.claims)
-        twice = [weight for weight in stored if weight.twice and weight.key in claimed]
-        if twice:
-            moved = [(weight.key, ValueKey(weight.key.scope, weight.name)) for weight in twice]
-            move_claims_of_products(model, ctx.analysis(model, WeightUses), moved)
+        twice = [(w.key, ValueKey(w.key.scope, w.name)) for w in stored if w.twice]
+        move_claims_of_products(model, twice, lambda: ctx.analysis(model, WeightUses))
 
     def _record(self, ctx: Context, stored: Sequence[Stored]) -> None:
         """One line for each weight; small vectors and numbers need none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from onnx24.effects import Effects
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context, Pass
 from onnx24.rewrite.qdq_folding import Edit, fold
+from onnx24.rewrite.shared import move_claims_of_products
 
 _CODES = {"folded": "O24-230", "kept": "O24-231", "removed": "O24-232"}
 
@@ -54,7 +54,13 @@ class FoldQdq(Pass):
         for edit in edits:
             _record(ctx, edit)
         folded = [edit for edit in edits if edit.action == "folded"]
-        _move_claims(model, ctx, folded)
+        by_name = {key.name: key for key in model.weights}
+        moved = [
+            (edit.weight, by_name[edit.tensor])
+            for edit in folded
+            if edit.weight is not None and edit.tensor in by_name
+        ]
+        move_claims_of_products(model, moved, lambda: ctx.analysis(model, WeightUses))
         ctx.statistics.update(
             folded=len(folded),
             removed=sum(edit.action == "removed" for edit in edits),
@@ -74,17 +80,3 @@ def _record(ctx: Context, edit: Edit) -> None:
         reason=edit.reason,
         **({"tensor": edit.tensor} if edit.tensor else {}),
     )
-
-
-def _move_claims(model: Model, ctx: Context, folded: Sequence[Edit]) -> None:
-    """The record follows the values; it stays with the float as well where a product reads that."""
-    claimed = set(model.claims.keys())
-    moving = [(edit.weight, edit.tensor) for edit in folded if edit.weight in claimed]
-    if not moving:
-        return
-    by_name = {key.name: key for key in model.weights}
-    model.claims.update([by_name[new] for _, new in moving])
-    found = ctx.analysis(model, WeightUses)
-    for old, _ in moving:
-        if old is not None and (old not in found.uses or not found.products(old)):
-            model.claims.discard(old)

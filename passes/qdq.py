@@ -32,6 +32,7 @@ from onnx24.quant.rounding import Correction, Rounding, WeightRange
 from onnx24.rewrite.protection import Limits, Protection, protect
 from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
 from onnx24.rewrite.quantizer import Quantizer, Written
+from onnx24.rewrite.shared import move_claims_of_products
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.range_search import RangeSearch
 
@@ -195,7 +196,8 @@ class Qdq(Pass):
         quantizer.settle()
         protection = self._protect(quantizer, ctx)
         written = quantizer.write(self._rounding, correct_bias=self._corrects)
-        _move_claims(model, ctx, written)
+        moved = [(k, ValueKey(k.scope, n)) for k, names in written.int4.items() for n in names]
+        move_claims_of_products(model, moved, lambda: ctx.analysis(model, WeightUses))
         self._report(quantizer, written, ctx)
         ctx.statistics.update(likeness_facts(protection))
 
@@ -296,20 +298,6 @@ class Qdq(Pass):
             ctx.statistics["samples"] = quantizer.seen
         if quantizer.ranges_by:
             ctx.statistics["ranges_by"] = quantizer.ranges_by
-
-
-def _move_claims(model: Model, ctx: Context, written: Written) -> None:
-    """The record of 2:4 follows the values to INT4; the float keeps it where a product reads it."""
-    claimed = set(model.claims.keys())
-    moving = [key for key in written.int4 if key in claimed]
-    if not moving:
-        return
-    made = [ValueKey(key.scope, name) for key in moving for name in written.int4[key]]
-    model.claims.update(made)
-    found = ctx.analysis(model, WeightUses)
-    for key in moving:
-        if key not in found.uses or not found.products(key):
-            model.claims.discard(key)
 
 
 def _say_target(ctx: Context) -> None:

@@ -118,7 +118,9 @@ class SpmmPlugin(Pass):
         before = {site.key: payload_bytes(found.tensors[site.key]) for site in sites}
         placed = rewrite_as_spmm24(model, found, sites)
         moved = [(site.key, key) for site, key, _ in placed]
-        move_claims_of_products(model, ctx.analysis(model, WeightUses), moved)
+        move_claims_of_products(
+            model, moved, lambda: ctx.analysis(model, WeightUses), known_24=True
+        )
         for site, key, nbytes in placed:
             ctx.record(
                 "packed",

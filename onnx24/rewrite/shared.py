@@ -37,13 +37,25 @@ def admitted_by_weight(sites: Sequence[S], admit: Callable[[str], bool]) -> list
 
 
 def move_claims_of_products(
-    model: Model, found: WeightUses, moved: Iterable[tuple[ValueKey, ValueKey]]
+    model: Model,
+    moved: Iterable[tuple[ValueKey, ValueKey]],
+    uses: Callable[[], WeightUses],
+    *,
+    known_24: bool = False,
 ) -> None:
     """A record follows the products to a new form of their weight, (old, new), and stays with the
-    old one too where a product still reads that. found: of the model as it is now."""
-    moved = list(moved)
-    model.claims.update([new for _, new in moved])
-    for old, _ in moved:
+    old one too where a product still reads that.
+
+    uses: of the model as it is now, asked for where something moves. known_24: the new forms are
+    2:4 and recorded whether or not the old ones were.
+    """
+    claimed = set(model.claims.keys())
+    moving = [(old, new) for old, new in moved if known_24 or old in claimed]
+    if not moving:
+        return
+    model.claims.update([new for _, new in moving])
+    found = uses()
+    for old, _ in moving:
         if old not in found.uses or not found.products(old):
             model.claims.discard(old)
 
