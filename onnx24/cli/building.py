@@ -62,9 +62,9 @@ class BuildRequest:
     def options(self) -> BuildOptions:
         """Raises: InputError O24-020 for an unknown word."""
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
-            words = ", ".join(HARDWARE_COMPATIBILITY)
             from onnx24.passmgr.options import did_you_mean
 
+            words = ", ".join(HARDWARE_COMPATIBILITY)
             near = did_you_mean(self.hardware_compatibility, HARDWARE_COMPATIBILITY, begins=True)
             raise usage(
                 f"--hardware-compatibility {self.hardware_compatibility}: expected one of {words}",

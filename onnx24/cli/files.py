@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 EXTERNAL = ("auto", "embed", "external")
-PROVENANCE = ("auto", "full", "fast", "off")
 
 
 class Source:
@@ -117,8 +116,10 @@ def check_reports(paths: Iterable[str], source: Source) -> None:
 
 def check_provenance(value: str) -> None:
     """Raises: InputError O24-043."""
-    if value not in PROVENANCE:
-        raise usage(f"--provenance {value}: expected one of {', '.join(PROVENANCE)}", "see --help")
+    from onnx24.passmgr.provenance import STRENGTHS
+
+    if value not in STRENGTHS:
+        raise usage(f"--provenance {value}: expected one of {', '.join(STRENGTHS)}", "see --help")
 
 
 def check_external(value: str, out: str) -> None:
