@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx24.analysis.format_choice import Choice
 from onnx24.analysis.placement import Layer
 from onnx24.errors import InputError
 from onnx24.layerwise.judge import fewest
@@ -109,13 +108,12 @@ def _choose(
         single = quantizer.likeness(choice.only(layer), min(RANKING_SAMPLES, samples))
         alone[layer] = single.rel_l2
     order = sorted(layers, key=lambda layer: -alone[layer])
-    tried: dict[int, Likeness] = {}
-
-    def rest(n: int) -> Choice:
-        return choice.without(set(order[:n]))
+    assert found.before is not None
+    tried = {0: found.before}
 
     def is_met(n: int) -> bool:
-        tried[n] = quantizer.likeness(rest(n), samples)
+        if n not in tried:
+            tried[n] = quantizer.likeness(choice.without(set(order[:n])), samples)
         return limits.met_by(tried[n])
 
     n = fewest(len(order), is_met, known=(0, *_predicted(order, alone, limits.budget)))
