@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from onnx24.layerwise.segments import Piece, in_order
 from onnx24.layerwise.store import Store
-from onnx24.runtime.compare import Accumulator
+from onnx24.runtime.compare import Accumulator, mean_rel_l2
 
 __all__ = ["Agreement", "Judge", "fewest"]
 
@@ -59,10 +58,8 @@ class Judge:
                 reference, _ = self._store.get(run, name)
                 sums.setdefault(name, Accumulator()).add(reference, value)
         results = [sums[name].result(name) for name in sums]
-        errors = [r.rel_l2 for r in results]
-        rel_l2 = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
         one = results[0] if len(results) == 1 and len(results[0].shape) >= 2 else None
-        return Agreement(rel_l2=rel_l2, top1=one.top1_agreement if one else None)
+        return Agreement(rel_l2=mean_rel_l2(results), top1=one.top1_agreement if one else None)
 
     def _outputs(self, weights: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         with ThreadPoolExecutor(self._threads) as pool:

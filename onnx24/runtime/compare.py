@@ -14,7 +14,7 @@ from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.session import Session
 
-__all__ = ["Accumulator", "Comparison", "OutputDiff", "compare"]
+__all__ = ["Accumulator", "Comparison", "OutputDiff", "compare", "mean_rel_l2"]
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -109,6 +109,12 @@ def compare(
         data=data.describe(),
         is_random=data.is_random,
     )
+
+
+def mean_rel_l2(outputs: Sequence[OutputDiff]) -> float:
+    """Root mean square over the outputs of ‖b - a‖ / ‖a‖; 0 without any."""
+    errors = [out.rel_l2 for out in outputs]
+    return math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
 
 
 def _leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
-from onnx24.runtime.compare import Accumulator
+from onnx24.runtime.compare import Accumulator, mean_rel_l2
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.ranges import doublings
 from onnx24.runtime.session import Session
@@ -96,8 +96,7 @@ class Reference:
                 margins.append(margin)
                 moves.append(move)
         results = [sums[name].result(name) for name in sums]
-        errors = [r.rel_l2 for r in results]
-        rel_l2 = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
+        rel_l2 = mean_rel_l2(results)
         if not margins:
             return Likeness(rel_l2)
         top1 = results[0].top1_agreement
