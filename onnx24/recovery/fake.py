@@ -16,6 +16,7 @@ from onnx24.recovery.node import Tensor
 __all__ = [
     "INT8",
     "LEAST_RATIO",
+    "along",
     "fake_quantize",
     "least_scale",
     "round_in_range",
@@ -25,6 +26,14 @@ __all__ = [
 ]
 
 INT8 = (-128, 127)
+
+
+def along(parameter: Tensor, axis: int, rank: int) -> Tensor:
+    """A scale or zero point of one or of each index of an axis, shaped to meet values of that
+    rank."""
+    if parameter.numel() == 1:
+        return parameter.reshape(())
+    return parameter.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 class _RoundInRange(torch.autograd.Function):

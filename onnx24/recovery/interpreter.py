@@ -24,7 +24,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.scopes import ScopeNames, node_label
 from onnx24.recovery import arithmetic, layers, shaping
 from onnx24.recovery._torch import torch
-from onnx24.recovery.fake import INT8, least_scale, round_in_range
+from onnx24.recovery.fake import INT8, along, least_scale, round_in_range
 from onnx24.recovery.node import CHECKS, OPERATORS, TORCH_DTYPES, Node, Tensor, Unsupported
 
 __all__ = ["GraphModule", "objections"]
@@ -141,7 +141,7 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         if folded is not None:
             self._folded[key] = folded
             scale = _to_torch(*_read(model, folded.scale)).float()
-            values = values.float() * folded.along(scale, values.dim())
+            values = values.float() * along(scale, folded.axis, values.dim())
         elif tensor.data_type not in _FLOATS:
             self._constants[key] = values
             return
@@ -198,7 +198,7 @@ class GraphModule(torch.nn.Module):  # type: ignore[misc,name-defined]
         if key in self._folded:
             folded = self._folded[key]
             scale = self.effective(folded.scale).float()
-            return round_in_range(value / folded.along(scale, value.dim()), *INT8)
+            return round_in_range(value / along(scale, folded.axis, value.dim()), *INT8)
         return value.to(TORCH_DTYPES[self._elements[key]])
 
     def forward(
@@ -289,11 +289,6 @@ class _Folded:
 
     scale: ValueKey
     axis: int
-
-    def along(self, scale: Tensor, rank: int) -> Tensor:
-        if scale.numel() == 1:
-            return scale.reshape(())
-        return scale.reshape([-1 if i == self.axis % rank else 1 for i in range(rank)])
 
 
 def _folded(key: ValueKey, tensor: TensorProto, model: Model, index: Index) -> _Folded | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from onnx24.recovery._torch import functional, torch
-from onnx24.recovery.fake import round_in_range, slowed, step_factor
+from onnx24.recovery.fake import along, round_in_range, slowed, step_factor
 from onnx24.recovery.node import Node, Tensor, Unsupported, check, integers, operator
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -251,13 +251,11 @@ def _lrn(node: Node, x: Tensor) -> Tensor:
 # --- quantization ----------------------------------------------------------------------------
 def _along(parameter: Tensor, node: Node, x: Tensor) -> Tensor:
     """A scale or zero point, shaped to meet the values: per tensor, axis or block."""
-    if parameter.numel() == 1:
-        return parameter.reshape(())
-    axis = node.get("axis", 1) % x.dim()
-    block = node.get("block_size", 0)
-    if block:
+    axis, block = node.get("axis", 1), node.get("block_size", 0)
+    if block and parameter.numel() > 1:
+        axis %= x.dim()
         return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
-    return parameter.reshape([-1 if i == axis else 1 for i in range(x.dim())])
+    return along(parameter, axis, x.dim())
 
 
 _RANGES = {

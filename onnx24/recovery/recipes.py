@@ -24,6 +24,7 @@ __all__ = [
     "grown_sparsity",
     "hold_to",
     "one_of",
+    "part_at",
     "recipe",
 ]
 
@@ -127,7 +128,7 @@ class Recipe:
 
     def part_of(self, step: int) -> int:
         """Which of the parts step `step` belongs to; all are of the same length."""
-        return min(step * self.parts // self.steps, self.parts - 1)
+        return part_at(step, self.steps, self.parts)
 
     def sparsity(self, part: int) -> float:
         """The share of weights that is zero in that part: 0.25 in the first, 0.5 in the last."""
@@ -162,6 +163,11 @@ def hold_to(limits: Mapping[str, Limit], options: object) -> None:
         if not met:
             value = getattr(options, name)
             raise InputError.of("O24-043", f"{name} is {value!r}; expected {expected}")
+
+
+def part_at(step: int, steps: int, parts: int) -> int:
+    """Which of so many parts of the same length step `step` of `steps` belongs to."""
+    return min(step * parts // steps, parts - 1)
 
 
 def grown_sparsity(part: int, parts: int, schedule: Schedule = "linear") -> float:

@@ -19,7 +19,15 @@ from onnx24.errors import InputError
 from onnx24.quant.calibrators import Percentile
 from onnx24.quant.scales import INT8_MAX
 from onnx24.recovery._torch import functional, torch
-from onnx24.recovery.fake import INT8, LEAST_RATIO, fake_quantize, least_scale, slowed, step_factor
+from onnx24.recovery.fake import (
+    INT8,
+    LEAST_RATIO,
+    along,
+    fake_quantize,
+    least_scale,
+    slowed,
+    step_factor,
+)
 from onnx24.recovery.node import Tensor
 from onnx24.torch.eval_mode import evaluating
 
@@ -31,7 +39,7 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, axis: Any) -> Tensor:  # type: ignore[override]
-        return fake_quantize(x, _meeting(scale, axis, x), *INT8)
+        return fake_quantize(x, along(scale, axis or 0, x.dim()), *INT8)
 
     @staticmethod
     def symbolic(g: Any, x: Any, scale: Any, zero_point: Any, axis: Any) -> Any:
@@ -48,13 +56,6 @@ def _symbols(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> 
     q = node("QuantizeLinear", given, more, dtype=torch.int8, shape=x.shape, version=17)
     given = (q, scale, zero_point)
     return node("DequantizeLinear", given, more, dtype=x.dtype, shape=x.shape, version=17)
-
-
-def _meeting(scale: Tensor, axis: int | None, x: Tensor) -> Tensor:
-    """The scale in a shape that broadcasts along the axis."""
-    if axis is None:
-        return scale
-    return scale.reshape([-1 if i == axis else 1 for i in range(x.dim())])
 
 
 class FakeQuantizer(torch.nn.Module):  # type: ignore[misc,name-defined]
@@ -88,7 +89,7 @@ class FakeQuantizer(torch.nn.Module):  # type: ignore[misc,name-defined]
             with torch.no_grad():
                 self.scale.copy_(weight_scale(x))
         scale = self._learned_scale(x) if self.learned else self.scale
-        return fake_quantize(x, _meeting(scale, self.axis, x).to(x.dtype), *INT8)
+        return fake_quantize(x, along(scale, self.axis or 0, x.dim()).to(x.dtype), *INT8)
 
     def _learned_scale(self, x: Tensor) -> Tensor:
         with torch.no_grad():

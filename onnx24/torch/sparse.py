@@ -18,7 +18,7 @@ from onnx24.errors import InputError
 from onnx24.recovery._torch import torch
 from onnx24.recovery.masks import mask_of
 from onnx24.recovery.node import Tensor
-from onnx24.recovery.recipes import Schedule, grown_sparsity, hold_to, one_of
+from onnx24.recovery.recipes import Schedule, grown_sparsity, hold_to, one_of, part_at
 from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.targets import DEFAULT, load
 
@@ -50,8 +50,7 @@ class Progressive:
         hold_to(limits, self)
 
     def sparsity(self, step: int) -> float:
-        part = min(step * self.parts // self.steps, self.parts - 1)
-        return grown_sparsity(part, self.parts, self.schedule)
+        return grown_sparsity(part_at(step, self.steps, self.parts), self.parts, self.schedule)
 
 
 @dataclass(frozen=True)
