@@ -8,7 +8,6 @@ passes left them, where those of the original file would no longer fit.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from onnx24.layerwise.progress import from_bits, plain
+from onnx24.layerwise.arrays import packed, plain, unpacked, write_arrays
 
 __all__ = ["KEPT_BYTES", "DenseLayer", "KeptDense"]
 
@@ -89,11 +88,8 @@ class KeptDense:
         for key in ("rows", "bias", "bias_moved"):
             array = getattr(layer, key)
             if array is not None:
-                arrays |= {key: plain(array), f"{key}_dtype": np.array(array.dtype.name)}
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two runs may share the folder
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
+                arrays |= packed(key, array)
+        write_arrays(path, arrays)
         return path
 
     def find(self, name: str, pruned: np.ndarray) -> list[DenseLayer]:
@@ -127,7 +123,7 @@ def _load(path: Path, pruned: np.ndarray) -> DenseLayer | None:
                 return None
 
             def array(key: str) -> np.ndarray | None:
-                return from_bits(file[key], str(file[f"{key}_dtype"])) if key in file else None
+                return unpacked(file, key) if key in file else None
 
             rows = array("rows")
             if rows is None or rows.shape != pruned.shape:

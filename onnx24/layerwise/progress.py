@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from onnx24.ir.keys import ValueKey
+from onnx24.layerwise.arrays import packed, unpacked, write_arrays
 from onnx24.layerwise.results import LayerResult
 
-__all__ = ["Saved", "from_bits", "plain"]
+__all__ = ["Saved"]
 
 
 class Saved:
@@ -47,8 +46,8 @@ class Saved:
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                stored = from_bits(file["stored"], str(file["stored_dtype"]))
-                bias = from_bits(file["bias"], str(file["bias_dtype"])) if "bias" in file else None
+                stored = unpacked(file, "stored")
+                bias = unpacked(file, "bias") if "bias" in file else None
                 head = json.loads(str(file["head"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None  # damaged since; it is solved again
@@ -61,33 +60,12 @@ class Saved:
         if path is None:
             return
         head = json.dumps({"magnitude": result.magnitude, "facts": result.facts})
-        arrays: dict[str, Any] = {
-            "stored": plain(result.stored),
-            "stored_dtype": np.array(result.stored.dtype.name),
-            "head": np.array(head),
-        }
+        arrays = {"head": np.array(head), **packed("stored", result.stored)}
         if result.bias is not None:
-            arrays["bias"] = plain(result.bias)
-            arrays["bias_dtype"] = np.array(result.bias.dtype.name)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two runs may share the folder
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
+            arrays |= packed("bias", result.bias)
+        write_arrays(path, arrays)
 
     def _path(self, key: ValueKey) -> Path | None:
         if self._folder is None:
             return None
         return self._folder / f"{hashlib.sha256(str(key).encode()).hexdigest()[:24]}.npz"
-
-
-def plain(array: np.ndarray) -> np.ndarray:
-    """.npy has no name for bfloat16 and the like: their bits."""
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
-
-
-def from_bits(array: np.ndarray, dtype: str) -> np.ndarray:
-    if array.dtype.name == dtype:
-        return array
-    import ml_dtypes
-
-    return array.view(np.dtype(getattr(ml_dtypes, dtype)))
