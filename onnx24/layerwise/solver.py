@@ -310,6 +310,7 @@ class _Walk:
         dampings: tuple[float | None, ...] = (None,)
         if rows < FEW_ROWS * K and held.U:
             dampings = DAMPINGS_FEW_ROWS
+        spreads = self._spreads(layers, W, held) if self.settings.asymmetric else []
         best: list[LayerResult] = []
         for damping in dampings:
             problems = [
@@ -323,8 +324,7 @@ class _Walk:
                 for b in range(site.batch)
             ]
             Q = np.stack(self._run_tasks(problems))
-            if self.settings.asymmetric:
-                self._widen(layers, W, Q, held)
+            self._widen(Q, spreads, held)
             found = self._results(layers, W, Q, moments, mean_s, held, centred)
             for result in found:
                 if damping is not None:
@@ -387,25 +387,36 @@ class _Walk:
     def _solve_locally(self, problem: Problem) -> np.ndarray:
         return _solve_task(problem, self.settings, self._each)
 
-    def _widen(self, layers: list[Layer], W: list[np.ndarray], Q: np.ndarray, held: _Rows) -> None:
-        """Scale each row of `Q [batch, ΣR, K]` so that the layer's outputs spread as the dense
+    def _spreads(
+        self, layers: list[Layer], W: list[np.ndarray], held: _Rows
+    ) -> list[list[np.ndarray]]:
+        """[batch][layer]: [R], the deviation of each dense output on the held-back rows."""
+        found: list[list[np.ndarray]] = []
+        for b in range(layers[0].sites[0].batch) if held.U else ():
+            V = np.concatenate([v[b] for v in held.V])
+            found.append([])
+            for layer, w in zip(layers, W, strict=True):
+                Y = V @ w[b].T
+                if layer.key in held.S:
+                    Y += np.concatenate(held.S[layer.key])
+                found[b].append(Y.std(0, dtype=np.float64))
+        return found
+
+    def _widen(self, Q: np.ndarray, spreads: list[list[np.ndarray]], held: _Rows) -> None:
+        """Scale each row of `Q [batch, ΣR, K]` so that the layers' outputs spread as the dense
         ones do on the held-back rows.
 
         What least squares can't explain it leaves out, so its outputs spread less, layer after
         layer: a detector's rare high scores sink below the threshold. *Source:* 2211.08403
         rescales merged networks for the same reason.
         """
-        for b in range(len(Q)) if held.U else ():
+        for b, wanted in enumerate(spreads):
             U = np.concatenate([u[b] for u in held.U])
-            V = np.concatenate([v[b] for v in held.V])
             at = 0
-            for layer, w in zip(layers, W, strict=True):
-                q = Q[b, at : at + w.shape[1]]
-                at += w.shape[1]
-                Y = V @ w[b].T
-                if layer.key in held.S:
-                    Y += np.concatenate(held.S[layer.key])
-                q *= _widening(Y, U @ q.T)[:, None]
+            for spread in wanted:
+                q = Q[b, at : at + len(spread)]
+                at += len(spread)
+                q *= _widening(spread, U @ q.T)[:, None]
 
     def _results(
         self,
@@ -509,12 +520,12 @@ def _finite_rows(
     return kept, kept if V is U else V[:, good], S, int(np.count_nonzero(~good))
 
 
-def _widening(Y: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """[R] ≥ 1: by how much outputs `found [n, R]` are widened to spread as `Y [n, R]` do."""
-    wanted, spread = Y.std(0, dtype=np.float64), found.std(0, dtype=np.float64)
+def _widening(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """[R] ≥ 1: by how much outputs `found [n, R]` are widened for a deviation of `wanted [R]`."""
+    spread = found.std(0, dtype=np.float64)
     known = (spread > 0) & np.isfinite(wanted) & np.isfinite(spread)
     ratio = np.divide(wanted, spread, out=np.ones_like(wanted), where=known)
-    trust = len(Y) / (len(Y) + ROWS_FOR_SPREAD)
+    trust = len(found) / (len(found) + ROWS_FOR_SPREAD)
     return 1 + trust * (np.clip(ratio, 1, WIDEST) - 1)
 
 
