@@ -42,28 +42,9 @@ class Block(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
 
     def write(self, g, x: str, mask: str, name: str) -> str:
-        d = self.project.in_features
-        head_dim = d // self.heads
-        split = g.constant(f"{name}.split", [0, 0, self.heads, head_dim], np.int64)
-        merge = g.constant(f"{name}.merge", [0, 0, d], np.int64)
-        scale = g.constant(f"{name}.scale", head_dim**-0.5)
+        constants = g.attention_constants(self.project.in_features, self.heads, name)
         h = g.layer_norm(x, self.norm1, f"{name}.norm1")
-
-        def heads(layer: nn.Linear, part: str, perm: list[int]) -> str:
-            apart = g.node("Reshape", [g.dense(h, layer, f"{name}.{part}"), split],
-                           f"{name}.{part}.heads")  # fmt: skip
-            return g.node("Transpose", [apart], f"{name}.{part}.transpose", perm=perm)
-
-        q = heads(self.query, "query", [0, 2, 1, 3])
-        k = heads(self.key, "key", [0, 2, 3, 1])
-        v = heads(self.value, "value", [0, 2, 1, 3])
-        scores = g.node("MatMul", [q, k], f"{name}.scores")
-        scaled = g.node("Mul", [scores, scale], f"{name}.scaled")
-        masked = g.node("Add", [scaled, mask], f"{name}.masked")
-        shares = g.node("Softmax", [masked], f"{name}.softmax", axis=-1)
-        mixed = g.node("MatMul", [shares, v], f"{name}.mixed")
-        mixed = g.node("Transpose", [mixed], f"{name}.mixed.transpose", perm=[0, 2, 1, 3])
-        mixed = g.node("Reshape", [mixed, merge], f"{name}.mixed.merge")
+        mixed = g.attention(h, self, constants, name, mask)
         x = g.node("Add", [x, g.dense(mixed, self.project, f"{name}.project")], f"{name}.residual1")
         h = g.layer_norm(x, self.norm2, f"{name}.norm2")
         h = _fixtures.Block._gelu(g, g.dense(h, self.up, f"{name}.up"), f"{name}.gelu")
@@ -112,22 +93,9 @@ class ByteLm(nn.Module):
         h = g.layer_norm(h, self.norm, "norm")
         product = g.node("MatMul", [h, g.weight("head.weight", self.head.weight.T)], "head.matmul")
         g.node("Add", [product, g.weight("head.bias", self.head.bias)], output_name)
-        graph = helper.make_graph(
-            g.nodes,
+        logits = ["batch", context, vocabulary]
+        return g.document(
             "byte-lm",
             [helper.make_tensor_value_info(input_name, TensorProto.INT64, ["batch", context])],
-            [
-                helper.make_tensor_value_info(
-                    output_name, TensorProto.FLOAT, ["batch", context, vocabulary]
-                )
-            ],
-            g.initializers,
+            [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, logits)],
         )
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", _fixtures.OPSET)],
-            ir_version=_fixtures.IR_VERSION,
-            producer_name="onnx24-benchmarks",
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model

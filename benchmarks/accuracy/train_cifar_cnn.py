@@ -88,21 +88,11 @@ class ResNet(nn.Module):
             h = layer.write(g, h, f"block{i}")
         h = g.node("Flatten", [g.node("GlobalAveragePool", [h], "pool")], "flatten", axis=1)
         g.head(h, self.head)
-        graph = helper.make_graph(
-            g.nodes,
+        return g.document(
             "cifar-size-resnet20",
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, 32, 32])],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", 10])],
-            g.initializers,
         )
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", _fixtures.OPSET)],
-            ir_version=_fixtures.IR_VERSION,
-            producer_name="onnx24-benchmarks",
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model
 
 
 def shifted(x: Tensor, generator: torch.Generator, by: int) -> Tensor:

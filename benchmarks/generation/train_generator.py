@@ -70,27 +70,10 @@ class Block(nn.Module):
 
     def write(self, g, x: str, condition: str, name: str) -> str:
         width = self.project.in_features
-        head = width // self.heads
-        split = g.constant(f"{name}.split", [0, 0, self.heads, head], np.int64)
-        merge = g.constant(f"{name}.merge", [0, 0, width], np.int64)
-        scale = g.constant(f"{name}.scale", head**-0.5)
+        constants = g.attention_constants(width, self.heads, name)
         parts = modulation(g, self.modulate, condition, f"{name}.modulate", 6)
         h = normalized(g, x, parts[0], parts[1], width, f"{name}.norm1")
-
-        def heads(layer: nn.Linear, part: str, perm: list[int]) -> str:
-            flat = g.dense(h, layer, f"{name}.{part}")
-            apart = g.node("Reshape", [flat, split], f"{name}.{part}.heads")
-            return g.node("Transpose", [apart], f"{name}.{part}.transpose", perm=perm)
-
-        q = heads(self.query, "query", [0, 2, 1, 3])
-        k = heads(self.key, "key", [0, 2, 3, 1])
-        v = heads(self.value, "value", [0, 2, 1, 3])
-        scores = g.node("MatMul", [q, k], f"{name}.scores")
-        scaled = g.node("Mul", [scores, scale], f"{name}.scaled")
-        shares = g.node("Softmax", [scaled], f"{name}.softmax", axis=-1)
-        mixed = g.node("MatMul", [shares, v], f"{name}.mixed")
-        mixed = g.node("Transpose", [mixed], f"{name}.mixed.transpose", perm=[0, 2, 1, 3])
-        mixed = g.node("Reshape", [mixed, merge], f"{name}.mixed.merge")
+        mixed = g.attention(h, self, constants, name)
         mixed = g.dense(mixed, self.project, f"{name}.project")
         x = g.node("Add", [x, g.node("Mul", [mixed, parts[2]], f"{name}.gate1")], f"{name}.sum1")
         h = normalized(g, x, parts[3], parts[4], width, f"{name}.norm2")
@@ -179,8 +162,7 @@ class Denoiser(nn.Module):
         whole = g.constant("image.shape", [0, 1, SIZE, SIZE], np.int64)
         g.node("Reshape", [h, whole], "velocity")
         pixels = ["batch", 1, SIZE, SIZE]
-        return _document(
-            g,
+        return g.document(
             "digit-generator",
             [
                 helper.make_tensor_value_info("image", TensorProto.FLOAT, pixels),
@@ -188,6 +170,7 @@ class Denoiser(nn.Module):
                 helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
             ],
             [helper.make_tensor_value_info("velocity", TensorProto.FLOAT, pixels)],
+            opset=18,
         )
 
 
@@ -212,26 +195,15 @@ class Features(nn.Module):
         h = g.node("Flatten", [h], "flatten", axis=1)
         h = g.node("Relu", [g.dense(h, self.hidden, "hidden")], "features")
         g.head(h, self.head)
-        return _document(
-            g,
+        return g.document(
             "digit-features",
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, SIZE, SIZE])],
             [
                 helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 64]),
                 helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10]),
             ],
+            opset=18,
         )
-
-
-def _document(g, name: str, inputs: list, outputs: list) -> onnx.ModelProto:
-    model = helper.make_model(
-        helper.make_graph(g.nodes, name, inputs, outputs, g.initializers),
-        opset_imports=[helper.make_opsetid("", 18)],
-        ir_version=_fixtures.IR_VERSION,
-        producer_name="onnx24-benchmarks",
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def train_generator(data: Split, steps: int, batch: int, rate: float, seed: int) -> Denoiser:
