@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch):
-    """Imports a module of the study by name; they are scripts and no package."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
+FOLDERS = ("accuracy",)
 
 
 def found(boxes: ModuleType, *rows: tuple[float, float, float, float, int]):

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import csv
-import importlib
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "search_relevance"
+FOLDERS = ("search_relevance",)
 THINGS = ("card", "transfer", "pin", "rate", "refund")
 ASKED = ("where is my {}", "my {} did not work", "change the {} please", "why was a {} made", "{}?")
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch):
-    """Imports a module of the study by name; they are scripts and no package."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -13,19 +12,8 @@ from onnx24.ir.model import Model
 from onnx24.runtime.data import load_data
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("", "accuracy", "vision", "generation")
 FIXTURES = ROOT / "fixtures" / "models"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch):
-    """Imports a module of the studies by name; they are scripts and no package."""
-    for folder in ("", "accuracy", "vision", "generation"):
-        monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / folder))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 def test_what_is_right_is_packed_and_unpacked(module) -> None:
