@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
+import json_lines  # noqa: E402
 import tables  # noqa: E402
 from tasks import NAMES, ROOT, Places, Task, task  # noqa: E402
 
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
                 f"{row['pruned']} weights, {row['seconds']:.1f} s",
                 flush=True,
             )
-            tables.append(args.json, row)
+            json_lines.append(args.json, row)
 
 
 def main() -> None:

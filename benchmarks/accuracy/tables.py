@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+import json_lines
 
 Row = dict[str, Any]
 Column = tuple[str, int]
@@ -31,17 +32,7 @@ def key(row: Row) -> tuple:
 
 def read(path: Path) -> list[Row]:
     """All measurements; of several with the same key the last."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return list({key(row): row for row in rows}.values())
-
-
-def append(path: Path, row: Row) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    return list({key(row): row for row in json_lines.read(path)}.values())
 
 
 class Study:

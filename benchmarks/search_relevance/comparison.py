@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "accuracy"))
+
+import json_lines
 from relevance import TASKS, Scores
 from relevance_methods import Method
 
@@ -35,23 +40,6 @@ def key(row: Row) -> str:
     """What a measurement is of."""
     text = json.dumps({name: row[name] for name in LABELS}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def read(path: Path) -> list[Row]:
-    """A last line that was cut by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text("utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
-def append(path: Path, row: Row) -> None:
-    """A line, after what a kill may have left of another one."""
-    held = path.read_text("utf-8") if path.exists() else ""
-    if held and not held.endswith("\n"):
-        path.write_text(held[: held.rfind("\n") + 1], "utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 class Variant:
@@ -94,7 +82,7 @@ def variants(
 ) -> dict[tuple[str, str], Variant]:
     """By method and precision, in the methods' order, over the seeds that all of them have; what
     has not been measured at all is left out."""
-    rows = {key(row): row for row in read(out / "rows.jsonl")}.values()
+    rows = {key(row): row for row in json_lines.read(out / "rows.jsonl")}.values()
     found: dict[tuple[str, str], list[Row]] = {}
     for method in (method.for_task(task) for method in chosen):
         for precision in method.precisions:

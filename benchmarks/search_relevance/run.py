@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "accuracy"))
 
 import comparison  # noqa: E402
+import json_lines  # noqa: E402
 import picture  # noqa: E402
 import relevance_methods as methods  # noqa: E402
 from corpora import Banking, data_folder  # noqa: E402
@@ -67,7 +69,7 @@ class Study:
                 self.measure_all(task, seed, chosen)
 
     def measure_all(self, task: Task, seed: int, chosen: list[Method]) -> None:
-        known = {comparison.key(row) for row in comparison.read(self.rows)}
+        known = {comparison.key(row) for row in json_lines.read(self.rows)}
         dense = self.out / f"{task.name}-{seed}.onnx"
         with tempfile.TemporaryDirectory(dir=self.out) as folder:
             given = Model.load(dense)
@@ -132,7 +134,7 @@ class Study:
                 "estimate_us": _estimates(Model.load(dense)),
             }
             found.save(self.scores / f"{comparison.key(row)}.npz")
-            comparison.append(self.rows, row)
+            json_lines.append(self.rows, row)
             print(
                 f"{task.name} {seed}, {method.name} {precision}: accuracy {row['accuracy']:.2f}, "
                 f"PNR {row['pnr']:.2f}, NDCG@10 {row['ndcg']:.4f}, "

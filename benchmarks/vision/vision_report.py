@@ -49,7 +49,8 @@ class Interval:
 
 
 def bootstrap(values: NDArray[np.floating], seed: int = 0) -> Interval:
-    """The mean of one value an image, with images drawn anew. values: [images]."""
+    """The mean of one value an image, with images drawn anew. values: [images], of few levels, so
+    that how often each is drawn is enough: what `onnx24.metrics.bootstrap` draws image by image."""
     levels, counts = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), RESAMPLES)
     low, high = np.percentile(draws @ levels / len(values), [2.5, 97.5])

@@ -11,15 +11,16 @@ enough (OMP_NUM_THREADS=1).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "accuracy")]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import json_lines  # noqa: E402
 import vision_report  # noqa: E402
 from methods import METHODS, ONE_SHOT, Method, Trained, Workshop, estimated_us  # noqa: E402
 from vision_cases import NAMES, Case, Places, case  # noqa: E402
@@ -39,16 +40,11 @@ class Book:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            lines = path.read_text("utf-8").splitlines()
-            self.rows = [json.loads(line) for line in lines if line.strip()]
+        self.rows = json_lines.read(path)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        json_lines.append(self.path, row)
 
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         return [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]

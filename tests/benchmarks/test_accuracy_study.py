@@ -79,7 +79,7 @@ def test_shares_and_bars(module, tmp_path: Path) -> None:
         row("c", "admm", 512, 50),
     ]  # fmt: skip
     for line in measured:
-        tables.append(path, line)
+        module("json_lines").append(path, line)
     study = tables.Study(tables.read(path))
     column = ("admm", 512)
     assert study.get("a", column, "loss") == 5, "the later of two equal measurements counts"
@@ -90,3 +90,14 @@ def test_shares_and_bars(module, tmp_path: Path) -> None:
     assert "15.0% of magnitude's (met, 20%)" in text
     assert "above a third of magnitude's: a (**missed**)" in text
     assert "0.25 of obs's loss (met, 0.5)" in text
+
+
+def test_a_line_that_a_kill_cut_is_nothing(module, tmp_path: Path) -> None:
+    json_lines = module("json_lines")
+    path = tmp_path / "rows.jsonl"
+    json_lines.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"b": ')
+    assert json_lines.read(path) == [{"a": 1}]
+    json_lines.append(path, {"c": 3})
+    assert json_lines.read(path) == [{"a": 1}, {"c": 3}]

@@ -112,16 +112,17 @@ def test_all_of_it(module, data: Path, tmp_path: Path) -> None:
     """Every task and method end to end; a second run measures nothing anew."""
     run, training, methods = module("run"), module("training"), module("relevance_methods")
     comparison, relevance = module("comparison"), module("relevance")
+    json_lines = module("json_lines")
     settings = training.Settings(
         vocabulary=200, width=32, heads=2, depth=1, query_length=12, half_length=10,
         bi_steps=20, cross_steps=4, rank_steps=40, hidden=(32, 32),
     )  # fmt: skip
     study = run.Study(tmp_path / "out", data, settings, steps=4, part="test")
     study.run(list(relevance.TASKS), list(methods.METHODS), [0])
-    rows = comparison.read(study.rows)
+    rows = json_lines.read(study.rows)
     assert len(rows) == 3 * sum(len(method.precisions) for method in methods.METHODS)
     study.run(list(relevance.TASKS), list(methods.METHODS), [0])
-    assert comparison.read(study.rows) == rows
+    assert json_lines.read(study.rows) == rows
     by = {(row["task"], row["method"], row["precision"]): row for row in rows}
     for task in relevance.TASKS:
         dense = by[task, "dense", "fp32"]
