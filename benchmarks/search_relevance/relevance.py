@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from corpora import Banking, Lexical, Queries, Ranked, Ranking, candidates, data_folder
@@ -66,17 +66,15 @@ class Scores:
             return cls(**dict(held))
 
 
-class Task:
+class Task(Protocol):
     """One application. `samples(count)`: unlabelled inputs, the training queries in an order that
     the seed decides; all of them without a count."""
 
     name: str
 
-    def samples(self, count: int | None = None) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+    def samples(self, count: int | None = None) -> dict[str, np.ndarray]: ...
 
-    def score(self, model: Model, part: Part) -> Scores:
-        raise NotImplementedError
+    def score(self, model: Model, part: Part) -> Scores: ...
 
 
 def _run(model: Model, name: str, rows: np.ndarray) -> np.ndarray:
