@@ -212,10 +212,18 @@ def prune_24_measured(
     zeros, nonfinite, violating = (int(count) for count in counts)
     scale = 1.0 if form is None else form.scale * form.scale
     before, after = (
-        math.nan if nonfinite else math.fsum(columns) * scale for columns in energies.tolist()
+        math.nan if nonfinite else _total(columns) * scale for columns in energies.tolist()
     )
     groups = array.size // 4
     return Measured(array.size, groups, zeros, nonfinite, violating, before, after)
+
+
+def _total(squares: list[float]) -> float:
+    """Their sum to the last bit; infinite where it is beyond float64, as that of one square is."""
+    try:
+        return math.fsum(squares)
+    except OverflowError:
+        return math.inf
 
 
 def mask_24(array: np.ndarray, axis: int) -> np.ndarray:

@@ -389,6 +389,13 @@ def test_what_is_measured(dtype: type, data: st.DataObject):
         assert array.tobytes() == expected.tobytes()
 
 
+def test_an_energy_beyond_float64_is_infinite():
+    """Each square of 1.2e154 is a number, their sum is none."""
+    array = np.array([1.2e154, 1, 1.2e154, 2])
+    found = masks.prune_24_measured(array, 1, None, engine="numpy")
+    assert found.energy == found.kept_energy == math.inf and found.nonfinite == 0
+
+
 @pytest.mark.parametrize("stride", [1, 9, 700, 70_001])
 @pytest.mark.parametrize("dtype", FLOATS + NARROW, ids=NAMES.get)
 def test_the_sums_keep_their_order(dtype: type, stride: int):
