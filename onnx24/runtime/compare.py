@@ -14,7 +14,7 @@ from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.session import Session
 
-__all__ = ["Accumulator", "Comparison", "OutputDiff", "compare", "mean_rel_l2"]
+__all__ = ["Accumulator", "Comparison", "OutputDiff", "compare", "leaves", "mean_rel_l2"]
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -101,7 +101,7 @@ def compare(
     for feeds, feeds_b in zip(data.batches(a), data.batches(b), strict=True):
         first, second = sessions[0].run(feeds), sessions[1].run(feeds_b)
         for name in ours:
-            for label, x, y in _leaves(name, first[name], second[name]):
+            for label, x, y in leaves(name, first[name], second[name]):
                 accumulators.setdefault(label, Accumulator()).add(x, y)
     return Comparison(
         outputs=[accumulators[name].result(name) for name in accumulators],
@@ -117,16 +117,16 @@ def mean_rel_l2(outputs: Sequence[OutputDiff]) -> float:
     return math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
 
 
-def _leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The arrays of an output. An element that one side lacks is compared with an empty array."""
     nothing = np.zeros(0)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         for i in range(max(len(a), len(b))):
             x, y = (side[i] if i < len(side) else nothing for side in (a, b))
-            yield from _leaves(f"{label}[{i}]", x, y)
+            yield from leaves(f"{label}[{i}]", x, y)
     elif isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys(), key=str):
-            yield from _leaves(f"{label}[{key!r}]", a.get(key, nothing), b.get(key, nothing))
+            yield from leaves(f"{label}[{key!r}]", a.get(key, nothing), b.get(key, nothing))
     else:
         yield label, np.asarray(a), np.asarray(b)
 
