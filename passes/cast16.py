@@ -64,7 +64,6 @@ class Cast16(Pass):
 
     name: ClassVar[str] = "cast16"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar[tuple[type, ...]] = (Shapes,)
     codes: ClassVar[tuple[str, ...]] = ("O24-240", "O24-241", "O24-242", "O24-243", "O24-244")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "prune24", "matmul-to-conv1x1")
     numeric: ClassVar[str] = "close"

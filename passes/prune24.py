@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnx24.analysis.coupling import Coupling
-from onnx24.analysis.eligibility import Eligibility, Verdict, judge
+from onnx24.analysis.eligibility import Verdict, judge
 from onnx24.analysis.invariants import stale_claims
 from onnx24.analysis.weight_choice import WeightChoice
 from onnx24.analysis.weight_uses import WeightUses
@@ -90,7 +90,6 @@ class Prune24(WeightChoice, Effort, Pass):
 
     name: ClassVar = "prune24"
     effects: ClassVar = Effects.WEIGHTS | Effects.STRUCTURE  # the record of 2:4 is metadata
-    requires: ClassVar = (WeightUses, Eligibility, Coupling)
     after: ClassVar = ("permute24",)
     numeric: ClassVar = "close"
     heavy: ClassVar = True

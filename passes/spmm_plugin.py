@@ -67,7 +67,6 @@ class SpmmPlugin(Pass):
 
     name: ClassVar[str] = "spmm-plugin"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar[tuple[type, ...]] = (WeightUses,)
     after: ClassVar[tuple[str, ...]] = ("upgrade-opset", "prune24", "cast16", "fold-qdq")
     numeric: ClassVar[str] = "close"
     codes: ClassVar[tuple[str, ...]] = (

@@ -182,6 +182,7 @@ def compile(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
     ] = True,
+    guard: o.GuardMode = "on",
     memory: o.Memory = DEFAULT_MEMORY,
     workers: o.Workers = None,
     executor: o.Executor = "local",
@@ -216,6 +217,7 @@ def compile(
             external=external,
             provenance=provenance,
             verify=verify,
+            guard=guard,
             effort=EffortFlags(
                 memory=memory, workers=workers, executor=executor, work_dir=work_dir
             ),
@@ -262,14 +264,7 @@ def opt(
     time: Annotated[
         bool, typer.Option("--time", help="Time and peak memory of each pass.")
     ] = False,
-    numeric: Annotated[
-        bool,
-        typer.Option(
-            "--numeric",
-            help="Run the model before and after each pass and compare (on --calib, or on random "
-            "samples).",
-        ),
-    ] = False,
+    guard: o.GuardMode = "off",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
     ] = True,
@@ -304,7 +299,7 @@ def opt(
             dump=dump,
             dump_onnx=dump_onnx,
             time=time,
-            numeric=numeric,
+            guard=guard,
             verify=verify,
             stop_after=stop_after,
             reports=tuple(report or ()),

@@ -43,7 +43,8 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager, provenance
 from onnx24.passmgr.base import Pass
-from onnx24.passmgr.instrument import Dump, Instrument, Numeric, PrintAfter, Timing
+from onnx24.passmgr.guard import Guard, guard_of
+from onnx24.passmgr.instrument import Dump, Instrument, PrintAfter, Timing
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
 from onnx24.report.limits import Limit, LimitResult, check_limits, parse_limits
@@ -86,7 +87,7 @@ class OptRequest:
     dump: str | None = None
     dump_onnx: bool = False
     time: bool = False
-    numeric: bool = False
+    guard: str = "off"
     verify: bool = True
     stop_after: int | None = None
     reports: tuple[str, ...] = ()
@@ -117,6 +118,7 @@ class CompileRequest:
     external: str = "auto"
     provenance: str = "auto"
     verify: bool = True
+    guard: str = "on"
     effort: EffortFlags = field(default_factory=EffortFlags)
     as_json: bool = False
 
@@ -148,13 +150,11 @@ def run_pipeline(request: OptRequest) -> int:
     verdicts = judge(model, target)
     calibration = load_samples(request.calib, model, profiles, request.seed)
     timing = Timing()
-    numeric = Numeric(calibration)
     recorder = _Recorder(model, facts, request.provenance) if writes else None
     if writes:
         model.stage(out, external=_external(request.external))
     hooks = _instruments(request, pipeline, console)
     hooks += [timing] if request.time else []
-    hooks += [numeric] if request.numeric else []
     result = manager.run(
         model,
         pipeline,
@@ -162,6 +162,7 @@ def run_pipeline(request: OptRequest) -> int:
         calibration=calibration,
         instruments=hooks,
         verify=request.verify,
+        guard=_guard(request.guard),
         site_limit=request.stop_after,
         progress=console.progress,
         work_dir=request.effort.folder(),
@@ -184,9 +185,6 @@ def run_pipeline(request: OptRequest) -> int:
     write_reports(report, request.reports)
     if request.time:
         console.note(timing.render())
-    for drift in numeric.drifts if request.numeric else []:
-        moved = f"output {drift.output!r} moved by {drift.rel_l2:.3g} (rel L2)"
-        console.note(f"{drift.text}: {moved if drift.output else 'no output moved'}")
     _tell(console, report, as_json=request.as_json)
     return 0
 
@@ -243,6 +241,7 @@ def compile_model(request: CompileRequest) -> int:
         target=plan.target,
         calibration=calibration,
         verify=request.verify,
+        guard=_guard(request.guard),
         progress=console.progress,
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
@@ -405,7 +404,7 @@ def _compare(
         raise InternalError.of(
             "O24-900",
             f"the compiled model is refused: {message}",
-            hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
+            hint="`onnx24 opt --guard each` with this pipeline names the pass; please report it",
         ) from err
     if data is None:
         return None, [], []
@@ -453,6 +452,13 @@ def _build(
 
 
 # --- shared -----------------------------------------------------------------------------------
+
+
+def _guard(mode: str) -> Guard | None:
+    try:
+        return guard_of(mode)
+    except ValueError as err:
+        raise usage(f"--guard: {err}", "see --help") from err
 
 
 class _Recorder:

@@ -36,6 +36,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "report": (o.ReportFile, None),
     "external": (o.External, "auto"),
     "provenance": (o.Provenance, "auto"),
+    "guard": (o.GuardMode, "off"),
     "json": (o.Json, False),
 }
 """Options that every pass's command has: parameter → (annotation, default)."""
@@ -158,6 +159,7 @@ def _callback(cls: type[Pass], flags: dict[str, inspect.Parameter]) -> Callable[
                 reports=tuple(given["report"] or ()),
                 external=given["external"],
                 provenance=given["provenance"],
+                guard=given["guard"],
                 effort=EffortFlags(**{name: given[name] for name in EFFORT if name in given}),
                 as_json=given["json"],
             )

@@ -41,7 +41,6 @@ class Pass(abc.ABC):
 
     name: ClassVar[str]
     effects: ClassVar[Effects]
-    requires: ClassVar[tuple[type[Analysis], ...]] = ()
     codes: ClassVar[tuple[str, ...]] = ()
     after: ClassVar[tuple[str, ...]] = ()
     """Passes that must stand earlier when both are in a pipeline."""

@@ -26,14 +26,23 @@ from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.ir.model import Model, Snapshot
 from onnx24.ir.scopes import tensors
 from onnx24.ir.weights import payload_bytes
-from onnx24.passmgr.base import Pass
+from onnx24.passmgr.base import Context, Pass
 
 if TYPE_CHECKING:
     from onnx24.runtime.agreement import Difference, Layer, Observed
     from onnx24.runtime.data import Calibration
 
+MODES = ("off", "on", "each")
+
 SECONDS = 120.0
 """Default of what the checks of one run may take [s of CPU time]."""
+
+
+def guard_of(mode: str) -> Guard | None:
+    """For one of MODES. Raises: ValueError for another."""
+    if mode not in MODES:
+        raise ValueError(f"expected one of {', '.join(MODES)}, found {mode!r}")
+    return None if mode == "off" else Guard(each=mode == "each")
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,11 @@ class Breach:
 @dataclass
 class Guard:
     """Checks of one run. strict: a breach is an error. each: every pass by itself, and of those
-    that only stay close, whether what was finite stays finite. data: the run's calibration data where None; without any, random samples.
+    that only stay close, whether what was finite stays finite. data, memory_bytes: the run's where
+    None; without any samples, random ones.
 
-    Afterwards: cpu_seconds, what the checks took; checked, the passes; skipped, why others were not.
+    Afterwards: cpu_seconds that the checks took; which passes were checked; why others were
+    skipped.
     """
 
     data: Calibration | None = None
@@ -87,10 +98,15 @@ class Guard:
     each: bool = False
     seconds: float = SECONDS
     seed: int = 0
-    memory_bytes: int = 4 << 30
+    memory_bytes: int | None = None
     cpu_seconds: float = 0.0
     checked: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def begin(self, context: Context) -> None:
+        """Take from the run what was not given."""
+        self.data = self.data or context.calibration
+        self.memory_bytes = self.memory_bytes or context.resources.memory_bytes
 
     def watches(self, instance: Pass) -> bool:
         return self.each or instance.numeric != "close"
@@ -116,6 +132,13 @@ class Guard:
                 return self._skip(names, str(err))
         self.checked += names
         return found
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "checked": list(self.checked),
+            "skipped": dict(self.skipped),
+        }
 
     def notes(self) -> Iterator[Diagnostic]:
         """What was not checked and why, one for each reason."""
@@ -158,7 +181,7 @@ class Guard:
 
     def _beyond_means(self, model: Model) -> str:
         size = sum(payload_bytes(tensor) for tensor in tensors(model.proto))
-        if 3 * size > self.memory_bytes:
+        if self.memory_bytes is not None and 3 * size > self.memory_bytes:
             return (
                 f"three copies of its {size / 2**20:.0f} MiB of weights don't fit into "
                 f"{self.memory_bytes / 2**20:.0f} MiB (--memory)"

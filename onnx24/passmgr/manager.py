@@ -139,6 +139,8 @@ def run(
     hooks.sort(key=lambda hook: hook.depth)
     for hook in hooks:
         hook.before_pipeline(model, context)
+    if guard is not None:
+        guard.begin(context)
 
     start, origin = model.snapshot(), Fingerprint.of(model)
     line = _Line(model, pipeline, context, hooks, guard, reproducer_dir, origin)
@@ -364,13 +366,12 @@ def _explain(
         )
     if isinstance(err, InternalError):
         return _with_reproducer(err, failure, reproducer_dir)
-    else:
-        cls = type(step.instance)
-        diagnostics = InternalError.of(
-            "O24-900",
-            f"pass {step.text!r} ({cls.__module__}.{cls.__qualname__}) raised "
-            f"{type(err).__name__}: {err}",
-        ).diagnostics
+    cls = type(step.instance)
+    diagnostics = InternalError.of(
+        "O24-900",
+        f"pass {step.text!r} ({cls.__module__}.{cls.__qualname__}) raised "
+        f"{type(err).__name__}: {err}",
+    ).diagnostics
     return _with_reproducer(InternalError(diagnostics), failure, reproducer_dir)
 
 

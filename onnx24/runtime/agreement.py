@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from onnx import ModelProto
 
@@ -30,8 +31,8 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import bodies, tensors
 from onnx24.ir.weights import element_count, numpy_dtype
-from onnx24.runtime.compare import leaves
 from onnx24.runtime.data import Calibration
+from onnx24.runtime.difference import is_float, leaves, widened
 from onnx24.runtime.probes import Feeds, candidates
 from onnx24.runtime.session import Session
 
@@ -64,6 +65,7 @@ WORDS = {
 
 RUNS = 3
 """Moved copies that are run."""
+MOVED = frozenset({"float64", "float32", "float16", "bfloat16"})
 MIN_MOVED = 9
 """Elements of the least tensor that is moved: sizes, scales and epsilons are no weights."""
 MIN_SLICE = 16
@@ -96,7 +98,9 @@ class Difference:
         if self.kind in ("shape", "type"):
             return f"output {self.output!r} changed its {self.kind}"
         if self.kind == "lost":
-            return f"output {self.output!r} became NaN or infinite in {self.error:.3g} of its elements"
+            return (
+                f"output {self.output!r} became NaN or infinite in {self.error:.3g} of its elements"
+            )
         if self.kind == "decisions":
             return f"output {self.output!r} differs in {self.error:.3g} of its elements"
         return (
@@ -167,7 +171,7 @@ def _first_line(err: Exception) -> str:
 
 def _says_something(outputs: Outputs) -> bool:
     arrays = [a for name, value in outputs.items() for _, a, _ in leaves(name, value, value)]
-    return any(a.size and (not _is_float(a) or np.isfinite(_wide(a)).any()) for a in arrays)
+    return any(a.size and (not is_float(a) or np.isfinite(widened(a)).any()) for a in arrays)
 
 
 _NO_KERNEL = ("Could not find an implementation", "is not a registered function/op")
@@ -210,9 +214,9 @@ def _lost(before: Sequence[Outputs], after: Sequence[Outputs]) -> Difference | N
             for label, a, b in leaves(name, ours[name], theirs[name]):
                 if a.dtype != b.dtype:
                     return Difference(output=label, kind="type", probe=i)
-                if a.shape != b.shape or not _is_float(a):
+                if a.shape != b.shape or not is_float(a):
                     continue
-                lost = np.isfinite(_wide(a)) & ~np.isfinite(_wide(b))
+                lost = np.isfinite(widened(a)) & ~np.isfinite(widened(b))
                 if lost.any():
                     return Difference(output=label, kind="lost", error=lost.mean(), probe=i)
     return None
@@ -265,7 +269,9 @@ class _Noise:
         for seed, session in enumerate(self._sessions):
             rng = np.random.default_rng([seed, 1])
             nudged = {
-                name: _nudged(a, self._word.ulps, self._word.ulps16, rng) if _is_float(a) else a
+                name: _nudged(a, self._word.ulps, self._word.ulps16, rng)
+                if a.dtype.name in MOVED
+                else a
                 for name, a in feeds.items()
             }
             try:
@@ -285,8 +291,7 @@ def moved(model: Model, ulps: float, ulps16: float, seed: int) -> Model:
     for tensor in tensors(proto):
         if element_count(tensor) < MIN_MOVED or not tensor.data_type:
             continue
-        dtype = numpy_dtype(tensor.data_type)
-        if dtype.kind == "f" or dtype.name == "bfloat16":
+        if numpy_dtype(tensor.data_type).name in MOVED:
             array = _nudged(model.weights.read(tensor), ulps, ulps16, rng)
             for field_name in ("float_data", "double_data", "int32_data", "external_data"):
                 tensor.ClearField(field_name)
@@ -295,9 +300,7 @@ def moved(model: Model, ulps: float, ulps16: float, seed: int) -> Model:
     return model.variant(proto)
 
 
-def _nudged(
-    array: np.ndarray, ulps: float, ulps16: float, rng: np.random.Generator
-) -> np.ndarray:
+def _nudged(array: np.ndarray, ulps: float, ulps16: float, rng: np.random.Generator) -> np.ndarray:
     step = (ulps if array.dtype.itemsize >= 4 else ulps16) * _epsilon(array.dtype)
     signs = rng.integers(0, 2, array.shape, np.int8) * 2 - 1
     wide = np.float64 if array.dtype.itemsize >= 4 else np.float32
@@ -306,7 +309,7 @@ def _nudged(
 
 
 def _epsilon(dtype: np.dtype) -> float:
-    return 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)
+    return float(ml_dtypes.finfo(dtype).eps)
 
 
 # --- one value against another ------------------------------------------------------------------
@@ -407,10 +410,10 @@ def _gap(a: np.ndarray, b: np.ndarray) -> _Gap:
         return _Gap(same_type=False)
     if a.shape != b.shape:
         return _Gap(same_shape=False)
-    if not _is_float(a) and a.dtype.kind != "c":
+    if not is_float(a) and a.dtype.kind != "c":
         return _Gap(odd=int(np.count_nonzero(np.asarray(a != b))), size=max(1, a.size))
     epsilon = _epsilon(a.real.dtype if a.dtype.kind == "c" else a.dtype)
-    x, y = _wide(a), _wide(b)
+    x, y = widened(a), widened(b)
     finite = np.isfinite(x) & np.isfinite(y)
     odd = 0
     if not finite.all():
@@ -435,14 +438,6 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     for axis in every:
         if shape[axis] > 1 and size // shape[axis] >= MIN_SLICE:
             yield tuple(a for a in every if a != axis)
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 # --- where it begins ----------------------------------------------------------------------------

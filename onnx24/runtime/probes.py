@@ -15,6 +15,7 @@ import numpy as np
 
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration, load_data
+from onnx24.runtime.difference import is_float
 from onnx24.runtime.inputs import InputSpec, input_specs
 
 __all__ = ["Feeds", "candidates"]
@@ -77,7 +78,9 @@ def _made(
         data = load_data("random:1", model, shapes=shapes, seed=seed)
         for feeds in data.batches(model):
             yield _styled(feeds, style, seed)
-            if any(array.dtype.kind in "iu" and array.dtype.itemsize > 1 for array in feeds.values()):
+            if any(
+                array.dtype.kind in "iu" and array.dtype.itemsize > 1 for array in feeds.values()
+            ):
                 yield {k: np.ones_like(a) if a.dtype.kind in "iu" else a for k, a in feeds.items()}
 
 
@@ -85,7 +88,7 @@ def _styled(feeds: Feeds, style: str, seed: int) -> Feeds:
     """Floats of the style in the shapes of `feeds`; what is no float stays."""
     out = {}
     for position, (name, array) in enumerate(feeds.items()):
-        if not _is_float(array):
+        if not is_float(array):
             out[name] = array
             continue
         rng = np.random.default_rng([seed, position, array.size])
@@ -98,8 +101,3 @@ def _styled(feeds: Feeds, style: str, seed: int) -> Feeds:
             values *= 0.02
         out[name] = values.astype(array.dtype)
     return out
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-
