@@ -101,9 +101,10 @@ def test_what_changes_nothing_is_not_run() -> None:
 
 
 def text_model(text: str, opset: str = '"" : 17') -> Model:
-    return Model.from_proto(
-        onnx.parser.parse_model(f"<ir_version: 8, opset_import: [{opset}]>\n{text}")
-    )
+    proto = onnx.parser.parse_model(f"<ir_version: 8, opset_import: [{opset}]>\n{text}")
+    for node in proto.graph.node:
+        node.name = f"n{node.output[0]}"
+    return Model.from_proto(proto, check=False)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +117,8 @@ def text_model(text: str, opset: str = '"" : 17') -> Model:
 )
 def test_what_cannot_be_compared_is_said(text: str, reason: str) -> None:
     model = text_model(text, '"" : 17, "odd" : 1')
-    for node in model.proto.graph.node:
-        node.name = "n"
     result, _ = guarded(model, [Rename()])
-    assert model.proto.graph.node[0].name == "r_n", "the pass stands"
+    assert model.proto.graph.node[0].name == "r_ny", "the pass stands"
     notes = [d for d in result.diagnostics if d.code == "O24-905"]
     assert [reason in d.message for d in notes] == [True]
 
