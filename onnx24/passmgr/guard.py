@@ -123,13 +123,15 @@ class Guard:
             return None
         names = [stage.instance.name for stage in stages]
         if reason := self._beyond_means(model):
-            return self._skip(names, reason)
+            self._skip(names, reason)
+            return None
         with self._clock():
             try:
                 before = observe(_state(model, stages[0].before), self.data, seed=self.seed)
                 found = self._search(before, stages, model)
             except NotComparable as err:
-                return self._skip(names, str(err))
+                self._skip(names, str(err))
+                return None
         self.checked += names
         return found
 

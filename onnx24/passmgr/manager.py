@@ -246,7 +246,7 @@ class _Line:
             hook.rolled_back(self.model, self.context)
         err = InternalError([breach.diagnostic(instance, strict=guard.strict)])
         failure = self._failure(Pipeline((instance,)), broken.mark, breach.feeds)
-        explained = _with_reproducer(err, failure, self.reproducer_dir)
+        explained = _with_reproducer(err, err, failure, self.reproducer_dir)
         if guard.strict:
             raise explained
         self.context.diagnostics.extend(explained.diagnostics)
@@ -366,24 +366,24 @@ def _explain(
             "O24-040", f"pass {step.name!r} could not write a temporary file: {err.strerror}"
         )
     if isinstance(err, InternalError):
-        return _with_reproducer(err, failure, reproducer_dir)
+        return _with_reproducer(err, err, failure, reproducer_dir)
     cls = type(step.instance)
     diagnostics = InternalError.of(
         "O24-900",
         f"pass {step.text!r} ({cls.__module__}.{cls.__qualname__}) raised "
         f"{type(err).__name__}: {err}",
     ).diagnostics
-    return _with_reproducer(InternalError(diagnostics), failure, reproducer_dir)
+    return _with_reproducer(InternalError(diagnostics), err, failure, reproducer_dir)
 
 
 def _with_reproducer(
-    err: InternalError, failure: Failure, reproducer_dir: Path | None
+    err: InternalError, cause: Exception, failure: Failure, reproducer_dir: Path | None
 ) -> InternalError:
     """The same error, with a reproducer and a hint that names it."""
     folder, hint, diagnostics = None, "", err.diagnostics
     if reproducer_dir is not None:
         try:
-            folder = write_reproducer(failure, err, reproducer_dir)
+            folder = write_reproducer(failure, cause, reproducer_dir)
             hint = f"please report it, with the reproducer in {folder}"
         except (OSError, InputError) as trouble:
             hint = f"please report it; no reproducer could be written: {trouble}"

@@ -66,7 +66,7 @@ def write_reproducer(failure: Failure, err: BaseException, parent: Path) -> Path
         )
         (part / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         if failure.feeds:
-            np.savez(part / "inputs.npz", **failure.feeds)
+            np.savez(part / "inputs.npz", **dict(failure.feeds))  # type: ignore[arg-type]
         (part / "README.txt").write_text(_readme(failure, info), encoding="utf-8")
         part.rename(folder)
     except BaseException:
