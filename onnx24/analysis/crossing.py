@@ -7,8 +7,8 @@ the same ones: there is no second list. *Source:* TensorRT documentation, explic
 
 from __future__ import annotations
 
-from onnx24.analysis.forms import attribute, is_onnx
 from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.ops import attribute, is_onnx, op
 
 __all__ = [
     "ACTIVATIONS",
@@ -50,12 +50,9 @@ ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "Relu"})
 def crosses(site: NodeSite) -> bool:
     """Whether the node computes the same from rounded values as it would round: it copies or
     selects values of its first input."""
-    if not is_onnx(site):
-        return False
-    if site.proto.op_type == "Resize":
-        mode = attribute(site, "mode", b"nearest")
-        return mode == b"nearest"
-    return site.proto.op_type in COMMUTING
+    if is_onnx(site, "Resize"):
+        return bool(attribute(site, "mode", "nearest") == "nearest")
+    return op(site) in COMMUTING
 
 
 def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
@@ -63,7 +60,7 @@ def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
     producer = index.producer(value, scope)
     while producer is not None and producer.proto.input:
         node = producer.proto
-        if node.op_type == "DequantizeLinear" and is_onnx(producer):
+        if is_onnx(producer, "DequantizeLinear"):
             return producer
         if not crosses(producer) or value != node.output[0]:
             return None
@@ -78,12 +75,11 @@ def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
     uses = index.consumers(value, scope)
     while uses:
         use = uses.pop()
-        node = use.site.proto
-        if use.input == 0 and is_onnx(use.site) and node.op_type == "QuantizeLinear":
+        if use.input == 0 and is_onnx(use.site, "QuantizeLinear"):
             continue
         if use.input or not crosses(use.site):
             return False
-        for name in filter(None, node.output):
+        for name in filter(None, use.site.proto.output):
             uses += index.consumers(name, use.site.scope)
     return True
 
@@ -93,7 +89,7 @@ def swish(index: Index, value: str, scope: str = "") -> NodeSite | None:
     if index.resolve(value, scope) in index.graph_outputs:
         return None
     readers = [use.site for use in index.consumers(value, scope)]
-    by_op = {site.proto.op_type: site for site in readers if is_onnx(site)}
+    by_op = {op(site): site for site in readers}
     if len(readers) != 2 or set(by_op) != {"Mul", "Sigmoid"}:
         return None
     gate = by_op["Sigmoid"].proto.output[0]
