@@ -250,6 +250,23 @@ _TABLE = (
         "pass --shapes NAME:MINxOPTxMAX, or data of a concrete shape",
     ),
     Code(
+        "O24-037",
+        "warning",
+        "output not compared in full",
+        "In some runs the two models' outputs have other shapes, as behind NonMaxSuppression, or "
+        "one holds NaN. Nothing is known of those runs, so no limit on that output is met; for "
+        "top1 they count as changed.",
+        "name the output to judge, or a value before the operator that selects: sqnr=20@NAME",
+    ),
+    Code(
+        "O24-039",
+        "error",
+        "no such value",
+        "A limit, a budget or a comparison names a value that the model's main graph does not "
+        "have.",
+        "`onnx24 compare A B --layers` lists the values that both models compute",
+    ),
+    Code(
         "O24-040",
         "error",
         "output cannot be written",

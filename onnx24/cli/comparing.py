@@ -12,10 +12,9 @@ from onnx24.cli.console import Console
 from onnx24.cli.data import data_beside, load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source
-from onnx24.diagnostics import Severity, diagnostic
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
-from onnx24.report.limits import LimitResult, check_limits, parse_limits
+from onnx24.report.limits import LimitResult, check_limits, named_values, parse_limits
 from onnx24.report.model import DataFacts
 from onnx24.report.text import render_comparison, render_limits
 
@@ -46,9 +45,9 @@ def compare_models(request: CompareRequest) -> int:
     console = Console(as_json=request.as_json)
     data = load_samples(spec, a, profiles, request.seed)
     with console.waiting("running both models"):
-        comparison = compare(a, b, data)
+        comparison = compare(a, b, data, also=named_values(limits))
         layers = compare(a, b, data, outputs=common_values(a, b)) if request.layers else None
-    results = check_limits(limits, comparison.outputs)
+    results = check_limits(limits, comparison.outputs, comparison.names)
     facts = DataFacts.of(data, "comparison")
     document: dict[str, Any] = {
         "a": request.a,
@@ -60,9 +59,7 @@ def compare_models(request: CompareRequest) -> int:
         "met": all(result.met for result in results),
     }
     console.report(_text(document, results), document)
-    if data.is_random:
-        message = f"{data.describe()}: the comparison says nothing about accuracy"
-        console.diagnostics([diagnostic("O24-034", message, severity=Severity.WARNING)])
+    console.diagnostics(comparison.findings())
     unmet = [result.unmet() for result in results if not result.met]
     console.diagnostics(unmet)
     return 1 if unmet else 0

@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -37,7 +37,7 @@ from onnx24.cli.files import (
     output_path,
     write_reports,
 )
-from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.errors import BackendError, InputError, InternalError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -46,7 +46,7 @@ from onnx24.passmgr.base import Pass
 from onnx24.passmgr.instrument import Dump, Instrument, Numeric, PrintAfter, Timing
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
-from onnx24.report.limits import Limit, LimitResult, check_limits, parse_limits
+from onnx24.report.limits import Limit, LimitResult, check_limits, named_values, parse_limits
 from onnx24.report.model import (
     DataFacts,
     ModelFacts,
@@ -230,7 +230,7 @@ def compile_model(request: CompileRequest) -> int:
         plan = replace(plan, profiles=completed(inputs, plan.profiles, samples, original))
         resolve_profiles(inputs, plan.profiles)
     with console.waiting("loading into ONNX Runtime"):
-        _must_run(original)
+        _must_run(original, named_values(plan.limits))
     verdicts = judge(original, plan.target)
     calibration, held_out, data = _data(request, original, plan.profiles)
 
@@ -350,11 +350,14 @@ def _pipeline_text(request: CompileRequest) -> str:
     return f"@{preset}"
 
 
-def _must_run(model: Model) -> None:
-    """Raises: InputError O24-016 where ONNX Runtime refuses the model."""
+def _must_run(model: Model, named: Sequence[str] = ()) -> None:
+    """Raises: InputError O24-016 where ONNX Runtime refuses the model, O24-039 where it has no
+    value of a name in `named`."""
+    from onnx24.runtime.compare import require_values
     from onnx24.runtime.session import Session
 
     Session(model, None)
+    require_values(model, named)
 
 
 def judge(model: Model, target: Target) -> Mapping[ValueKey, Any]:
@@ -412,17 +415,9 @@ def _compare(
     from onnx24.runtime.compare import compare
 
     with console.waiting("comparing with the original"):
-        comparison = compare(original, compiled, data)
-    notes = []
-    if data.is_random:
-        notes.append(
-            diagnostic(
-                "O24-034",
-                f"{data.describe()}: the comparison says nothing about accuracy",
-                severity=Severity.WARNING,
-            )
-        )
-    return comparison, check_limits(plan.limits, comparison.outputs), notes
+        comparison = compare(original, compiled, data, also=named_values(plan.limits))
+    results = check_limits(plan.limits, comparison.outputs, comparison.names)
+    return comparison, results, comparison.findings()
 
 
 def _build(
