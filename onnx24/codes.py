@@ -259,6 +259,14 @@ _TABLE = (
         "name the output to judge, or a value before the operator that selects: sqnr=20@NAME",
     ),
     Code(
+        "O24-038",
+        "note",
+        "16-bit arithmetic in the comparison",
+        "ONNX Runtime's CPU provider has no 16-bit arithmetic. The comparison computes each "
+        "float16 and bfloat16 node in float32 and rounds its result, as a GPU does that sums in "
+        "float32; the order of sums inside a node is another.",
+    ),
+    Code(
         "O24-039",
         "error",
         "no such value",
@@ -324,6 +332,15 @@ _TABLE = (
         "measurement file cannot be used",
         "A builder's log, layer information, profile or times file is missing or of another form.",
         "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
+    ),
+    Code(
+        "O24-056",
+        "error",
+        "values became NaN or infinite",
+        "The compiled model gives NaN or an infinity where the original is finite, as after an "
+        "overflow in float16. Such a model is not written, whatever limits were given; with random "
+        "data it is a warning.",
+        "leave the layers in float32 that leave the 16-bit range, or exclude them",
     ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
@@ -803,7 +820,7 @@ _TABLE = (
     ),
     Code(
         "O24-244",
-        "note",
+        "warning",
         "activation ranges not checked",
         "Without calibration data nothing is known of the activations. One that overflows in 16 "
         "bit makes the outputs infinite or NaN.",

@@ -12,6 +12,7 @@ from onnx24.cli.console import Console
 from onnx24.cli.data import data_beside, load_samples
 from onnx24.cli.failure import usage
 from onnx24.cli.files import STANDARD_STREAM, Source
+from onnx24.diagnostics import Severity
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
 from onnx24.report.limits import LimitResult, check_limits, named_values, parse_limits
@@ -34,7 +35,7 @@ class CompareRequest:
 
 
 def compare_models(request: CompareRequest) -> int:
-    """Returns: 0, or 1 where a limit is not met. Raises: InputError."""
+    """Returns: 0, or 1 where a limit is not met or finite values are lost. Raises: InputError."""
     _check_streams(request.a, request.b)
     limits = parse_limits(request.max_drop)
     spec = request.data or data_beside(request.a)
@@ -59,10 +60,10 @@ def compare_models(request: CompareRequest) -> int:
         "met": all(result.met for result in results),
     }
     console.report(_text(document, results), document)
-    console.diagnostics(comparison.findings())
-    unmet = [result.unmet() for result in results if not result.met]
-    console.diagnostics(unmet)
-    return 1 if unmet else 0
+    found = [*comparison.findings(), *comparison.breaches()]
+    found += [result.unmet() for result in results if not result.met]
+    console.diagnostics(found)
+    return 1 if any(item.severity is Severity.ERROR for item in found) else 0
 
 
 def _check_streams(a: str, b: str) -> None:

@@ -249,7 +249,10 @@ def compile_model(request: CompileRequest) -> int:
     )
     recorder.record(result, plan.target, calibration, verdicts)
     comparison, limits, notes = _compare(original, compiled, held_out, plan, console)
+    breaches = comparison.breaches() if comparison else []
+    notes += [found for found in breaches if found.severity is not Severity.ERROR]
     unmet = [limit.unmet() for limit in limits if not limit.met]
+    unmet += [found for found in breaches if found.severity is Severity.ERROR]
     output, backend, failure = None, None, None
     if not unmet:
         compiled.save(plan.out, external=_external(request.external))

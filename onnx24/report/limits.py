@@ -69,7 +69,7 @@ class Limit:
 @dataclass(frozen=True)
 class LimitResult:
     """The worst output under one limit. `value` is None where no output has the metric. compared,
-    runs: in how many of how many runs that output was compared in full; gap: why not in all."""
+    runs: in how many of how many runs that output was compared in full; unlike: runs whose shapes differ; gap: why not in all."""
 
     limit: Limit
     output: str
@@ -77,6 +77,7 @@ class LimitResult:
     met: bool
     compared: int = 0
     runs: int = 0
+    unlike: int = 0
     gap: str = ""
 
     @property
@@ -112,6 +113,7 @@ class LimitResult:
             )
         if self.gap:
             message += f"; {self.gap}"
+        if self.unlike:
             hint = (
                 f"name the output to judge, or a value before the operator that selects: "
                 f"{self.limit.metric}={self.limit.bound:g}@NAME"
@@ -207,7 +209,16 @@ def check_limits(
         sign = 1 if metric.at_least else -1
         met = _merit(limit, value, worst) >= sign * limit.threshold - slack
         results.append(
-            LimitResult(limit, worst.name, value, met, worst.compared, worst.runs, worst.gap)
+            LimitResult(
+                limit,
+                worst.name,
+                value,
+                met,
+                compared=worst.compared,
+                runs=worst.runs,
+                unlike=worst.unlike,
+                gap=worst.gap,
+            )
         )
     return results
 

@@ -12,7 +12,13 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.difference import Differences, OutputDiff
+from onnx24.runtime.rounding import has_16_bit
 from onnx24.runtime.session import Session
+
+_OVERFLOW = (
+    "pass --calib DATA, so that cast16 keeps what leaves the 16-bit range in float32 (O24-244), or "
+    "exclude the layer"
+)
 
 __all__ = ["Comparison", "compare", "require_values"]
 
@@ -20,13 +26,15 @@ __all__ = ["Comparison", "compare", "require_values"]
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """`samples`: how many the outputs were measured on; `data`: which, in words. `names`: of the
-    models' outputs, where inner values were compared besides."""
+    models' outputs, where inner values were compared besides. `is_16_bit`: a model computes in 16
+    bit."""
 
     outputs: list[OutputDiff]
     names: tuple[str, ...] | None = None
     samples: int
     data: str = ""
     is_random: bool = False
+    is_16_bit: bool = False
 
     @property
     def worst(self) -> OutputDiff:
@@ -35,8 +43,11 @@ class Comparison:
         return max(self.outputs, key=lambda out: out.badness)
 
     def findings(self) -> list[Diagnostic]:
-        """What a reader of the numbers must know (O24-034, O24-037)."""
+        """What a reader of the numbers must know (O24-034, O24-037, O24-038)."""
         found = []
+        if self.is_16_bit:
+            message = "16-bit nodes were computed in float32, and each of their results rounded"
+            found.append(diagnostic("O24-038", message, severity=Severity.NOTE))
         if self.is_random:
             message = f"{self.data}: the comparison says nothing about accuracy"
             found.append(diagnostic("O24-034", message, severity=Severity.WARNING))
@@ -51,9 +62,27 @@ class Comparison:
                     severity=Severity.WARNING,
                     tensor=out.name,
                     facts={"compared": out.compared, "runs": out.runs, "unlike": out.unlike},
+                    hint=None if out.unlike else "",
                 )
             )
         return found
+
+    def breaches(self) -> list[Diagnostic]:
+        """Outputs with values that are NaN or infinite where the reference's are finite: broken,
+        whatever limits were asked for (O24-056)."""
+        return [
+            diagnostic(
+                "O24-056",
+                f"output {out.name!r}: {out.lost} values are NaN or infinite, and finite in the "
+                "original",
+                severity=Severity.WARNING if self.is_random else Severity.ERROR,
+                tensor=out.name,
+                facts={"lost": out.lost, "elements": out.elements},
+                hint=_OVERFLOW if self.is_16_bit else "",
+            )
+            for out in self.outputs
+            if out.lost
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,6 +127,7 @@ def compare(
         samples=len(data),
         data=data.describe(),
         is_random=data.is_random,
+        is_16_bit=has_16_bit(a) or has_16_bit(b),
     )
 
 

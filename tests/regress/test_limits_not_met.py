@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from onnx24.cli.app import run
@@ -71,3 +72,38 @@ def test_nan_is_no_class_and_meets_nothing(tmp_path, data, capsys) -> None:
         code, document, err = compared(capsys, b, b, "--data", data, "--max-drop", limit)
         assert code == 1 and document["limits"][0]["compared"] == 0
         assert "NaN in 40 of 40 runs" in err
+
+
+def overflowing(tmp_path: Path) -> tuple[str, str]:
+    rng = np.random.default_rng(0)
+    text = (
+        "g (float[N, 64] x) => (float[N, 16] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
+    )
+    proto = onnx.parser.parse_model(HEAD + text)
+    for name, shape, scale in (("w", (64, 64), 5e3), ("v", (64, 16), 1e-5)):
+        array = (rng.standard_normal(shape) * scale).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((64, 64)).astype(np.float32))
+    return str(tmp_path / "m.onnx"), str(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("limits", [[], ["--max-drop", "sqnr=5,top1=0.6"]], ids=["none", "some"])
+def test_an_overflow_between_float16_nodes_is_a_breach(tmp_path, capsys, limits) -> None:
+    model, data = overflowing(tmp_path)
+    out = tmp_path / "half.onnx"
+    command = ["compile", model, "-o", str(out), "--preset", "fp16", "--data", data, *limits]
+    assert run(command) == 1 and not out.exists()
+    err = capsys.readouterr().err
+    assert "O24-056" in err and "O24-244" in err and ("O24-600" in err) == bool(limits)
+
+
+def test_a_bfloat16_model_is_compiled_and_compared(tmp_path, capsys) -> None:
+    model, data = overflowing(tmp_path)
+    out = str(tmp_path / "half.onnx")
+    passes = "canonicalize,prune24,cast16{dtype=bf16},check24"
+    command = ["compile", model, "-o", out, "--pipeline", passes, "--data", data]
+    assert run([*command, "--max-drop", "sqnr=3"]) == 0
+    capsys.readouterr()
+    code, document, _ = compared(capsys, out, out, "--data", data, "--max-drop", "max-abs=0")
+    assert code == 0 and document["limits"][0]["compared"] == document["limits"][0]["runs"] > 0
