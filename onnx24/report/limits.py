@@ -69,7 +69,8 @@ class Limit:
 @dataclass(frozen=True)
 class LimitResult:
     """The worst output under one limit. `value` is None where no output has the metric. compared,
-    runs: in how many of how many runs that output was compared in full; unlike: runs whose shapes differ; gap: why not in all."""
+    runs: in how many of how many runs that output was compared in full; unlike: runs whose shapes
+    differ; gap: why not in all."""
 
     limit: Limit
     output: str
