@@ -210,8 +210,9 @@ def compile(
     memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
     progress: a function that is called with each `Progress`.
 
-    Raises: InputError; NotMetError where a limit is not met or finite values are lost, BackendError where no engine could be
-    built, both with the finished `.result`; InternalError for a fault of onnx24.
+    Raises: InputError; NotMetError where a limit is not met or finite values are lost, BackendError
+    where no engine could be built, both with the finished `.result`; InternalError for a fault of
+    onnx24.
 
     >>> import numpy as np, onnx24
     >>> from onnx24.testing.generate import mlp
