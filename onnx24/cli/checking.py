@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +82,11 @@ def check_models(request: CheckRequest) -> int:
 
 def _judged(request: CheckRequest, policy: Policy, known: frozenset[str]) -> list[Checked]:
     console = Console()
-    with (
-        tempfile.TemporaryDirectory(prefix="onnx24-") as folder,
-        Sources(_without_stdin(request.models, folder)) as files,
-    ):
+    with tempfile.TemporaryDirectory(prefix="onnx24-") as folder, ExitStack() as stack:
+        sources = Sources(_without_stdin(request.models, folder))
+        files = stack.enter_context(sources)
+        for text in sources.passed_over:
+            console.note(f"not judged: {text}")
         shown = [
             ModelFile(file.path, STANDARD_STREAM) if file.path.startswith(folder) else file
             for file in files

@@ -26,14 +26,22 @@ def bounds_of(policy: Policy) -> Bounds:
     )
 
 
-def judge(path: str, policy: Policy, *, target: str, name: str | None = None) -> Checked:
+def judge(
+    path: str,
+    policy: Policy,
+    *,
+    target: str,
+    name: str | None = None,
+    digest_data: bool = False,
+) -> Checked:
     """Whether the file is what the policy says. Never raises: what goes wrong is in the result.
 
-    target: for a policy that names none. name: what the user calls the file.
+    target: for a policy that names none. name: what the user calls the file. digest_data: the
+    result names the sha256 of the model's data files.
     """
     shown = path if name is None else name
     try:
-        return _judge(path, shown, policy, target)
+        return _judge(path, shown, policy, target, digest_data)
     except Onnx24Error as err:
         return failed(shown, policy, err.diagnostics, err.exit_code)
     except MemoryError:
@@ -45,7 +53,7 @@ def judge(path: str, policy: Policy, *, target: str, name: str | None = None) ->
         return failed(shown, policy, bug.diagnostics, OUR_FAULT)
 
 
-def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
+def _judge(path: str, shown: str, policy: Policy, target: str, digest_data: bool) -> Checked:
     row = targets.load(policy.target or target)
     scan(path, bounds_of(policy))
     model = Model.load(path)
@@ -69,6 +77,7 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
         findings=tuple(found),
         facts={
             "sha256": subject.facts.sha256,
+            **({"data_files": subject.facts.data_files} if digest_data else {}),
             "target": row.name,
             "coverage": inspection.sparse_elements / eligible if eligible else None,
             "eligible_elements": eligible,
