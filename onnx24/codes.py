@@ -733,7 +733,9 @@ _TABLE = (
         "O24-231",
         "note",
         "weight kept in float behind Q/DQ",
-        "The target's TensorRT major does not take int8 initializers.",
+        "The target's TensorRT major does not take int8 initializers, or something else than "
+        "DequantizeLinear reads the integers, or they are one number of rank 0: TensorRT refuses "
+        "such constants.",
     ),
     Code("O24-232", "note", "redundant Q/DQ removed", "Merged, cancelled or unused Q/DQ nodes."),
     Code(
