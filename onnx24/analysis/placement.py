@@ -21,6 +21,7 @@ from onnx24.analysis.crossing import (
     SELECTING,
     crosses,
     dq_behind,
+    reaches_float_attention,
     swish,
 )
 from onnx24.analysis.dataflow import Shapes
@@ -524,7 +525,7 @@ class Site:
 
     def commutes(self, node: NodeSite) -> bool:
         """Whether pairs of this format move over the node."""
-        return crosses(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
+        return crosses(self.flow.index, node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""
@@ -579,7 +580,9 @@ def _sparse_results(site: Site) -> None:
     flow = site.flow
     for layer in site.request.sparse:
         value = flow.result(layer)
-        if not flow.is_output(value) and site.fits(value) and (edges := flow.edges(value)):
+        if flow.is_output(value) or reaches_float_attention(flow.index, flow.shapes, value):
+            continue
+        if site.fits(value) and (edges := flow.edges(value)):
             site.placement.add(value, edges, "sparse result")
             site.placement.results[layer] = value
 
@@ -709,7 +712,9 @@ PLACEMENT = (
         "is chosen only INT8-in and INT8-out. The pair stands behind the whole epilogue: bias, "
         "BatchNormalization, for a convolution the residual Add, activation. A MatMul's or Gemm's "
         "residual Add is no part of it: what follows there is a normalization that reads the sum, "
-        "and the residual stream would lose precision in every block. A graph output stays float.",
+        "and the residual stream would lose precision in every block. A graph output stays float, "
+        "and so does what goes into ONNX's Attention in float32, which TensorRT does not build "
+        "behind Q/DQ (in 16 bit it does).",
         "Model-Optimizer pull request 1664 (none of 196 eligible layers without it, 140 with it)",
         once=_sparse_results,
         int8_because="nothing public shows a 2:4 kernel with FP8 out",
@@ -736,10 +741,10 @@ PLACEMENT = (
     PlacementRule(
         "commuting operators",
         "O24-200",
-        "A pair moves up over MaxPool, Transpose, Reshape and their kin where all readers behind "
-        "them are quantized, so that branches share one pair, at their nearest common dominator, "
-        "and the copies move 8 bits. Over Slice and Gather only where the range above is at most "
-        "half as wide again. AveragePool does not commute.",
+        "A pair moves up over MaxPool, Transpose, Reshape and their kin, and over a Pad with "
+        "zeros, where all readers behind them are quantized, so that branches share one pair, at "
+        "their nearest common dominator, and the copies move 8 bits. Over Slice and Gather only "
+        "where the range above is at most half as wide again. AveragePool does not commute.",
         f'{_EXPLICIT}, "Q/DQ propagation"',
         repeat=_move_up,
     ),

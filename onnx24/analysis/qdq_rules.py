@@ -15,7 +15,13 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
-from onnx24.analysis.crossing import ACTIVATIONS, dq_behind, is_quantized_ahead, swish
+from onnx24.analysis.crossing import (
+    ACTIVATIONS,
+    dq_behind,
+    is_quantized_ahead,
+    reaches_float_attention,
+    swish,
+)
 from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.invariants import seen_violations
@@ -353,12 +359,14 @@ def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
 
 def _is_quantized_behind(found: Quantized, site: NodeSite) -> bool:
     """Whether the end of the product's epilogue is read by QuantizeLinear alone; a graph output
-    may stay float."""
+    may stay float, and what `qdq` leaves so before Attention."""
     while True:
         name = site.proto.output[0]
         if found.is_output(name, site.scope):
             return True
         if is_quantized_ahead(found.index, name, site.scope):
+            return True
+        if reaches_float_attention(found.index, found.shapes, name, site.scope):
             return True
         readers = found.readers(site)
         if (mul := swish(found.index, name, site.scope)) is not None:
