@@ -325,7 +325,7 @@ class _Plan:
             out=out,
             console=Console(as_json=request.as_json, stdout_is_taken=True),
             target=target,
-            pipeline=parse(_pipeline_text(request)),
+            pipeline=parse(_pipeline_text(request, target)),
             profiles=parse_shapes(request.shapes),
             limits=limits,
             backend=backend,
@@ -333,12 +333,13 @@ class _Plan:
         )
 
 
-def _pipeline_text(request: CompileRequest) -> str:
+def _pipeline_text(request: CompileRequest, target: Target) -> str:
     if request.pipeline is not None and request.preset is not None:
         raise usage("--pipeline and --preset are both given", "choose one")
     if request.pipeline is not None:
         return request.pipeline
-    preset = request.preset or ("sparse-int8" if request.calib else "sparse-fp16")
+    calibrated = request.calib is not None
+    preset = request.preset or targets.default_preset(target, calibrated=calibrated)
     known = targets.presets()
     if preset not in known:
         near = did_you_mean(preset, known, begins=True)
