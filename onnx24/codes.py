@@ -794,6 +794,36 @@ _TABLE = (
         "bit makes the outputs infinite or NaN.",
         "pass --calib DATA, and compare the outputs",
     ),
+    Code(
+        "O24-245",
+        "warning",
+        "quantized already, and not as TensorRT takes it",
+        "The model came with Q/DQ or integer operators that TensorRT refuses: zero points, UINT8, "
+        "quantized biases, QLinear operators. What is built from it would be refused as well.",
+        "`onnx24 lint` names each; `lint --fix --symmetric` repairs most",
+    ),
+    Code(
+        "O24-246",
+        "note",
+        "quantized already",
+        "Products of the model stand behind Q/DQ, and there was nothing to add to them.",
+    ),
+    Code(
+        "O24-247",
+        "warning",
+        "INT8 hurts an output",
+        "On the calibration data an output has less than 15 dB, or less than 99 % of the samples "
+        "keep their class.",
+        "leave the layers that are named in float: `qdq{none=NAME}`; or ask for more of them to be "
+        "left by `qdq{min-output=DB}`",
+    ),
+    Code(
+        "O24-248",
+        "note",
+        "compared in float32",
+        "ONNX Runtime has no kernels for bfloat16: the model was run with its bfloat16 weights as "
+        "they are and float32 between them, so that rounding between nodes is not seen.",
+    ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
@@ -873,6 +903,24 @@ _TABLE = (
     Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
     Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
     # --- 4xx target ------------------------------------------------------------------------
+    Code("O24-353", "note", "stored packed", "A 2:4 weight is stored without its zeros."),
+    Code(
+        "O24-354",
+        "note",
+        "not stored packed",
+        "Only initializers that are 2:4 in every group, of a type that runtimes can unpack, are "
+        "packed.",
+        "run prune24 before; the reason says what stands against it",
+    ),
+    Code("O24-355", "note", "unpacked", "A weight that pack24 had stored is whole again."),
+    Code(
+        "O24-357",
+        "error",
+        "packed weights are damaged",
+        "The arrays or attributes of an onnx24::Unpack24 do not belong together, or the model has "
+        "another function of that name.",
+        "take the model that was packed, or pack it again",
+    ),
     Code(
         "O24-400",
         "warning",

@@ -36,6 +36,8 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_SIZE = 16
 """Channels, or K and N, from which INT8 can gain. Source: NVIDIA Model-Optimizer."""
 
+MIN_OPSET_16 = 19
+"""From which QuantizeLinear and DequantizeLinear know 16-bit floats. Source: onnx/docs/Changelog."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""
@@ -349,8 +351,8 @@ def dtype_reason(dtype: np.dtype, opset: int) -> str | None:
         return None
     if element not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         return f"{dtype} has no QuantizeLinear"
-    if opset < 19:
-        return f"QuantizeLinear takes {dtype} from opset 19 on, the model has {opset}"
+    if opset < MIN_OPSET_16:
+        return f"QuantizeLinear takes {dtype} from opset {MIN_OPSET_16} on, the model has {opset}"
     return None
 
 
