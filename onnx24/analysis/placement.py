@@ -37,7 +37,7 @@ MIN_SIZE = 16
 """Channels, or K and N, from which INT8 can gain. Source: NVIDIA Model-Optimizer."""
 
 MIN_OPSET_16 = 19
-"""From which QuantizeLinear and DequantizeLinear know 16-bit floats. Source: onnx/docs/Changelog."""
+"""From which Q and DQ know 16-bit floats. Source: onnx/docs/Changelog.md."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""

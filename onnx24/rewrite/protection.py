@@ -99,9 +99,9 @@ class Protection:
         found = self.after
         if found is None:
             return ""
-        if found.top1 is not None and found.top1 < HURTS_AGREEMENT:
-            if round((1 - found.top1) * found.runs) >= HURTS_SAMPLES:
-                return f"{100 * found.top1:.1f} % of {found.runs} samples keep their class"
+        share = 1.0 if found.top1 is None else found.top1
+        if share < HURTS_AGREEMENT and round((1 - share) * found.runs) >= HURTS_SAMPLES:
+            return f"{100 * share:.1f} % of {found.runs} samples keep their class"
         sqnr, name = found.worst
         return f"output {name!r} has {sqnr:.1f} dB" if sqnr < HURTS_DB else ""
 
@@ -111,8 +111,9 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
 
     SCREEN samples tell how many are decided so narrowly that they could change; if hardly any are,
     no more is asked of the agreement, nor of decibels that are there with a margin. For decibels
-    one layer of MOST stays in float at most, and none where that gains little. A model that ONNX Runtime does not run is left alone where
-    no budget was asked for; an agreement is not asked for with too few samples to tell.
+    one layer of MOST stays in float at most, and none where that gains little. A model that ONNX
+    Runtime does not run is left alone where no budget was asked for; an agreement is not asked for
+    with too few samples to tell.
 
     Raises: InputError O24-016 for a budget of a model that can't be run.
     """
