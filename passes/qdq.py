@@ -68,8 +68,9 @@ class Qdq(Pass):
     model's outputs most, until the outputs' relative error on calibration samples is at most 5 %.
     `min-agreement` does so until that share of samples keeps its class; it is on by default for
     classifiers (one output, [N, C]) with 200 samples and more that are not random. `min-output`
-    does so until every output of another model has so many decibels, and leaves a quarter of the
-    layers in float at most; it is on by default with samples that are not random. Where an output
+    does so, where no budget is given, until every output of another model has so many decibels, and
+    leaves a quarter of the layers in float at most; it is on by default with samples that are not
+    random. Where an output
     has less than 15 dB in the end, or less than 99 % of the samples keep their class, O24-247 names
     the layers that do most to it. The statistics name the error and the agreement before and
     after.
@@ -268,7 +269,8 @@ class Qdq(Pass):
             return Protection()
         limits = Limits(self.budget)
         if known:
-            limits = Limits(self.budget, self.min_agreement / 100, self.min_output)
+            decibels = 0.0 if self.budget else self.min_output
+            limits = Limits(self.budget, self.min_agreement / 100, decibels)
         found = protect(quantizer, limits, ctx.progress)
         for layer, error in found.layers.items():
             why = f"alone it would move the outputs by {100 * error:.2f} %"

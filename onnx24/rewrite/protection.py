@@ -121,7 +121,7 @@ def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) 
     found = Protection()
     samples = _samples(quantizer)
     limits = limits.asked_with(samples)
-    if not choice.formats or not limits.any:
+    if not choice.formats:
         return found
     try:
         found.before = found.after = quantizer.likeness(choice, min(SCREEN, samples))
