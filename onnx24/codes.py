@@ -870,6 +870,21 @@ _TABLE = (
     Code("O24-343", "note", "equalized", "Both weights reach equally far in every channel."),
     Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
     Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
+    Code(
+        "O24-346",
+        "note",
+        "nodes renamed",
+        "Nodes of one graph shared a name, which ONNX Runtime refuses: later ones got "
+        "`_2`, `_3`, …",
+    ),
+    Code(
+        "O24-347",
+        "note",
+        "input made a constant",
+        "A weight was also a graph input, which a caller could override. Now it is the constant "
+        "that TensorRT has always taken it for.",
+        "canonicalize{constant-inputs=false} keeps such inputs",
+    ),
     # --- 4xx target ------------------------------------------------------------------------
     Code(
         "O24-400",

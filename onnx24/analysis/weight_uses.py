@@ -394,9 +394,7 @@ class _Tracer:
     def __init__(self, model: Model, index: Index) -> None:
         self._model = model
         self._index = index
-        # Source: onnx/docs/IR.md. Before IR 4 every initializer had to be listed as an input, and
-        # runtimes take it for a constant (onnxruntime, Graph::CanOverrideInitializer).
-        self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
+        self._overridable = index.graph_inputs
         self._functions = {(f.domain, f.name) for f in model.proto.functions}
         self._behind: dict[ValueKey, str] = {}
         self._fixed = self._fixed_values(model)

@@ -149,7 +149,7 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
     if not policy.has("model"):
         return
     nodes = sum(1 for _ in subject.nodes())
-    opset, ir_version = model.opset, model.proto.ir_version
+    opset, ir_version = model.opset, model.file_ir_version
     for key, actual in (
         ("min_opset", opset),
         ("max_opset", opset),

@@ -83,6 +83,8 @@ _PACKED_BITS = {
         ("FLOAT4E2M1", 4),
         ("UINT2", 2),
         ("INT2", 2),
+        ("FLOAT6E2M3", 6),
+        ("FLOAT6E3M2", 6),
     )
     if hasattr(TensorProto, name)
 }
@@ -163,17 +165,17 @@ class Weights:
     def __init__(
         self,
         source: memoryview,
-        base_dir: Path | None,
+        path: Path | None,
         initializers: Callable[[], dict[ValueKey, TensorProto]],
         on_replace: Callable[[], None],
         file: IO[bytes] | None = None,
     ) -> None:
-        """source: the model file's bytes, and `file` that file where there is one."""
+        """source: the model file's bytes; `path` and `file` are that file where there is one."""
         self._source = source
         self._file = file
         if file is not None:
             weakref.finalize(self, file.close)
-        self._base_dir = base_dir
+        self._path = path
         self._initializers = initializers
         self._on_replace = on_replace
         self._external: dict[str, memoryview] = {}
@@ -565,15 +567,18 @@ class Weights:
             )
 
     def external_path(self, location: str, name: str) -> Path:
-        """The file of an external tensor, which must lie in the model's folder."""
+        """The file of an external tensor. Once links are followed it must lie in the folder of the
+        model: that of the path that was opened or, where that is a link, that of the file."""
         if "\0" in location:
             raise InputError.of("O24-006", f"{location!r} is no file name", tensor=name)
-        if self._base_dir is None:
+        if self._path is None:
             raise InputError.of("O24-042", "the model has external data but no folder", tensor=name)
         relative = PurePosixPath(location)
-        base = self._base_dir.resolve()
-        path = (base / relative).resolve()
-        if not location or relative.is_absolute() or not path.is_relative_to(base):
+        folders = self.folders()
+        found = ((folder / relative).resolve() for folder in folders)
+        path = next((p for p in found if os.path.isfile(p)), (folders[0] / relative).resolve())
+        is_inside = any(path.is_relative_to(folder) for folder in folders)
+        if not location or relative.is_absolute() or not is_inside:
             raise InputError.of(
                 "O24-006",
                 f"external data {location!r} leads to {path.name!r} outside the model's folder"
@@ -589,6 +594,16 @@ class Weights:
                 tensor=name,
             )
         return path
+
+    def folders(self) -> list[Path]:
+        """The folders that data may lie in. A Hugging Face cache needs the second: in its snapshots
+        model and data are links to files beside each other in `blobs`."""
+        if self._path is None:
+            return []
+        folders = [self._path.parent.resolve()]
+        if self._path.is_symlink():
+            folders.append(self._path.resolve().parent)
+        return folders
 
     @staticmethod
     def _check_bounds(ref: Reference, size: int, name: str) -> None:

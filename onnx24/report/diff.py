@@ -137,7 +137,7 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change
 def _header(model: Model) -> dict[str, str]:
     proto = model.proto
     out = {f"opset {domain or 'ai.onnx'}": str(v) for domain, v in sorted(model.opsets.items())}
-    out["ir_version"] = str(proto.ir_version)
+    out["ir_version"] = str(model.file_ir_version)
     for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         value = getattr(proto, name)
         if value:

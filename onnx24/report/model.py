@@ -96,7 +96,7 @@ class ModelFacts:
             sha256=digest,
             nbytes=nbytes,
             data_paths=data_paths,
-            ir_version=model.proto.ir_version,
+            ir_version=model.proto.ir_version if model.changed else model.file_ir_version,
             opsets={domain or "ai.onnx": v for domain, v in sorted(model.opsets.items())},
             producer=f"{model.proto.producer_name} {model.proto.producer_version}".strip(),
             nodes=sum(len(scope.graph.node) for scope in model.scopes()),

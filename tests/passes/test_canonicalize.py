@@ -14,6 +14,7 @@ from rewrite_support import apply, assert_same, feeds, ops, outputs, session, te
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.verify import Interface, make_constant, verify
 from onnx24.rewrite.functions import inline_functions
 
 
@@ -273,15 +274,47 @@ def test_quantize_and_dequantize_of_a_weight_stay() -> None:
     assert ops(model) == ["QuantizeLinear", "DequantizeLinear", "MatMul"]
 
 
-def test_an_overridable_weight_is_left_alone() -> None:
-    model = text_model(
-        "g (float[2,6] x, float[4,6] w) => (float[2,4] y) { t = Transpose(w) y = MatMul(x, t) }",
-        weights={"w": W},
-    )
-    before = model.to_bytes()
+OVERRIDABLE = (
+    "g (float[2,6] x, float[4,6] w) => (float[2,4] y) { t = Transpose(w) y = MatMul(x, t) }"
+)
+
+
+def test_a_weight_that_is_an_input_becomes_a_constant() -> None:
+    """keep_initializers_as_inputs; `apply` verifies the interface, which names it."""
+    model = text_model(OVERRIDABLE, weights={"w": W})
+    x = np.ones((2, 6), np.float32)
     ctx = apply(model, Canonicalize())
+    assert [value.name for value in model.proto.graph.input] == ["x"]
+    assert [record.code for record in ctx.records] == ["O24-347", "O24-320"]
+    assert np.array_equal(session(model.to_bytes()).run(None, {"x": x})[0], x @ W.T)
+
+
+def test_an_overridable_weight_is_left_alone_on_request() -> None:
+    model = text_model(OVERRIDABLE, weights={"w": W})
+    before = model.to_bytes()
+    ctx = apply(model, Canonicalize(constant_inputs=False))
     assert model.to_bytes() == before
     assert [d.code for d in ctx.diagnostics] == ["O24-018"]
+
+
+def test_a_number_that_alone_is_an_input_is_a_parameter() -> None:
+    model = text_model(
+        "g (float[2,6] x, float gain) => (float[2,4] y) { m = MatMul(x, w) y = Mul(m, gain) }",
+        weights={"w": np.ascontiguousarray(W.T), "gain": np.float32(2)},
+    )
+    apply(model, Canonicalize())
+    assert [value.name for value in model.proto.graph.input] == ["x", "gain"]
+
+
+def test_an_input_does_not_go_without_a_record() -> None:
+    model = text_model(OVERRIDABLE, weights={"w": W})
+    interface = Interface.of(model)
+    del model.proto.graph.input[1]
+    assert [problem.code for problem in verify(model, interface)] == ["O24-801"]
+    make_constant(model, frozenset({"w"}))
+    assert verify(model, interface) == []
+    make_constant(model, frozenset({"x"}))  # which has no value to be constant with
+    assert "O24-801" in [problem.code for problem in verify(model, interface)]
 
 
 def test_a_cast_that_overflows_an_integer_is_not_folded() -> None:
