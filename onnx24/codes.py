@@ -310,6 +310,14 @@ _TABLE = (
     ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
+        "O24-057",
+        "note",
+        "weight computed in the graph",
+        "Nodes compute an operand of a product from constants alone: no tensor holds it, so it is "
+        "not 2:4. It counts as not covered.",
+        "run canonicalize, which computes such values once",
+    ),
+    Code(
         "O24-100",
         "note",
         "pruned to 2:4",

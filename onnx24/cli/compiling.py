@@ -57,6 +57,7 @@ from onnx24.report.model import (
 from onnx24.report.text import render_text
 
 if TYPE_CHECKING:
+    from onnx24.analysis.coverage import Covered
     from onnx24.runtime.compare import Comparison
     from onnx24.runtime.data import Calibration
     from onnx24.targets import Target
@@ -167,8 +168,9 @@ def run_pipeline(request: OptRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
+    found = covered(model, target)
     if recorder:
-        recorder.record(result, target, calibration, verdicts)
+        recorder.record(result, target, calibration, verdicts, found)
         model.save(out, external=_external(request.external))
     report = build_report(
         command=request.command,
@@ -178,6 +180,7 @@ def run_pipeline(request: OptRequest) -> int:
         output=_written(out) if writes else None,
         written=writes,
         verdicts=verdicts,
+        found=found,
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
@@ -247,7 +250,8 @@ def compile_model(request: CompileRequest) -> int:
         work_dir=request.effort.folder(),
         resources=request.effort.resources(),
     )
-    recorder.record(result, plan.target, calibration, verdicts)
+    found = covered(compiled, plan.target)
+    recorder.record(result, plan.target, calibration, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan, console)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     output, backend, failure = None, None, None
@@ -264,6 +268,7 @@ def compile_model(request: CompileRequest) -> int:
         target=plan.target,
         output=output,
         verdicts=verdicts,
+        found=found,
         data=data,
         comparison=comparison,
         limits=limits,
@@ -355,6 +360,13 @@ def _must_run(model: Model) -> None:
     from onnx24.runtime.session import Session
 
     Session(model, None)
+
+
+def covered(model: Model, target: Target) -> Covered:
+    """How much of the result is 2:4."""
+    from onnx24.analysis.coverage import covered
+
+    return covered(model, target)
 
 
 def judge(model: Model, target: Target) -> Mapping[ValueKey, Any]:
@@ -471,6 +483,7 @@ class _Recorder:
         target: Target,
         calibration: Calibration | None,
         verdicts: Mapping[ValueKey, Any],
+        found: Covered,
     ) -> None:
         """Unless nothing was done: then the model stays as it was."""
         model, source = self._model, self._source
@@ -488,6 +501,7 @@ class _Recorder:
             target=target,
             output=None,
             verdicts=verdicts,
+            found=found,
         ).findings()
         provenance.record(
             model,
