@@ -17,8 +17,9 @@ from onnx24.analysis.packed24 import packed_problem, packed_product
 from onnx24.analysis.weight_uses import COMPUTED, WeightUses
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.packed import has_packed, unpack
 
-__all__ = ["Coverage", "Covered", "covered", "is_24"]
+__all__ = ["Coverage", "Covered", "covered", "is_24", "whole"]
 
 
 def is_24(model: Model, uses: WeightUses, verdict: Verdict) -> bool | None:
@@ -89,9 +90,18 @@ class Covered:
     patterns: Mapping[ValueKey, bool | None]
 
 
+def whole(model: Model) -> tuple[Model, set[ValueKey]]:
+    """The model with the weights that pack24 stored made whole, and which those are."""
+    if not has_packed(model):
+        return model, set()
+    copy = model.reading_copy()
+    return copy, {weight for _, weight in unpack(copy)}
+
+
 def covered(model: Model, target: SparseTarget) -> Covered:
     """Reads every weight of a product once, unless it was looked at before."""
     cache = AnalysisCache()
+    model, _ = whole(model)
     uses = cache.get(model, WeightUses)
     verdicts = judge(model, cache, target)
     patterns = {}

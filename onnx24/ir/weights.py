@@ -15,6 +15,7 @@ Source: onnx/onnx.proto (TensorProto), onnx/docs/ExternalData.md.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -56,6 +57,7 @@ __all__ = [
     "Reference",
     "WeightInfo",
     "Weights",
+    "data_folders",
     "element_count",
     "map_file",
     "numpy_dtype",
@@ -159,23 +161,34 @@ def payload_bytes(tensor: TensorProto) -> int:
     return count * numpy_dtype(tensor.data_type).itemsize
 
 
+def data_folders(path: Path | None, base_dir: Path | None) -> list[Path]:
+    """Where the data files of a model may lie: in the folder of the path that was opened or, where
+    that is a link, of the file itself. A Hugging Face cache needs the second: in its snapshots
+    model and data are links to files beside each other in `blobs`."""
+    folders = [] if base_dir is None else [base_dir]
+    if path is not None and path.is_symlink():
+        folders.append(path.resolve().parent)
+    return folders
+
+
 class Weights:
     """Access to every tensor of one model. Keys are a main-graph name or a ValueKey."""
 
     def __init__(
         self,
         source: memoryview,
-        path: Path | None,
+        folders: Sequence[Path],
         initializers: Callable[[], dict[ValueKey, TensorProto]],
         on_replace: Callable[[], None],
         file: IO[bytes] | None = None,
     ) -> None:
-        """source: the model file's bytes; `path` and `file` are that file where there is one."""
+        """source: the model file's bytes, and `file` that file where there is one. folders: where
+        its data files may lie."""
         self._source = source
         self._file = file
         if file is not None:
             weakref.finalize(self, file.close)
-        self._path = path
+        self._folders = [folder.resolve() for folder in folders]
         self._initializers = initializers
         self._on_replace = on_replace
         self._external: dict[str, memoryview] = {}
@@ -188,6 +201,14 @@ class Weights:
         self._violations: dict[tuple[Any, ...], Violations] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
+        self._origin: Weights | None = None
+
+    def named_by(self, initializers: Callable[[], dict[ValueKey, TensorProto]]) -> Weights:
+        """The same payloads under another document's names; that document replaces none."""
+        other = copy.copy(self)
+        other._initializers = initializers
+        other._origin = self  # which closes the file when it goes
+        return other
 
     # --- by name -------------------------------------------------------------------------
     def keys(self) -> list[ValueKey]:
@@ -568,13 +589,13 @@ class Weights:
 
     def external_path(self, location: str, name: str) -> Path:
         """The file of an external tensor. Once links are followed it must lie in the folder of the
-        model: that of the path that was opened or, where that is a link, that of the file."""
+        model (see data_folders)."""
         if "\0" in location:
             raise InputError.of("O24-006", f"{location!r} is no file name", tensor=name)
-        if self._path is None:
+        if not self._folders:
             raise InputError.of("O24-042", "the model has external data but no folder", tensor=name)
         relative = PurePosixPath(location)
-        folders = self.folders()
+        folders = self._folders
         found = ((folder / relative).resolve() for folder in folders)
         path = next((p for p in found if os.path.isfile(p)), (folders[0] / relative).resolve())
         is_inside = any(path.is_relative_to(folder) for folder in folders)
@@ -594,16 +615,6 @@ class Weights:
                 tensor=name,
             )
         return path
-
-    def folders(self) -> list[Path]:
-        """The folders that data may lie in. A Hugging Face cache needs the second: in its snapshots
-        model and data are links to files beside each other in `blobs`."""
-        if self._path is None:
-            return []
-        folders = [self._path.parent.resolve()]
-        if self._path.is_symlink():
-            folders.append(self._path.resolve().parent)
-        return folders
 
     @staticmethod
     def _check_bounds(ref: Reference, size: int, name: str) -> None:

@@ -6,13 +6,13 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
-from onnx24.analysis.coverage import Coverage, is_24
+from onnx24.analysis.coverage import Coverage, is_24, whole
 from onnx24.analysis.eligibility import Verdict, judge
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.codes import CODES
@@ -75,7 +75,7 @@ class WeightRow:
     nodes: the final consumers, of which `readers` says more. constant: a Constant node rather than
     an initializer. data_type: dtype as ONNX numbers it. code, reason: the verdict's. small: why
     the target may not gain, "" where it may. unconfirmed: what no public evidence settles about
-    the verdict.
+    the verdict. packed: stored without its zeros, by pack24; nbytes is that of the whole one.
     """
 
     scope: str
@@ -99,6 +99,7 @@ class WeightRow:
     reason: str
     small: str
     unconfirmed: tuple[str, ...]
+    packed: bool = False
 
     @property
     def elements(self) -> int:
@@ -171,10 +172,14 @@ def inspect(model: Model, target: Target, file: str) -> Inspection:
     """Look at every weight of every scope, those of Constant nodes included. Sizes, indices,
     scales and zero points are no weights."""
     cache = AnalysisCache()
+    model, packed = whole(model)
     uses = cache.get(model, WeightUses)
     claimed = set(model.claims.keys())
     verdicts = judge(model, cache, target).values()
-    rows = [_row(model, uses, verdict, claimed) for verdict in verdicts]
+    rows = [
+        replace(_row(model, uses, verdict, claimed), packed=verdict.key in packed)
+        for verdict in verdicts
+    ]
     found = zip(verdicts, (row.is_24 for row in rows), strict=True)
     return Inspection(
         file=file,
