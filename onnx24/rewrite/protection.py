@@ -165,7 +165,7 @@ def _choose(
             tried[n] = quantizer.likeness(choice.without(set(order[:n])), samples)
         return limits.met_by(tried[n])
 
-    most = len(order) if asked else -(-len(order) // MOST)
+    most = len(order) if asked else len(order) // MOST
     n = fewest(most, is_met, known=(0, *_predicted(order, alone, limits.budget)))
     if not is_met(n) and not asked and tried[n].worst[0] < found.before.worst[0] + WORTH_DB:
         n = 0
