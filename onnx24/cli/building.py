@@ -148,6 +148,11 @@ def _print_command(request: BuildRequest) -> int:
     loaded = source.load()
     path = Path(request.model)
     model = OnnxFile.read(path)
+    if model.packed:
+        raise usage(
+            f"{request.model} holds packed weights, which trtexec does not read",
+            "run `onnx24 unpack24` and print the command for its result",
+        )
     profiles = _profiles(request, loaded, parse_shapes(request.shapes))
     files = {
         kind: Path(f"{request.export}.{kind}.json") if request.export is not None else None

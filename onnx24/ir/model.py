@@ -253,6 +253,19 @@ class Model:
         clone.changed = True
         return clone
 
+    def reading_copy(self) -> Model:
+        """A copy with a document, metadata and claims of its own over the same payloads.
+        Tensors may enter it (`weights.set_values`); the values under an existing name are not to be
+        replaced, since both models read them."""
+        clone = copy.copy(self)
+        clone.proto = ModelProto()
+        clone.proto.CopyFrom(self.proto)
+        clone._tensors = None
+        clone.metadata = Metadata(clone)
+        clone.claims = Claims24(clone.metadata)
+        clone.weights = self.weights.named_by(clone._initializers)
+        return clone
+
     # --- writing ---------------------------------------------------------------------------
     def full_proto(self) -> ModelProto:
         """The whole model in memory. Raises: InputError O24-042 above 2 GiB."""
