@@ -794,6 +794,36 @@ _TABLE = (
         "bit makes the outputs infinite or NaN.",
         "pass --calib DATA, and compare the outputs",
     ),
+    Code(
+        "O24-245",
+        "warning",
+        "quantized already, and not as TensorRT takes it",
+        "The model came with Q/DQ or integer operators that TensorRT refuses: zero points, UINT8, "
+        "quantized biases, QLinear operators. What is built from it would be refused as well.",
+        "`onnx24 lint` names each; `lint --fix --symmetric` repairs most",
+    ),
+    Code(
+        "O24-246",
+        "note",
+        "quantized already",
+        "Products of the model stand behind Q/DQ, and there was nothing to add to them.",
+    ),
+    Code(
+        "O24-247",
+        "warning",
+        "INT8 hurts an output",
+        "On the calibration data an output has less than 15 dB, or less than 99 % of the samples "
+        "keep their class.",
+        "leave the layers that are named in float: `qdq{none=NAME}`; or ask for more of them to be "
+        "left by `qdq{min-output=DB}`",
+    ),
+    Code(
+        "O24-248",
+        "note",
+        "compared in float32",
+        "ONNX Runtime has no kernels for bfloat16: the model was run with its bfloat16 weights as "
+        "they are and float32 between them, so that rounding between nodes is not seen.",
+    ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),

@@ -15,10 +15,18 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.crossing import (
+    ACTIVATIONS,
+    dq_behind,
+    is_quantized_ahead,
+    reaches_float_attention,
+    swish,
+)
 from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.placement import OPS as PRODUCTS
+from onnx24.analysis.placement import find_layers, is_residual
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
@@ -32,7 +40,7 @@ _TAKEN = frozenset(
     for name in ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
     if hasattr(TensorProto, name)
 )
-_EPILOGUE = ("Add", "BatchNormalization", "Clip", "LeakyRelu", "Relu")
+_EPILOGUE = ACTIVATIONS | {"Add", "BatchNormalization"}
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -71,6 +79,9 @@ class Quantized:
     def is_constant(self, name: str, scope: str) -> bool:
         return self.index.resolve(name, scope) in self.uses.tensors
 
+    def is_output(self, name: str, scope: str) -> bool:
+        return self.index.resolve(name, scope) in self.index.graph_outputs
+
     def readers(self, site: NodeSite) -> list[Use]:
         return [
             use
@@ -80,20 +91,10 @@ class Quantized:
         ]
 
     def dq_behind(self, site: NodeSite, position: int) -> NodeSite | None:
-        """The DequantizeLinear that makes an operand; a Transpose or Reshape may stand between."""
+        """The DequantizeLinear that an operand comes from, over operators that pairs cross."""
         if not _has(site.proto, position):
             return None
-        name, scope = site.proto.input[position], site.scope
-        for _ in range(8):
-            producer = self.index.producer(name, scope)
-            if producer is None or not producer.proto.input:
-                return None
-            if producer.proto.op_type == _DQ:
-                return producer
-            if producer.proto.op_type not in ("Transpose", "Reshape", "Identity", "Squeeze"):
-                return None
-            name, scope = producer.proto.input[0], producer.scope
-        return None
+        return dq_behind(self.index, site.proto.input[position], site.scope)
 
     def is_weight(self, site: NodeSite, position: int, dq: NodeSite | None) -> bool:
         """Whether an operand is constant: stored in float behind Q → DQ, quantized behind DQ, or,
@@ -155,16 +156,8 @@ def findings(found: Quantized, *, sparse_outputs: bool) -> Iterator[Finding]:
 
 def quantized_products(found: Quantized) -> tuple[int, int]:
     """(products with both operands behind DQ, products with a constant weight)."""
-    quantized = total = 0
-    for site in found.index.nodes:
-        if site.proto.op_type not in PRODUCTS or site.proto.domain not in ("", "ai.onnx"):
-            continue
-        operands = found.operands(site)
-        if not any(found.is_weight(site, i, operands[i]) for i in (0, 1)):
-            continue
-        total += 1
-        quantized += all(operands)
-    return quantized, total
+    sites = {id(layer.site.proto): layer.site for layer in find_layers(found.uses)}
+    return sum(all(found.operands(site)) for site in sites.values()), len(sites)
 
 
 # --- Q and DQ --------------------------------------------------------------------------------
@@ -250,29 +243,55 @@ def _one_sided(found: Quantized, site: NodeSite) -> Iterator[str]:
         return
     q = found.index.producer(dq.proto.input[0], dq.scope)
     is_weighted = any(found.is_weight(site, i, operands[i]) for i in (0, 1))
-    if not is_weighted and q is not None and _is_fused(found, q.proto.input[0], q.scope, PRODUCTS):
+    if not is_weighted and q is not None and _fused(found, q.proto.input[0], q.scope, PRODUCTS):
         return  # attention in float, behind a product that is INT8-out
     yield f"only input {which} of {site.proto.op_type} is quantized"
 
 
 def _residual(found: Quantized, site: NodeSite) -> Iterator[str]:
     """Conv → Q → DQ → Add, where the Add's other operand is computed, and is not the result of a
-    convolution that the sum is fused to (of two convolutions one must be the skip branch)."""
+    convolution that the sum is fused to (of two convolutions one must be the skip branch, and one
+    that feeds the other can't be the last)."""
     if not all(found.operands(site)):
         return
-    for use in found.readers(_end_of_convolution(found, site)):
-        if use.site.proto.op_type != _Q:
-            continue
-        for dq in found.readers(use.site):
-            for add in found.readers(dq.site):
-                if add.site.proto.op_type != "Add":
-                    continue
-                other = add.site.proto.input[1 - add.input]
-                if found.is_constant(other, add.site.scope):
-                    continue
-                if not _is_fused(found, other, add.site.scope):
-                    yield f"a pair stands between it and the Add {add.site.name!r}"
-                    return
+    add = _add_behind_a_pair(found, _end_of_convolution(found, site))
+    if add is None or found.is_constant(add.site.proto.input[1 - add.input], add.site.scope):
+        return
+    if not is_residual(found.shapes, add.site):
+        return
+    other = _fused(found, add.site.proto.input[1 - add.input], add.site.scope)
+    if other is None or _feeds(found, other, site):
+        yield f"a pair stands between it and the Add {add.site.name!r}"
+
+
+def _add_behind_a_pair(found: Quantized, site: NodeSite) -> Use | None:
+    """The Add that alone reads what a pair makes of the node's result, which nothing else reads:
+    what others see leaves the kernel anyway."""
+    for op in (_Q, _DQ):
+        (use,) = readers if len(readers := found.readers(site)) == 1 else (None,)
+        if use is None or use.site.proto.op_type != op or use.input:
+            return None
+        site = use.site
+    readers = found.readers(site)
+    is_add = len(readers) == 1 and readers[0].site.proto.op_type == "Add"
+    return readers[0] if is_add else None
+
+
+def _feeds(found: Quantized, first: NodeSite, last: NodeSite) -> bool:
+    """Whether one node's result reaches another, in one scope."""
+    waiting, seen = [last], set()
+    while waiting:
+        site = waiting.pop()
+        for name in site.proto.input:
+            above = found.index.producer(name, site.scope) if name else None
+            if above is first:
+                return True
+            if above is None or above.scope != first.scope or above.position < first.position:
+                continue
+            if above.position not in seen:
+                seen.add(above.position)
+                waiting.append(above)
+    return False
 
 
 def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
@@ -292,10 +311,10 @@ def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
         site = use.site
 
 
-def _is_fused(
+def _fused(
     found: Quantized, name: str, scope: str, ops: Collection[str] = ("Conv", "ConvTranspose")
-) -> bool:
-    """Whether a value comes from a quantized product with nothing but its epilogue between."""
+) -> NodeSite | None:
+    """The quantized product that a value comes from with nothing but its epilogue between."""
     producer = found.index.producer(name, scope)
     while producer is not None and producer.proto.op_type in _EPILOGUE:
         computed = [
@@ -304,9 +323,11 @@ def _is_fused(
             if value and not found.is_constant(value, producer.scope)
         ]
         if len(computed) != 1:
-            return False
+            return None
         producer = found.index.producer(computed[0], producer.scope)
-    return producer is not None and producer.proto.op_type in ops and all(found.operands(producer))
+    if producer is None or producer.proto.op_type not in ops or not all(found.operands(producer)):
+        return None
+    return producer
 
 
 # --- 2:4 -------------------------------------------------------------------------------------
@@ -338,14 +359,22 @@ def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
 
 def _is_quantized_behind(found: Quantized, site: NodeSite) -> bool:
     """Whether the end of the product's epilogue is read by QuantizeLinear alone; a graph output
-    may stay float."""
+    may stay float, and what `qdq` leaves so before Attention."""
     while True:
-        readers = found.readers(site)
-        if all(use.site.proto.op_type == _Q for use in readers):
+        name = site.proto.output[0]
+        if found.is_output(name, site.scope):
             return True
-        if len(readers) != 1 or readers[0].site.proto.op_type not in _EPILOGUE:
+        if is_quantized_ahead(found.index, name, site.scope):
+            return True
+        if reaches_float_attention(found.index, found.shapes, name, site.scope):
+            return True
+        readers = found.readers(site)
+        if (mul := swish(found.index, name, site.scope)) is not None:
+            site = mul
+        elif len(readers) == 1 and readers[0].site.proto.op_type in _EPILOGUE:
+            site = readers[0].site
+        else:
             return False
-        site = readers[0].site
 
 
 # --- the table -------------------------------------------------------------------------------

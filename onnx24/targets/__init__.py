@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["DEFAULT", "Target", "load", "names", "presets", "render_docs"]
+__all__ = ["DEFAULT", "Target", "default_preset", "load", "names", "presets", "render_docs"]
 
 DEFAULT = "sm86-trt10"
 _DEFAULT_TRT = "10"
@@ -122,6 +122,15 @@ def _presets() -> dict[str, str]:
 def presets() -> dict[str, str]:
     """Preset name → pipeline text."""
     return dict(_presets())
+
+
+def default_preset(target: Target, *, calibrated: bool) -> str:
+    """The preset that nobody named: INT8 where there are samples to find ranges on, and 16-bit
+    floats around it where the engine computes in the types that the file says."""
+    if not calibrated:
+        return "sparse-fp16"
+    fits = target.strongly_typed and target.opset_max >= 19
+    return "sparse-int8-fp16" if fits else "sparse-int8"
 
 
 def _sm_names() -> list[str]:
