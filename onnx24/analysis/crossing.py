@@ -113,7 +113,7 @@ def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
     producer = index.producer(value, scope)
     while producer is not None and producer.proto.input:
         node = producer.proto
-        if node.op_type == "DequantizeLinear" and is_onnx(producer):
+        if is_onnx(producer, "DequantizeLinear"):
             return producer
         if not crosses(index, producer) or value != node.output[0]:
             return None
@@ -128,12 +128,11 @@ def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
     uses = index.consumers(value, scope)
     while uses:
         use = uses.pop()
-        node = use.site.proto
-        if use.input == 0 and is_onnx(use.site) and node.op_type == "QuantizeLinear":
+        if use.input == 0 and is_onnx(use.site, "QuantizeLinear"):
             continue
         if use.input or not crosses(index, use.site):
             return False
-        for name in filter(None, node.output):
+        for name in filter(None, use.site.proto.output):
             uses += index.consumers(name, use.site.scope)
     return True
 
@@ -144,7 +143,7 @@ def swish(index: Index, value: str, scope: str = "") -> NodeSite | None:
     if index.resolve(value, scope) in index.graph_outputs:
         return None
     readers = [use.site for use in index.consumers(value, scope)]
-    by_op = {site.proto.op_type: site for site in readers if is_onnx(site)}
+    by_op = {op(site): site for site in readers}
     sigmoid = by_op.get("Sigmoid") or by_op.get("HardSigmoid")
     if len(readers) != 2 or "Mul" not in by_op or sigmoid is None:
         return None
