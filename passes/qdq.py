@@ -189,7 +189,7 @@ class Qdq(Pass):
         )
         if choice.of(Format.INT8, Format.FP8) or choice.products:
             check_opset(model)
-            _say_target(ctx)
+            _say_target(ctx, choice)
             quantizer.measure(self._rounding)
         for layer in list(choice.formats):
             objection = quantizer.objection(layer) or self._too_noisy(quantizer, layer)
@@ -221,7 +221,11 @@ class Qdq(Pass):
             flow,
             Formats(self.format, patterns, self.none),
             Selection(self.include, self.exclude),
-            Kernels(ctx.target.name, frozenset(f for f, there in has.items() if there)),
+            Kernels(
+                ctx.target.name,
+                frozenset(f for f, there in has.items() if there),
+                ctx.target.deconv_scale_axis,
+            ),
             attention=self.attention,
         )
         if ctx.target.output_qdq_for_sparse:
@@ -311,7 +315,16 @@ class Qdq(Pass):
             ctx.statistics["ranges_by"] = quantizer.ranges_by
 
 
-def _say_target(ctx: Context) -> None:
+def _say_target(ctx: Context, choice: Choice) -> None:
+    deconvolutions = [layer for layer in choice.formats if layer.op == "ConvTranspose"]
+    if deconvolutions and not ctx.target.confirmed("deconv_scale_axis"):
+        which = "output" if ctx.target.deconv_scale_axis else "input"
+        message = (
+            f"nothing public confirms along which axis {ctx.target.name} takes the scales of INT8 "
+            f"ConvTranspose; they are written by {which} channel, "
+            f"{len(deconvolutions)} times"
+        )
+        ctx.diagnostics.add(diagnostic("O24-400", message))
     if not ctx.target.confirmed("int8"):
         message = f"nothing public confirms INT8 kernels on {ctx.target.name}"
         ctx.diagnostics.add(diagnostic("O24-400", message))

@@ -49,7 +49,8 @@ Edge = tuple[int, int]
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A product with one constant operand. `data`: the other operand's name. `axis`: of the
-    output channels in the weight as the product sees it. `stored`: the initializer's dtype."""
+    scales in the weight as the product sees it, which is that of the output channels, but for a
+    ConvTranspose on some targets. `stored`: the initializer's dtype."""
 
     site: NodeSite
     weight: ValueKey
@@ -105,8 +106,11 @@ class Layer:
         return (self.site.position, self.use.input), axis
 
 
-def find_layers(found: WeightUses) -> list[Layer]:
-    """Every product of the four operators with a constant operand, in document order."""
+def find_layers(found: WeightUses, deconv_axis: int = 1) -> list[Layer]:
+    """Every product of the four operators with a constant operand, in document order.
+
+    deconv_axis: the axis of scales in the weight of ConvTranspose.
+    """
     layers = []
     for key, uses in found.uses.items():
         for use in uses:
@@ -115,6 +119,7 @@ def find_layers(found: WeightUses) -> list[Layer]:
             shape = use.chain[-1].shape if use.chain else tuple(found.tensors[key].dims)
             stored = numpy_dtype(found.tensors[key].data_type)
             axis = channel_axis(use.consumer, use.input, len(shape))
+            axis = deconv_axis if use.op == "ConvTranspose" else axis
             layers.append(Layer(use.consumer, key, use, use.data, axis, stored))
     order = {id(site.proto): i for i, site in enumerate(found.index.nodes)}
     return sorted(layers, key=lambda each: (order[id(each.site.proto)], each.use.input))

@@ -56,6 +56,7 @@ class Target:
     bf16: bool = field(compare=False)
     int8_initializers: bool = field(compare=False)
     output_qdq_for_sparse: bool = field(compare=False)
+    deconv_scale_axis: int = field(compare=False)
     strongly_typed: bool = field(compare=False)
     opset_min: int = field(compare=False)
     opset_max: int = field(compare=False)
@@ -202,8 +203,9 @@ def render_docs() -> str:
         " dense kernels.",
         "",
         "| target | architecture | 2:4 types | MatMul eligible | conv1x1 by default | INT8 | FP8 "
-        "| BF16 | int8 initializers | INT8 out for sparse | strongly typed | opsets |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| BF16 | int8 initializers | INT8 out for sparse "
+        "| INT8 ConvTranspose scaled by | strongly typed | opsets |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     targets = list(_rows().values())
     lines += [_doc_row(t) for t in targets]
@@ -248,6 +250,7 @@ def _doc_row(t: Target) -> str:
         yes("bf16"),
         yes("int8_initializers"),
         yes("output_qdq_for_sparse") if t.sparse_dtypes else "–",
+        cell("output channel" if t.deconv_scale_axis else "input channel", "deconv_scale_axis"),
         yes("strongly_typed"),
         cell(f"{t.opset_min}–{t.opset_max}", "opset_min", "opset_max"),
     ]

@@ -7,6 +7,8 @@ import pytest
 from test_qdq import TARGET, array, build, ops, quantized, samples
 
 from onnx24 import targets
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.qdq_rules import Quantized, findings
 from onnx24.analysis.quantized_otherwise import quantized_otherwise
 from onnx24.diagnostics import Diagnostic
 from onnx24.ir.model import Model
@@ -156,3 +158,18 @@ def test_foreign_pairs_are_judged_with_the_cure():
     )
     found = quantized_otherwise(integers)
     assert found.facts == {"O24-635": 1} and "quantize the float model" in found.hint
+
+
+@pytest.mark.parametrize(("name", "axis"), [("sm86-trt8", 0), ("sm86-trt10", 1)])
+def test_the_axis_of_a_transposed_convolution_is_the_targets(name, axis, tmp_path):
+    """Sources contradict each other (NVIDIA/TensorRT 2380), so that it is said."""
+    model = build(
+        "g (float[N, 32, 4, 4] x) => (float[N, 24, 6, 6] y) { [fc] y = ConvTranspose(x, w) }",
+        w=array((32, 24, 3, 3)),
+    )
+    result = quantized(model, tmp_path, target=targets.load(name))
+    (pair,) = (n for n in model.proto.graph.node if n.input[0] == "w")
+    assert pair.attribute[0].i == axis and model.weights["w_scale"].shape == ([32, 24][axis],)
+    said = [each for each in result.diagnostics if each.code == "O24-400"]
+    assert any("ConvTranspose" in each.message for each in said)
+    assert not list(findings(Quantized.of(model, AnalysisCache()), sparse_outputs=True))
