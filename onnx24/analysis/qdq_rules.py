@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.dataflow import Dataflow, Shapes
@@ -20,6 +19,7 @@ from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.placement import OPS as PRODUCTS
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -88,9 +88,9 @@ class Quantized:
             producer = self.index.producer(name, scope)
             if producer is None or not producer.proto.input:
                 return None
-            if producer.proto.op_type == _DQ:
+            if ops.is_onnx(producer, _DQ):
                 return producer
-            if producer.proto.op_type not in ("Transpose", "Reshape", "Identity", "Squeeze"):
+            if not ops.is_onnx(producer, "Transpose", "Reshape", "Identity", "Squeeze"):
                 return None
             name, scope = producer.proto.input[0], producer.scope
         return None
@@ -103,7 +103,7 @@ class Quantized:
             return given and self.is_constant(site.proto.input[position], site.scope)
         name, scope = dq.proto.input[0], dq.scope
         q = self.index.producer(name, scope)
-        if q is not None and q.proto.op_type == _Q:
+        if q is not None and ops.is_onnx(q, _Q):
             name, scope = q.proto.input[0], q.scope
         return self.is_constant(name, scope)
 
@@ -121,7 +121,7 @@ class Quantized:
 
     def element(self, site: NodeSite) -> int | None:
         """The quantized type of a Q or DQ, as TensorProto.DataType."""
-        node, is_q = site.proto, site.proto.op_type == _Q
+        node, is_q = site.proto, ops.is_onnx(site, _Q)
         kind = self.shapes.dtype(node.output[0] if is_q else node.input[0], site.scope)
         if kind is None and is_q and not _has(node, 2):
             return _output_dtype(node)
@@ -135,10 +135,10 @@ def findings(found: Quantized, *, sparse_outputs: bool) -> Iterator[Finding]:
     """
     sparse = _sparse_uses(found) if sparse_outputs else {}
     for site in found.index.nodes:
-        if site.proto.domain not in ("", "ai.onnx"):
+        if not ops.is_onnx(site):
             continue
         for rule in RULES:
-            if site.proto.op_type not in rule.ops:
+            if ops.op(site) not in rule.ops:
                 continue
             for message in rule.check(found, site):
                 yield Finding(rule=rule.name, code=rule.code, message=message, site=site)
@@ -157,7 +157,7 @@ def quantized_products(found: Quantized) -> tuple[int, int]:
     """(products with both operands behind DQ, products with a constant weight)."""
     quantized = total = 0
     for site in found.index.nodes:
-        if site.proto.op_type not in PRODUCTS or site.proto.domain not in ("", "ai.onnx"):
+        if ops.op(site) not in PRODUCTS:
             continue
         operands = found.operands(site)
         if not any(found.is_weight(site, i, operands[i]) for i in (0, 1)):
@@ -177,7 +177,7 @@ def _zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _implied_zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if not _has(site.proto, 2) and not _attribute(site.proto, "block_size", 0):
+    if not _has(site.proto, 2) and not ops.attribute(site.proto, "block_size", 0):
         yield f"{site.proto.op_type} has no zero point"
 
 
@@ -196,8 +196,8 @@ def _activation_scale(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _unpaired(found: Quantized, site: NodeSite) -> Iterator[str]:
-    ops = {use.site.proto.op_type for use in found.readers(site)}
-    if others := sorted(ops - {_DQ}):
+    readers = {ops.full_name(use.site) for use in found.readers(site)}
+    if others := sorted(readers - {_DQ}):
         yield f"its result is read by {', '.join(others)}"
 
 
@@ -206,7 +206,7 @@ def _integer_bias(found: Quantized, site: NodeSite) -> Iterator[str]:
     if found.element(site) != TensorProto.INT32:
         return
     readers = found.readers(site)
-    if not readers or any(use.site.proto.op_type in PRODUCTS for use in readers):
+    if not readers or any(ops.op(use.site) in PRODUCTS for use in readers):
         return
     yield "INT32 stands behind DequantizeLinear"
 
@@ -217,7 +217,7 @@ def _integer_operator(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _bias(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if site.proto.op_type != "MatMul" and found.dq_behind(site, 2):
+    if not ops.is_onnx(site, "MatMul") and found.dq_behind(site, 2):
         yield f"the bias of {site.proto.op_type} is behind DQ"
 
 
@@ -231,9 +231,9 @@ def _weight_axis(found: Quantized, site: NodeSite) -> Iterator[str]:
             continue
         direct = found.index.producer(site.proto.input[i], site.scope) is dq
         shape = found.shapes.shape(site.proto.input[i], site.scope)
-        if rank != 1 or not direct or _attribute(dq.proto, "block_size", 0) or not shape:
+        if rank != 1 or not direct or ops.attribute(dq.proto, "block_size", 0) or not shape:
             continue
-        axis, expected = _attribute(dq.proto, "axis", 1), channel_axis(site, i, len(shape))
+        axis, expected = ops.attribute(dq.proto, "axis", 1), channel_axis(site, i, len(shape))
         if axis % len(shape) != expected:
             yield f"the weight is quantized along axis {axis}, expected {expected}"
 
@@ -261,11 +261,11 @@ def _residual(found: Quantized, site: NodeSite) -> Iterator[str]:
     if not all(found.operands(site)):
         return
     for use in found.readers(_end_of_convolution(found, site)):
-        if use.site.proto.op_type != _Q:
+        if not ops.is_onnx(use.site, _Q):
             continue
         for dq in found.readers(use.site):
             for add in found.readers(dq.site):
-                if add.site.proto.op_type != "Add":
+                if not ops.is_onnx(add.site, "Add"):
                     continue
                 other = add.site.proto.input[1 - add.input]
                 if found.is_constant(other, add.site.scope):
@@ -282,7 +282,7 @@ def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
         if len(readers) != 1:
             return site
         use = readers[0]
-        op = use.site.proto.op_type
+        op = ops.op(use.site)
         if op == "Add":
             other = use.site.proto.input[1 - use.input]
             if not found.is_constant(other, use.site.scope):
@@ -293,11 +293,11 @@ def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
 
 
 def _is_fused(
-    found: Quantized, name: str, scope: str, ops: Collection[str] = ("Conv", "ConvTranspose")
+    found: Quantized, name: str, scope: str, products: Collection[str] = ("Conv", "ConvTranspose")
 ) -> bool:
     """Whether a value comes from a quantized product with nothing but its epilogue between."""
     producer = found.index.producer(name, scope)
-    while producer is not None and producer.proto.op_type in _EPILOGUE:
+    while producer is not None and ops.op(producer) in _EPILOGUE:
         computed = [
             value
             for value in producer.proto.input
@@ -306,7 +306,7 @@ def _is_fused(
         if len(computed) != 1:
             return False
         producer = found.index.producer(computed[0], producer.scope)
-    return producer is not None and producer.proto.op_type in ops and all(found.operands(producer))
+    return producer is not None and ops.op(producer) in products and all(found.operands(producer))
 
 
 # --- 2:4 -------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def _sparse_uses(found: Quantized) -> dict[int, list[str]]:
 
 def _is_quantized(found: Quantized, use: WeightUse) -> bool:
     site = use.consumer
-    if site is None or site.proto.op_type not in PRODUCTS:
+    if site is None or ops.op(site) not in PRODUCTS:
         return False
     return all(found.operands(site))
 
@@ -341,9 +341,9 @@ def _is_quantized_behind(found: Quantized, site: NodeSite) -> bool:
     may stay float."""
     while True:
         readers = found.readers(site)
-        if all(use.site.proto.op_type == _Q for use in readers):
+        if all(ops.is_onnx(use.site, _Q) for use in readers):
             return True
-        if len(readers) != 1 or readers[0].site.proto.op_type not in _EPILOGUE:
+        if len(readers) != 1 or ops.op(readers[0].site) not in _EPILOGUE:
             return False
         site = readers[0].site
 
@@ -452,14 +452,7 @@ def _is_int4(found: Quantized, dq: NodeSite) -> bool:
 
 def _output_dtype(node: NodeProto) -> int:
     """*Source:* ONNX QuantizeLinear: UINT8 where neither output_dtype nor a zero point is given."""
-    return int(_attribute(node, "output_dtype", 0)) or TensorProto.UINT8
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name and attribute.type == AttributeProto.INT:
-            return attribute.i
-    return default
+    return int(ops.attribute(node, "output_dtype", 0)) or TensorProto.UINT8
 
 
 def _has(node: NodeProto, position: int) -> bool:

@@ -1,7 +1,7 @@
 """Which operator a node is, what its attributes say, and which constant stands behind a value.
 
 The only room that compares an operator's name or domain. A node may be given as the document has it
-(NodeProto), as the index has it (anything with a `proto`) or as a view has it (gs.Node).
+(NodeProto), as the index has it (NodeSite) or as a view has it (gs.Node).
 
 A node of ONNX's own domain, which has the two names "" and "ai.onnx", is ONNX's operator, whatever
 local functions the model has; a node of any other domain is not, whatever its name is. So a local
@@ -13,12 +13,12 @@ with an `overload`) and onnx 1.23's reference evaluator take the operator.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto
 
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
@@ -54,6 +54,34 @@ def is_onnx(node: AnyNode, *names: str) -> bool:
     """Whether a node is an ONNX operator, one of `names` where any are given."""
     found = op(node)
     return found in names if names else bool(found)
+
+
+def full_name(node: AnyNode) -> str:
+    """What a node computes, as messages and records say it: "Relu", "com.example.Relu". Equal to an
+    ONNX operator's name only where the node is that operator."""
+    return ".".join(filter(None, type_of(node)))
+
+
+class FunctionId(NamedTuple):
+    """What a call and the function it calls have in common."""
+
+    domain: str
+    name: str
+    overload: str
+
+
+def function_id(function: FunctionProto) -> FunctionId:
+    return FunctionId(own_domain(function.domain), function.name, function.overload)
+
+
+def called(node: NodeProto | NodeSite) -> FunctionId:
+    """The function that a node calls, if the model has it: see functions."""
+    return FunctionId(*type_of(node), _plain(node).overload)
+
+
+def functions(model: ModelProto) -> dict[FunctionId, FunctionProto]:
+    """The local functions that can be called: those of ONNX's own domain can not."""
+    return {key: f for f in model.functions if (key := function_id(f)).domain}
 
 
 def attribute(node: AnyNode, name: str, default: Any = None) -> Any:

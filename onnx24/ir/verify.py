@@ -22,6 +22,7 @@ from onnx import GraphProto
 
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.check import run_checker
 from onnx24.ir.index import Index
 from onnx24.ir.repair import is_sorted
@@ -76,7 +77,7 @@ def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]
         if not isinstance(scope.graph, GraphProto):
             continue  # a function brings its own opset imports; the checker looks at them
         for node in scope.graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
+            domain = ops.domain(node)
             if domain not in domains and not scope.path.startswith("function:"):
                 problems.append(
                     diagnostic(

@@ -19,6 +19,7 @@ from onnx import TensorProto
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError, InternalError
+from onnx24.ir import ops
 from onnx24.ir.files import atomic_write
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -456,7 +457,7 @@ def arithmetic(model: Model) -> str:
     quantizing = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
     kinds: set[str] = set()
     for scope in model.scopes():
-        kinds.update("quantized" for node in scope.graph.node if node.op_type in quantizing)
+        kinds.update("quantized" for node in scope.graph.node if ops.op(node) in quantizing)
         for tensor in scope.initializers:
             kinds.add(_KINDS.get(tensor.data_type, ""))
     for value in (*model.proto.graph.input, *model.proto.graph.output):

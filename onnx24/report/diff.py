@@ -20,6 +20,7 @@ from onnx import AttributeProto, NodeProto
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import node_label
@@ -231,7 +232,7 @@ def _how(old: _Node, new: _Node) -> str:
 
 
 def _what(model: Model, node: NodeProto) -> str:
-    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    op = ops.full_name(node)
     attributes = ", ".join(
         f"{a.name}={_attribute_text(model, a)}"
         for a in sorted(node.attribute, key=lambda a: a.name)

@@ -6,6 +6,7 @@ import onnx
 from onnx import GraphProto, NodeProto
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -39,7 +40,7 @@ def dead_nodes(model: Model) -> list[NodeSite]:
 
 
 def _is_known(node: NodeProto) -> bool:
-    return onnx.defs.has(node.op_type, "" if node.domain == "ai.onnx" else node.domain)
+    return onnx.defs.has(*reversed(ops.type_of(node)))
 
 
 def _lies_in(scope: str, site: NodeSite) -> bool:

@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto
 
 from onnx24.analysis.folding import can_fold, fold
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -97,7 +98,7 @@ class Folds:
         """Equal for nodes that make the same of the same input."""
         bare = NodeProto(attribute=site.proto.attribute)
         others = tuple(self.index.resolve(name, site.scope) for name in site.proto.input[1:])
-        return site.proto.op_type, bare.SerializeToString(deterministic=True), others
+        return ops.op(site), bare.SerializeToString(deterministic=True), others
 
     def _inputs(self, site: NodeSite) -> list[np.ndarray | None]:
         index, weights = self.index, self.model.weights

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -39,7 +40,7 @@ class Identities:
         an input or an initializer the name of an output."""
         for site in self.index.nodes:
             node = site.proto
-            if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+            if not ops.is_onnx(node, "Identity"):
                 continue
             source = self.index.resolve(node.input[0], site.scope)
             result = ValueKey(site.scope, node.output[0])
