@@ -308,6 +308,14 @@ _TABLE = (
         "A builder's log, layer information, profile or times file is missing or of another form.",
         "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
     ),
+    Code(
+        "O24-049",
+        "warning",
+        "function not inlined",
+        "A local function stays: its operators mean something else in the model's opset, or "
+        "runtimes have operators of its domain and never call it.",
+        "export with the function's opset, or give the function a domain of its own",
+    ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
         "O24-100",

@@ -33,24 +33,25 @@ class Canonicalize(Pass):
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.
-    - `inline-functions` replaces calls of local functions by their bodies, but of SpMM24, which
-      spmm-plugin writes. upgrade-opset,
-      matmul-to-conv1x1 and cast16 need that for models that have functions: they do not look
-      into them.
+    - Calls of local functions are replaced by the functions' bodies, since most passes do not look
+      into functions; `inline-functions=false` keeps them. SpMM24, which spmm-plugin writes, stays,
+      and so does, with a warning (O24-049), a function whose operators mean something else in the
+      model's opset, or that no runtime would call: ONNX's own domain, ai.onnx.ml and com.microsoft
+      have operators, whatever functions a model has.
     - A model of IR version 3 or older lists its initializers as inputs although they are
       constants there; the IR version becomes 4 and those inputs go. In newer models such an
       input can be overridden by the caller: it is left alone (O24-018).
     - Defects that runtimes overlook (nodes out of order, a graph without a name) are repaired.
 
-    Example: `canonicalize{inline-functions=true}`.
+    Example: `canonicalize{inline-functions=false}`.
     *Source:* onnx/docs/IR.md (initializers and inputs), onnx/docs/Operators.md.
     """
 
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    codes: ClassVar[tuple[str, ...]] = ("O24-018", "O24-320", "O24-321", "O24-322", "O24-331")
+    codes: ClassVar[tuple[str, ...]] = ("O24-018", "O24-320", "O24-321", "O24-322", "O24-049")
 
-    inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = False
+    inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = True
 
     def run(self, model: Model, ctx: Context) -> None:
         repair(model)
@@ -93,8 +94,11 @@ class _State:
 def _inline(model: Model, ctx: Context) -> None:
     if not ctx.admit("functions"):
         return
-    for name in inline_functions(model):
+    done = inline_functions(model)
+    for name in done.gone:
         ctx.record("inlined", "O24-322", scope=name)
+    for name, why in done.kept.items():
+        ctx.diagnostics.add(diagnostic("O24-049", why, scope=name))
 
 
 def _constants(state: _State) -> int:

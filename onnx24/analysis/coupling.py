@@ -37,7 +37,7 @@ from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import scopes
+from onnx24.ir.scopes import is_in_function, scopes
 from onnx24.ir.shapes import Dim, value_type
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ class _Builder:
                 lambda i, site=site: self._value(site, i),  # type: ignore[misc]
                 self._model.opset,
             )
-            if site.scope.startswith("function:") or ops.called(site) in functions:
+            if is_in_function(site.scope) or ops.called(site) in functions:
                 relations = node.refuse("it belongs to a local function")
             else:
                 relations = relate(node)
@@ -701,7 +701,7 @@ def _constants(model: Model, index: Index, found: WeightUses) -> dict[ValueKey, 
         key: tensor
         for key, tensor in found.tensors.items()
         if key not in overridable and tensor.data_type != TensorProto.STRING
-        if not key.scope.startswith("function:")
+        if not is_in_function(key.scope)
     }
 
 

@@ -19,6 +19,7 @@ from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.weights import numpy_dtype
 
 __all__ = ["Packable", "Refusal", "find_packable"]
@@ -106,7 +107,7 @@ def _packable(
     model: Model, found: WeightUses, key: ValueKey, use: WeightUse, storage: bool
 ) -> Packable:
     assert use.consumer is not None
-    if use.scope.startswith("function:"):
+    if is_in_function(use.scope):
         raise _No("O24-333", "it stands in a local function; canonicalize inlines it first")
     if use.code is not None:
         raise _No("O24-333", use.reason)

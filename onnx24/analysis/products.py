@@ -16,6 +16,7 @@ from onnx24.analysis.dataflow import Shapes
 from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.surgeon import label, walk
 from onnx24.ir.weights import numpy_dtype
 
@@ -28,7 +29,7 @@ def has_products(model: Model) -> bool:
     return any(
         ops.op(node) in _PRODUCTS
         for scope in model.scopes()
-        if not scope.path.startswith("function:")
+        if not is_in_function(scope.path)
         for node in scope.graph.node
     )
 

@@ -620,10 +620,10 @@ class _Tracer:
         def unfollowed(kind: Kind, why: str) -> WeightUse:
             return self._unfollowed(kind, site, position, steps, why)
 
-        if f"function:{site.proto.domain}:{op}" == _SPMM24:
+        if op == "onnx24.SpMM24":
             return unfollowed("other", "a part of a packed weight; only SpMM24 knows what it means")
         if ops.called(site) in self._functions:
-            why = f"goes into {op}, which is not inlined; canonicalize{{inline-functions=true}}"
+            why = f"goes into {op}, which is not inlined; canonicalize inlines it"
             return unfollowed("untraced", why)
         if foreign_operand(site, position):
             return unfollowed("foreign", f"a weight of {op}, whose products are not judged")

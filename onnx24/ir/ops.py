@@ -5,10 +5,12 @@ The only room that compares an operator's name or domain. A node may be given as
 
 A node of ONNX's own domain, which has the two names "" and "ai.onnx", is ONNX's operator, whatever
 local functions the model has; a node of any other domain is not, whatever its name is. So a local
-function is never taken for an operator: only a function of another domain is ever called.
-*Source:* IR.md leaves it to the runtime which of the two a node of ONNX's domain means where the
-model has a function of that name; ONNX Runtime 1.32 (at every optimization level, also for a node
-with an `overload`) and onnx 1.23's reference evaluator take the operator.
+function is never taken for an operator: only a function of a domain that no runtime has operators
+of is ever called.
+*Source:* IR.md leaves it to the runtime what a node means where the model has a function of its
+name and domain. ONNX Runtime 1.32 takes its own operator, in com.microsoft and ai.onnx.ml too, at
+every optimization level, with an `overload` as well; onnx 1.23's reference evaluator does so
+in ONNX's own domain, and onnx.inliner takes the function.
 """
 
 from __future__ import annotations
@@ -79,9 +81,18 @@ def called(node: NodeProto | NodeSite) -> FunctionId:
     return FunctionId(*type_of(node), _plain(node).overload)
 
 
+_RUNTIMES_OWN = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+"""Domains that runtimes have operators of"""
+
+
+def can_be_called(function: FunctionProto) -> bool:
+    """Whether a node of the function's name and domain means the function."""
+    return own_domain(function.domain) not in _RUNTIMES_OWN
+
+
 def functions(model: ModelProto) -> dict[FunctionId, FunctionProto]:
-    """The local functions that can be called: those of ONNX's own domain can not."""
-    return {key: f for f in model.functions if (key := function_id(f)).domain}
+    """The local functions that can be called."""
+    return {function_id(f): f for f in model.functions if can_be_called(f)}
 
 
 def attribute(node: AnyNode, name: str, default: Any = None) -> Any:

@@ -114,7 +114,7 @@ def _refuse_impossible(proto: ModelProto, start: int, to: int) -> None:
             "O24-331",
             f"opset {start} → {to}: the model has {len(proto.functions)} local functions, which "
             "the converter does not look into",
-            hint="inline them first: canonicalize{inline-functions=true}",
+            hint="inline them first: canonicalize",
         )
     for graph in _graphs(proto.graph):
         for node in graph.node:

@@ -26,7 +26,7 @@ from onnx24.ir import ops
 from onnx24.ir.check import run_checker
 from onnx24.ir.index import Index
 from onnx24.ir.repair import is_sorted
-from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.scopes import Scope, is_in_function, node_label, scopes, tensors
 from onnx24.ir.shapes import ValueType, value_type
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]
             continue  # a function brings its own opset imports; the checker looks at them
         for node in scope.graph.node:
             domain = ops.domain(node)
-            if domain not in domains and not scope.path.startswith("function:"):
+            if domain not in domains and not is_in_function(scope.path):
                 problems.append(
                     diagnostic(
                         "O24-805",

@@ -14,6 +14,7 @@ from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.weights import INLINE_BYTES, payload_bytes
 from onnx24.rewrite.edits import drop_infos, remove_nodes, rename_values
 
@@ -81,7 +82,7 @@ class Folds:
     def _source(self, site: NodeSite) -> ValueKey | None:
         """The initializer that a node rearranges; None where the node cannot be folded."""
         node, index = site.proto, self.index
-        if not can_fold(node) or site.scope.startswith("function:"):
+        if not can_fold(node) or is_in_function(site.scope):
             return None
         if result_of(site) in index.graph_outputs:
             return None

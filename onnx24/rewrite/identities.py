@@ -10,6 +10,7 @@ from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.rewrite.edits import remove_nodes, rename_values
 
 
@@ -44,7 +45,7 @@ class Identities:
                 continue
             source = self.index.resolve(node.input[0], site.scope)
             result = ValueKey(site.scope, node.output[0])
-            if source is None or source in self._alias or site.scope.startswith("function:"):
+            if source is None or source in self._alias or is_in_function(site.scope):
                 continue
             if result not in self.index.graph_outputs:
                 yield Removal(site, result, source.name)
