@@ -10,6 +10,7 @@ from onnx24.diagnostics import diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.opset import leave_ir_version_3
+from onnx24.ir.packed import unpack
 from onnx24.ir.repair import repair
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite import dead_code
@@ -38,6 +39,7 @@ class Canonicalize(Pass):
       and so does, with a warning (O24-049), a function whose operators mean something else in the
       model's opset, or that no runtime would call: ONNX's own domain, ai.onnx.ml and com.microsoft
       have operators, whatever functions a model has.
+    - Weights that pack24 stored without their zeros are made whole again.
     - A model of IR version 3 or older lists its initializers as inputs although they are
       constants there; the IR version becomes 4 and those inputs go. In newer models such an
       input can be overridden by the caller: it is left alone (O24-018).
@@ -49,12 +51,22 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    codes: ClassVar[tuple[str, ...]] = ("O24-018", "O24-320", "O24-321", "O24-322", "O24-049")
+    codes: ClassVar[tuple[str, ...]] = (
+        "O24-018",
+        "O24-320",
+        "O24-321",
+        "O24-322",
+        "O24-049",
+        "O24-355",
+        "O24-357",
+    )
 
     inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = True
 
     def run(self, model: Model, ctx: Context) -> None:
         repair(model)
+        for _, weight in unpack(model):
+            ctx.record("unpacked", "O24-355", weight=weight.name, scope=weight.scope)
         if self.inline_functions and model.proto.functions:
             _inline(model, ctx)
         if leave_ir_version_3(model.proto):
