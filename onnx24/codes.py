@@ -316,6 +316,14 @@ _TABLE = (
         "runtimes have operators of its domain and never call it.",
         "export with the function's opset, or give the function a domain of its own",
     ),
+    Code(
+        "O24-050",
+        "error",
+        "name used twice",
+        "An initializer of a branch or loop body has the name of another value outside. ONNX does "
+        "not allow it, and which value is read is up to the runtime.",
+        "rename the initializer in the body",
+    ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
         "O24-100",

@@ -16,6 +16,7 @@ from onnx24.errors import InputError
 from onnx24.ir import ops
 from onnx24.ir.repair import dependencies, find_defects, is_sorted, repair_proto
 from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.shadowing import settle_shadows
 from onnx24.ir.weights import Reference, reference_of, set_reference
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.
 def check_input(model: Model) -> None:
     """Refuse an invalid model. Harmless defects (ir.repair) are noted in `model.defects`.
 
-    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015.
+    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015, O24-050.
     """
     file = str(model.path or "-")
     proto = model.proto
@@ -68,6 +69,7 @@ def check_input(model: Model) -> None:
     model.defects = find_defects(proto)
     for scope in scopes(proto) if "unsorted" in model.defects else ():  # sorted nodes form no cycle
         _check_acyclic(scope, file)
+    settle_shadows(model, file)
     if problem := run_checker(model):
         raise InputError.of("O24-015", f"onnx.checker: {problem}", file=file)
 
