@@ -20,7 +20,6 @@ from onnx24.ir.scopes import is_in_function
 from onnx24.ir.surgeon import label, walk
 from onnx24.ir.weights import numpy_dtype
 
-_DEFAULT_DOMAINS = ("", "ai.onnx", None)
 _PRODUCTS = ("MatMul", "Gemm")
 
 
