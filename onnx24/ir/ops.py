@@ -124,7 +124,7 @@ def constant_behind(model: Model, index: Index, value: str, scope: str = "") -> 
     seen: set[ValueKey] = set()
     while (key := index.resolve(value, scope)) is not None and key not in seen:
         seen.add(key)
-        if key in index.graph_inputs and (key.scope or model.proto.ir_version >= 4):
+        if key in index.graph_inputs:
             return None
         if key in index.initializers:
             return _read(model, index.initializers[key])

@@ -32,7 +32,7 @@ def settle_shadows(model: Model, file: str = "-") -> int:
     for scope in found:
         graph = scope.graph
         outer = visible[scope.parent] if scope.parent is not None else {}
-        own = _definitions(scope, model.proto.ir_version)
+        own = _definitions(scope)
         copies = []
         for i, tensor in enumerate(scope.initializers):
             if tensor.name not in outer:
@@ -56,7 +56,7 @@ def settle_shadows(model: Model, file: str = "-") -> int:
     return dropped
 
 
-def _definitions(scope: Scope, ir_version: int) -> dict[str, TensorProto | None]:
+def _definitions(scope: Scope) -> dict[str, TensorProto | None]:
     """Name → its constant; None for what is computed, sparse, or may be overridden."""
     graph = scope.graph
     names: dict[str, TensorProto | None] = {}
@@ -65,8 +65,7 @@ def _definitions(scope: Scope, ir_version: int) -> dict[str, TensorProto | None]
         return {**names, **dict.fromkeys(graph.input)}
     names.update((sparse.values.name, None) for sparse in graph.sparse_initializer)
     names.update((tensor.name, tensor) for tensor in graph.initializer)
-    if scope.parent is not None or ir_version >= 4:
-        names.update((value.name, None) for value in graph.input)
+    names.update((value.name, None) for value in graph.input)
     return names
 
 
