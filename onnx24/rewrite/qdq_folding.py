@@ -95,7 +95,7 @@ class _Form:
 
 def _dequantizes(node: gs.Node, value: gs.Tensor) -> bool:
     """Whether the node dequantizes the value and reads it nowhere else."""
-    if node.op != DEQUANTIZE or not is_onnx(node):
+    if not ops.is_onnx(node, DEQUANTIZE):
         return False
     return [i for i, tensor in enumerate(node.inputs) if tensor is value] == [0]
 
