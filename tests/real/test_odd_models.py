@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 import operand_oracle as oracle
 import pytest
+from odd_models import OddModel, odd_models
 
 from onnx24 import targets
 from onnx24.effects import Effects
@@ -24,7 +25,6 @@ from onnx24.ir.model import Model
 from onnx24.ir.verify import Interface
 from onnx24.passmgr import manager, pipeline
 from onnx24.runtime.data import Calibration, load_data
-from onnx24.testing.odd_models import OddModel, odd_models
 
 BIG = "20000-nodes"
 MODELS = {model.name: model for model in odd_models()}
