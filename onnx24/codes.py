@@ -344,6 +344,14 @@ _TABLE = (
     ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
+        "O24-057",
+        "note",
+        "weight computed in the graph",
+        "Nodes compute an operand of a product from constants alone: no tensor holds it, so it is "
+        "not 2:4. It counts as not covered.",
+        "run canonicalize, which computes such values once",
+    ),
+    Code(
         "O24-100",
         "note",
         "pruned to 2:4",
@@ -904,6 +912,21 @@ _TABLE = (
     Code("O24-343", "note", "equalized", "Both weights reach equally far in every channel."),
     Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
     Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
+    Code(
+        "O24-346",
+        "note",
+        "nodes renamed",
+        "Nodes of one graph shared a name, which ONNX Runtime refuses: later ones got "
+        "`_2`, `_3`, …",
+    ),
+    Code(
+        "O24-347",
+        "note",
+        "input made a constant",
+        "A weight was also a graph input, which a caller could override. Now it is the constant "
+        "that TensorRT has always taken it for.",
+        "canonicalize{constant-inputs=false} keeps such inputs",
+    ),
     # --- 4xx target ------------------------------------------------------------------------
     Code("O24-353", "note", "stored packed", "A 2:4 weight is stored without its zeros."),
     Code(

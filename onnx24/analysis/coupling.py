@@ -699,15 +699,11 @@ def _slots_of(relations: Relations) -> Iterable[Slot]:
 
 
 def _constants(model: Model, index: Index, found: WeightUses) -> dict[ValueKey, TensorProto]:
-    """Tensors whose values can be permuted: initializers that nobody overrides, and Constants.
-
-    Source: onnx/docs/IR.md; before IR 4 every initializer had to be listed as an input.
-    """
-    overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
+    """Tensors whose values can be permuted: initializers that nobody overrides, and Constants."""
     return {
         key: tensor
         for key, tensor in found.tensors.items()
-        if key not in overridable and tensor.data_type != TensorProto.STRING
+        if key not in index.graph_inputs and tensor.data_type != TensorProto.STRING
         if not key.scope.startswith("function:")
     }
 

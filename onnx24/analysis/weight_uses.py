@@ -20,7 +20,7 @@ import onnx
 from onnx import GraphProto, SparseTensorProto, TensorProto
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
-from onnx24.analysis.dataflow import Dataflow
+from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.folding import can_fold
 from onnx24.analysis.forms import (
     attribute,
@@ -38,6 +38,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.weights import numpy_dtype
 
 __all__ = [
+    "COMPUTED",
     "FOLLOWED",
     "Kind",
     "Step",
@@ -53,6 +54,8 @@ sparse); so does a recurrent layer; so does an operator whose products are not j
 nobody knows; takes them as scale or zero point; rearranges or computes in a way that is not
 followed, on the way to a product; shows them outside the graph; anything else."""
 
+COMPUTED = "O24-057"
+"""The code of an operand that is constant and that no tensor holds."""
 _SPMM24 = "function:onnx24:SpMM24"
 """The scope of the function that says what SpMM24 means (analysis.packed24): its product has a
 weight, the packed one."""
@@ -192,8 +195,8 @@ class WeightUses(Analysis):
     constants: frozenset[ValueKey]
     """Those that are Constant nodes."""
     unheld: dict[ValueKey, tuple[TensorProto, list[WeightUse]]]
-    """Numbers that no TensorProto holds (sparse initializers, lists in Constant nodes): a tensor
-    without values, and uses of which none is eligible."""
+    """Numbers that no TensorProto holds (sparse initializers, lists in Constant nodes, what nodes
+    compute from constants): a tensor without values, and uses of which none is eligible."""
     dynamic: list[NodeSite]
     """Products whose operands are both computed at run time."""
     index: Index
@@ -219,15 +222,21 @@ class WeightUses(Analysis):
             for use in found
             if use.kind == "product" and use.consumer
         }
-        dynamic = [
-            site
-            for site in index.nodes
-            if is_product(site, 1)
-            and site.scope != _SPMM24
-            and len(site.proto.input) > 1
-            and id(site.proto) not in weighted
-            and not any(tracer.is_fixed(name, site.scope) for name in site.proto.input[:2])
-        ]
+        dynamic = []
+        for site in index.nodes:
+            if (
+                not is_product(site, 1)
+                or site.scope == _SPMM24
+                or len(site.proto.input) < 2
+                or id(site.proto) in weighted
+            ):
+                continue
+            fixed = [tracer.is_fixed(name, site.scope) for name in site.proto.input[:2]]
+            if not any(fixed):
+                dynamic.append(site)
+            elif not all(fixed) and is_product(site, fixed.index(True)):
+                key, tensor, use = _computed(site, fixed.index(True), cache.get(model, Shapes))
+                elsewhere.setdefault(key, (tensor, []))[1].append(use)
         return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index, tracer.fixed)
 
     def read(self, model: Model, key: ValueKey) -> np.ndarray:
@@ -372,6 +381,29 @@ def _unheld(model: Model, index: Index) -> Iterator[tuple[ValueKey, tuple[Tensor
                 yield key, (_dense_shape(attr.sparse_tensor), sparse)
 
 
+def _computed(
+    site: NodeSite, position: int, shapes: Shapes
+) -> tuple[ValueKey, TensorProto, WeightUse]:
+    """A product's operand that nodes compute from constants, as a tensor without values; empty
+    where its size is not known."""
+    name = site.proto.input[position]
+    shape = shapes.shape(name, site.scope)
+    known = shape is not None and all(isinstance(size, int) for size in shape)
+    tensor = TensorProto(
+        dims=shape if known else [0],  # type: ignore[arg-type]
+        data_type=shapes.dtype(name, site.scope) or TensorProto.FLOAT,
+    )
+    use = WeightUse(
+        kind="product",
+        consumer=site,
+        input=position,
+        op=site.proto.op_type,
+        code=COMPUTED,
+        reason="nodes compute it from constants, and canonicalize has not folded them",
+    )
+    return shapes.table.index.resolve(name, site.scope) or ValueKey(site.scope, name), tensor, use
+
+
 def _dense_shape(sparse: SparseTensorProto) -> TensorProto:
     return TensorProto(dims=sparse.dims, data_type=sparse.values.data_type)
 
@@ -396,9 +428,7 @@ class _Tracer:
     def __init__(self, model: Model, index: Index) -> None:
         self._model = model
         self._index = index
-        # Source: onnx/docs/IR.md. Before IR 4 every initializer had to be listed as an input, and
-        # runtimes take it for a constant (onnxruntime, Graph::CanOverrideInitializer).
-        self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
+        self._overridable = index.graph_inputs
         self._functions = {(f.domain, f.name) for f in model.proto.functions}
         self._behind: dict[ValueKey, str] = {}
         self.fixed = self._fixed_values(model)

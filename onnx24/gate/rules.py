@@ -49,16 +49,14 @@ def _sparsity(subject: Subject) -> Iterator[Diagnostic]:
             yield _named(problem, subject.path, "sparsity.claims")
     least = policy.get("sparsity.min_coverage")
     if least is not None:
-        seen = subject.inspection
+        seen = subject.inspection.coverage
         yield from _coverage(
             subject, "min_coverage", least, seen.sparse_elements, seen.eligible_elements, "elements"
         )
     least = policy.get("sparsity.min_weights")
     if least is not None:
-        sparse = sum(bool(row.is_24) for row in subject.eligible)
-        yield from _coverage(
-            subject, "min_weights", least, sparse, len(subject.eligible), "weights"
-        )
+        seen = subject.inspection.coverage
+        yield from _coverage(subject, "min_weights", least, seen.sparse, seen.eligible, "weights")
     for pattern in policy.get("sparsity.layers", ()):
         yield from _layer(subject, pattern)
 
@@ -149,7 +147,7 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
     if not policy.has("model"):
         return
     nodes = sum(1 for _ in subject.nodes())
-    opset, ir_version = model.opset, model.proto.ir_version
+    opset, ir_version = model.opset, model.file_ir_version
     for key, actual in (
         ("min_opset", opset),
         ("max_opset", opset),

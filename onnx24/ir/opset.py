@@ -67,7 +67,6 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     _finish(work, start, to)
 
     rewritten: list[str] = []
-    leave_ir_version_3(proto)
     names = _Names(proto)
     _merge(proto.graph, work.graph, names, rewritten)
     for entry in proto.opset_import:
@@ -80,21 +79,19 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     return rewritten
 
 
-def leave_ir_version_3(proto: ModelProto) -> bool:
-    """Raise the IR version to 4, where it is older and the model has constants. Returns: whether.
+def leave_ir_version_3(proto: ModelProto) -> None:
+    """Raise the IR version to 4, where it is older.
 
     Before version 4 every initializer had to be listed as an input, without being one; those
     inputs go. *Source:* onnx/docs/IR.md, "Graphs"; ONNX Runtime does not let them be fed either.
     """
-    has_constants = any(_is(node, "Constant") for g in _graphs(proto.graph) for node in g.node)
-    if proto.ir_version >= 4 or not (proto.graph.initializer or has_constants):
-        return False
+    if proto.ir_version >= 4:
+        return
     proto.ir_version = 4
     names = {tensor.name for tensor in proto.graph.initializer}
     for position in reversed(range(len(proto.graph.input))):
         if proto.graph.input[position].name in names:
             del proto.graph.input[position]
-    return True
 
 
 def _opset(proto: ModelProto) -> int:

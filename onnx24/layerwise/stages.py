@@ -158,12 +158,8 @@ class _Graph:
         self.inputs = {v.name for v in model.proto.graph.input}
         initializers = {t.name for t in model.proto.graph.initializer}
         initializers |= {t.values.name for t in model.proto.graph.sparse_initializer}
-        overridable = self.inputs if model.proto.ir_version >= 4 else set()
         self.initializers = initializers
-        # Source: onnx/docs/IR.md. Before IR 4 an initializer has to be an input as well, and the
-        # inputs stay as they are.
-        self.may_add = model.proto.ir_version >= 4
-        self.fixed = initializers - overridable
+        self.fixed = initializers - self.inputs
         self.inputs -= self.fixed
         self.order = _sorted(model.proto.graph, self.reads, self.inputs | initializers)
         self.producer: dict[str, NodeProto] = {}
@@ -223,8 +219,6 @@ class _Graph:
                 if beta == 0:
                     return None
             given = node.input[2] if len(node.input) > 2 else ""
-            if not given and not self.may_add:
-                return None
             if not given:
                 name = self._fresh(f"{node_label(node)}.24.bias")
                 return Bias(node, 2, name, None, np.zeros(size, dtype), beta)
@@ -249,8 +243,6 @@ class _Graph:
             return None
         alone = len(self.index.consumers(name)) == 1 and key not in self.index.graph_outputs
         own = name if alone and name in self.initializers else self._fresh(f"{name}.24")
-        if own != name and not self.may_add:
-            return None
         return Bias(node, position, own, name, values, factor)
 
     def _fresh(self, name: str) -> str:

@@ -13,7 +13,8 @@ from onnx24.effects import Effects
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.weights import INLINE_BYTES, payload_bytes
+from onnx24.ir.ops import is_onnx
+from onnx24.ir.weights import INLINE_BYTES, element_count, payload_bytes
 from onnx24.rewrite.edits import drop_infos, remove_nodes, rename_values
 
 
@@ -89,7 +90,10 @@ class Folds:
             return None
         if any(key in index.graph_inputs for key in keys):
             return None  # a caller may override it
-        if index.initializers[keys[0]].data_type == TensorProto.STRING:  # type: ignore[index]
+        tensor = index.initializers[keys[0]]  # type: ignore[index]
+        if tensor.data_type == TensorProto.STRING:
+            return None
+        if is_onnx(node, "Cast") and is_weight(tensor) and _is_packed(tensor):
             return None
         return keys[0]
 
@@ -120,6 +124,11 @@ class Folds:
 def result_of(site: NodeSite) -> ValueKey:
     """The first output of a node."""
     return ValueKey(site.scope, site.proto.output[0])
+
+
+def _is_packed(tensor: TensorProto) -> bool:
+    """Stored in 8 bits or fewer, whatever type it is computed in: a Cast would store it wider."""
+    return payload_bytes(tensor) <= element_count(tensor)
 
 
 def is_weight(tensor: TensorProto) -> bool:

@@ -13,7 +13,6 @@ from onnx24.effects import Effects
 from onnx24.ir.index import NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.opset import leave_ir_version_3
 from onnx24.ir.scopes import scopes
 from onnx24.ir.weights import payload_bytes
 
@@ -159,7 +158,6 @@ class _Split:
         return fresh
 
     def commit(self) -> None:
-        leave_ir_version_3(self.model.proto)  # in which a new initializer would be a new input
         # The paths of bodies depend on the nodes before them: find every graph first.
         graphs = {scope.path: scope.graph for scope in scopes(self.model.proto)}
         for path, tensor in self.tensors:
