@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
 
+from onnx24.ir import ops
 from onnx24.ir.weights import numpy_dtype
 
 Array = np.ndarray
@@ -22,7 +23,7 @@ _Attributes = dict[str, Any]
 
 def can_fold(node: NodeProto) -> bool:
     """Whether the operator is one that `fold` knows."""
-    return node.domain in ("", "ai.onnx") and node.op_type in _FOLDERS and len(node.output) == 1
+    return ops.op(node) in _FOLDERS and len(node.output) == 1 and not ops.open_attribute(node)
 
 
 def fold(node: NodeProto, inputs: Sequence[Array | None]) -> Array | None:
@@ -30,7 +31,7 @@ def fold(node: NodeProto, inputs: Sequence[Array | None]) -> Array | None:
     not certain to the last bit, or the node is invalid."""
     attributes = {attr.name: _value(attr) for attr in node.attribute}
     try:
-        return _FOLDERS[node.op_type](list(inputs), attributes)
+        return _FOLDERS[ops.op(node)](list(inputs), attributes)
     except (ValueError, IndexError, TypeError, KeyError):
         return None  # an invalid node: whoever runs the model says so
 
@@ -93,6 +94,16 @@ def _unsqueeze(inputs: list[Array | None], attributes: _Attributes) -> Array | N
     return None if x is None or axes is None else np.expand_dims(x, tuple(axes))
 
 
+def _clip(inputs: list[Array | None], _: _Attributes) -> Array | None:
+    """Of integers, whose bounds are inputs."""
+    x, *bounds = inputs
+    if x is None or x.dtype.kind not in "iu":
+        return None
+    low, high = (*bounds, None, None)[:2]
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)
+
+
 _FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
@@ -135,4 +146,5 @@ _FOLDERS: dict[str, Callable[[list[Array | None], _Attributes], Array | None]] =
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Cast": _cast,
+    "Clip": _clip,
 }

@@ -21,11 +21,13 @@ from onnx24.analysis.crossing import (
     SELECTING,
     crosses,
     dq_behind,
+    reaches_float_attention,
     swish,
 )
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.forms import attribute, channel_axis
+from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.weights import numpy_dtype
@@ -35,6 +37,8 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_SIZE = 16
 """Channels, or K and N, from which INT8 can gain. Source: NVIDIA Model-Optimizer."""
 
+MIN_OPSET_16 = 19
+"""From which Q and DQ know 16-bit floats. Source: onnx/docs/Changelog.md."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""
@@ -46,7 +50,8 @@ Edge = tuple[int, int]
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A product with one constant operand. `data`: the other operand's name. `axis`: of the
-    output channels in the weight as the product sees it. `stored`: the initializer's dtype."""
+    scales in the weight as the product sees it, which is that of the output channels, but for a
+    ConvTranspose on some targets. `stored`: the initializer's dtype."""
 
     site: NodeSite
     weight: ValueKey
@@ -57,7 +62,7 @@ class Layer:
 
     @property
     def op(self) -> str:
-        return self.site.proto.op_type
+        return ops.op(self.site)
 
     @property
     def name(self) -> str:
@@ -102,8 +107,11 @@ class Layer:
         return (self.site.position, self.use.input), axis
 
 
-def find_layers(found: WeightUses) -> list[Layer]:
-    """Every product of the four operators with a constant operand, in document order."""
+def find_layers(found: WeightUses, deconv_axis: int = 1) -> list[Layer]:
+    """Every product of the four operators with a constant operand, in document order.
+
+    deconv_axis: the axis of scales in the weight of ConvTranspose.
+    """
     layers = []
     for key, uses in found.uses.items():
         for use in uses:
@@ -112,6 +120,7 @@ def find_layers(found: WeightUses) -> list[Layer]:
             shape = use.chain[-1].shape if use.chain else tuple(found.tensors[key].dims)
             stored = numpy_dtype(found.tensors[key].data_type)
             axis = channel_axis(use.consumer, use.input, len(shape))
+            axis = deconv_axis if use.op == "ConvTranspose" else axis
             layers.append(Layer(use.consumer, key, use, use.data, axis, stored))
     order = {id(site.proto): i for i, site in enumerate(found.index.nodes)}
     return sorted(layers, key=lambda each: (order[id(each.site.proto)], each.use.input))
@@ -132,7 +141,7 @@ class Flow:
                 continue
             node = site.proto
             depth = 1 + max((self.depth.get(name, 0) for name in node.input), default=0)
-            behind = node.op_type in OPS or any(n in self._behind_product for n in node.input)
+            behind = ops.op(node) in OPS or any(n in self._behind_product for n in node.input)
             for name in node.output:
                 self.depth[name] = depth
                 if behind:
@@ -180,8 +189,8 @@ class Flow:
         value = layer.site.proto.output[0]
         while (use := self.only_reader(value)) is not None:
             node = use.site.proto
-            is_norm = layer.is_conv and node.op_type == "BatchNormalization" and use.input == 0
-            is_bias = node.op_type == "Add" and self.is_constant(node.input[1 - use.input])
+            is_norm = layer.is_conv and ops.is_onnx(node, "BatchNormalization") and use.input == 0
+            is_bias = ops.is_onnx(node, "Add") and self.is_constant(node.input[1 - use.input])
             if not is_norm and not is_bias:
                 break
             value = node.output[0]
@@ -195,14 +204,14 @@ class Flow:
         """The Add of two activations behind a convolution's own activation, as in YOLO's blocks."""
         value = self.epilogue(layer)
         use = self.only_reader(value)
-        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+        if use is not None and ops.op(use.site) in ACTIVATIONS and use.input == 0:
             return self._add_of(use.site.proto.output[0]) if layer.is_conv else None
         swish = self._swish(value)
         return self._add_of(swish) if layer.is_conv and swish is not None else None
 
     def _add_of(self, value: str) -> Use | None:
         use = self.only_reader(value)
-        if use is None or use.site.proto.op_type != "Add":
+        if use is None or not ops.is_onnx(use.site, "Add"):
             return None
         return use if is_residual(self.shapes, use.site) else None
 
@@ -212,7 +221,7 @@ class Flow:
         if (add := self.residual_add(layer)) is not None:
             value = add.site.proto.output[0]
         use = self.only_reader(value)
-        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+        if use is not None and ops.op(use.site) in ACTIVATIONS and use.input == 0:
             return use.site.proto.output[0]
         return self._swish(value) or value
 
@@ -222,9 +231,9 @@ class Flow:
         if not layer.is_conv or self.residual_add(layer) is not None:
             return None
         use = self.only_reader(self.epilogue(layer))
-        while use is not None and use.input == 0 and use.site.proto.op_type in REARRANGING:
+        while use is not None and use.input == 0 and ops.op(use.site) in REARRANGING:
             use = self.only_reader(use.site.proto.output[0])
-        if use is None or use.input or use.site.proto.op_type != "LayerNormalization":
+        if use is None or use.input or not ops.is_onnx(use.site, "LayerNormalization"):
             return None
         return use
 
@@ -236,7 +245,7 @@ class Flow:
         """(code, reason) why a product of two activations is not quantized on request."""
         if site.scope:
             return "O24-219", "calibration observes the main graph only, this is a body"
-        if site.proto.op_type != "MatMul":
+        if not ops.is_onnx(site, "MatMul"):
             return "O24-213", "both operands are computed at run time"
         if any(self.is_dequantized(name) for name in site.proto.input):
             return "O24-214", "an operand already stands behind Q/DQ"
@@ -288,7 +297,9 @@ class Flow:
         if len(shape) == 1:
             return 1
         if layer.op == "Gemm":
-            transposed = bool(attribute(layer.site, "transA" if layer.use.input else "transB", 0))
+            transposed = bool(
+                ops.attribute(layer.site, "transA" if layer.use.input else "transB", 0)
+            )
             reduced = int(transposed != bool(layer.use.input))
         else:
             reduced = len(shape) - (1 if layer.use.input else 2)
@@ -348,8 +359,8 @@ def dtype_reason(dtype: np.dtype, opset: int) -> str | None:
         return None
     if element not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         return f"{dtype} has no QuantizeLinear"
-    if opset < 19:
-        return f"QuantizeLinear takes {dtype} from opset 19 on, the model has {opset}"
+    if opset < MIN_OPSET_16:
+        return f"QuantizeLinear takes {dtype} from opset {MIN_OPSET_16} on, the model has {opset}"
     return None
 
 
@@ -524,7 +535,9 @@ class Site:
 
     def commutes(self, node: NodeSite) -> bool:
         """Whether pairs of this format move over the node."""
-        return crosses(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
+        if self.fp8 and ops.op(node) not in FP8_COPIES:
+            return False
+        return crosses(self.flow.index, node)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""
@@ -579,7 +592,9 @@ def _sparse_results(site: Site) -> None:
     flow = site.flow
     for layer in site.request.sparse:
         value = flow.result(layer)
-        if not flow.is_output(value) and site.fits(value) and (edges := flow.edges(value)):
+        if flow.is_output(value) or reaches_float_attention(flow.index, flow.shapes, value):
+            continue
+        if site.fits(value) and (edges := flow.edges(value)):
             site.placement.add(value, edges, "sparse result")
             site.placement.results[layer] = value
 
@@ -619,7 +634,7 @@ def _move_up(site: Site) -> bool:
         source = above.proto.input[0]
         if not flow.read_only_by(value, edges) or not site.fits(source):
             continue
-        if above.proto.op_type in SELECTING and not site.is_as_narrow(source, value):
+        if ops.op(above) in SELECTING and not site.is_as_narrow(source, value):
             continue
         for rule in placement.rules[value]:
             placement.add(source, [(above.position, 0)], rule)
@@ -637,7 +652,7 @@ def _share_over_concat(site: Site) -> bool:
     flow, placement = site.flow, site.placement
     for value, edges in placement.edges.items():
         above = flow.index.producer(value)
-        if above is None or above.proto.op_type != "Concat":
+        if above is None or not ops.is_onnx(above, "Concat"):
             continue
         inputs = list(above.proto.input)
         seats = [placement.seat(name) for name in inputs]
@@ -709,7 +724,9 @@ PLACEMENT = (
         "is chosen only INT8-in and INT8-out. The pair stands behind the whole epilogue: bias, "
         "BatchNormalization, for a convolution the residual Add, activation. A MatMul's or Gemm's "
         "residual Add is no part of it: what follows there is a normalization that reads the sum, "
-        "and the residual stream would lose precision in every block. A graph output stays float.",
+        "and the residual stream would lose precision in every block. A graph output stays float, "
+        "and so does what goes into ONNX's Attention in float32, which TensorRT does not build "
+        "behind Q/DQ (in 16 bit it does).",
         "Model-Optimizer pull request 1664 (none of 196 eligible layers without it, 140 with it)",
         once=_sparse_results,
         int8_because="nothing public shows a 2:4 kernel with FP8 out",
@@ -736,10 +753,10 @@ PLACEMENT = (
     PlacementRule(
         "commuting operators",
         "O24-200",
-        "A pair moves up over MaxPool, Transpose, Reshape and their kin where all readers behind "
-        "them are quantized, so that branches share one pair, at their nearest common dominator, "
-        "and the copies move 8 bits. Over Slice and Gather only where the range above is at most "
-        "half as wide again. AveragePool does not commute.",
+        "A pair moves up over MaxPool, Transpose, Reshape and their kin, and over a Pad with "
+        "zeros, where all readers behind them are quantized, so that branches share one pair, at "
+        "their nearest common dominator, and the copies move 8 bits. Over Slice and Gather only "
+        "where the range above is at most half as wide again. AveragePool does not commute.",
         f'{_EXPLICIT}, "Q/DQ propagation"',
         repeat=_move_up,
     ),

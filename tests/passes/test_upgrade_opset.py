@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx24.passes.upgrade_opset import UpgradeOpset
-from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.testing.passes import apply, assert_same, feeds, ops, outputs, session, text_model
 
 X = "g (float[2,3,4] x) => (float[A,B,C] y) "
 IMAGE = "g (float[1,3,4,4] x) => (float[A,B,C,D] y) "
@@ -327,7 +327,7 @@ def test_local_functions_are_refused() -> None:
         "g (float[2] x) => (float[2] y) { y = l.f(x) } "
         '<domain: "l", opset_import: ["" : 12]> f (a) => (b) { b = Relu(a) }'
     )
-    assert "inline-functions" in _refusal(model).diagnostics[0].hint
+    assert "canonicalize" in _refusal(model).diagnostics[0].hint
 
 
 def test_an_opset_that_does_not_exist_is_refused() -> None:
