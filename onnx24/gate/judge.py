@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from onnx24 import __version__, targets
 from onnx24.diagnostics import Diagnostic, Severity
@@ -14,7 +15,9 @@ from onnx24.gate.subject import Subject
 from onnx24.gate.verdicts import fail_on, failed, memory_mib_of, stopped
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
+from onnx24.passmgr.provenance import data_digest
 from onnx24.report.checked import NOT_MET, OK, OUR_FAULT, Checked
+from onnx24.report.model import ModelFacts
 from onnx24.report.policy import Policy
 
 
@@ -76,7 +79,7 @@ def _judge(path: str, shown: str, policy: Policy, target: str, digest_data: bool
         findings=tuple(found),
         facts={
             "sha256": subject.facts.sha256,
-            **({"data_files": subject.facts.data_files} if digest_data else {}),
+            **(_digests_of_data(subject.facts) if digest_data else {}),
             "target": row.name,
             "coverage": coverage.share,
             "eligible_elements": coverage.eligible_elements,
@@ -90,6 +93,14 @@ def _judge(path: str, shown: str, policy: Policy, target: str, digest_data: bool
         },
         rules=policy.rules(),
     )
+
+
+def _digests_of_data(facts: ModelFacts) -> dict[str, Any]:
+    """Nothing for a model that is one file. whole_sha256: of that file and its data files."""
+    if not facts.data_files:
+        return {}
+    whole = data_digest({**facts.data_files, "": facts.sha256})
+    return {"data_files": facts.data_files, "whole_sha256": whole}
 
 
 def _without_runs(policy: Policy) -> Policy:

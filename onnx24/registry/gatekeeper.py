@@ -36,7 +36,6 @@ from onnx24.errors import InputError
 from onnx24.gate.sandbox import Sandbox
 from onnx24.gate.sources import ModelFile, Sources
 from onnx24.gate.verdicts import failed
-from onnx24.passmgr.provenance import data_digest
 from onnx24.registry.flavor import loaded_file
 from onnx24.registry.store import Store, Version
 from onnx24.report.checked import NOT_MET, OK, REFUSED, Checked, worst
@@ -220,12 +219,8 @@ def _without_models(outcome: Outcome) -> dict[str, Any]:
 
 
 def _digest(results: Sequence[Checked]) -> str:
-    digests = [
-        data_digest({**result.facts.get("data_files", {}), "": result.facts.get("sha256", "")})
-        if result.facts.get("data_files")
-        else str(result.facts.get("sha256", ""))
-        for result in results
-    ]
+    facts = [result.facts for result in results]
+    digests = [str(found.get("whole_sha256") or found.get("sha256", "")) for found in facts]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
