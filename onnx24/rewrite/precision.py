@@ -116,7 +116,7 @@ class Rewriter:
             if is_cast(producer):
                 producer.attrs["to"] = int(self.plan.to)
             if takes_output_dtype(producer):
-                # By default it is the scale's type. ONNX Runtime 1.32 loads no 16-bit model that says so.
+                # By default it is the scale's type: ONNX Runtime 1.32 loads no model that says so.
                 del producer.attrs["output_dtype"]
             if id(tensor) in self.plan.outputs | self.plan.body_outputs:
                 self._split_output(tensor, producer, self._readers(tensor, wants, True))
