@@ -334,6 +334,22 @@ _TABLE = (
         "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
     ),
     Code(
+        "O24-049",
+        "warning",
+        "function not inlined",
+        "A local function stays: its operators mean something else in the model's opset, or "
+        "runtimes have operators of its domain and never call it.",
+        "export with the function's opset, or give the function a domain of its own",
+    ),
+    Code(
+        "O24-050",
+        "error",
+        "name used twice",
+        "An initializer of a branch or loop body has the name of another value outside. ONNX does "
+        "not allow it, and which value is read is up to the runtime.",
+        "rename the initializer in the body",
+    ),
+    Code(
         "O24-056",
         "error",
         "values became NaN or infinite",

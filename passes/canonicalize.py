@@ -40,11 +40,12 @@ class Canonicalize(Pass):
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.
+    - Calls of local functions are replaced by the functions' bodies, since most passes do not look
+      into functions; `inline-functions=false` keeps them. SpMM24, which spmm-plugin writes, stays,
+      and so does, with a warning (O24-049), a function whose operators mean something else in the
+      model's opset, or that no runtime would call: ONNX's own domain, ai.onnx.ml and com.microsoft
+      have operators, whatever functions a model has.
     - Weights that pack24 stored without their zeros are made whole again.
-    - `inline-functions` replaces calls of local functions by their bodies, but of SpMM24, which
-      spmm-plugin writes. upgrade-opset,
-      matmul-to-conv1x1 and cast16 need that for models that have functions: they do not look
-      into them.
     - Weights that are also graph inputs (`keep_initializers_as_inputs`; Brevitas and Keras write
       such files) could be overridden by a caller. TensorRT takes them for constants all the
       same, and so does `constant-inputs`: they leave the interface (O24-347), and the metadata
@@ -54,19 +55,19 @@ class Canonicalize(Pass):
     - Defects that runtimes overlook (nodes out of order, a graph without a name) are repaired, and
       nodes that share a name, which ONNX Runtime refuses, get names apart (O24-346).
 
-    Example: `canonicalize{inline-functions=true}`.
+    Example: `canonicalize{inline-functions=false}`.
     *Source:* onnx/docs/IR.md (initializers and inputs), onnx/docs/Operators.md.
     """
 
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
     codes: ClassVar[tuple[str, ...]] = (
-        *("O24-018", "O24-320", "O24-321", "O24-322", "O24-331"),
+        *("O24-018", "O24-320", "O24-321", "O24-322", "O24-049"),
         *("O24-346", "O24-347", "O24-355", "O24-357"),
     )
 
     constant_inputs: Annotated[bool, "make constants of weights that are also inputs"] = True
-    inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = False
+    inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = True
 
     def run(self, model: Model, ctx: Context) -> None:
         if "duplicate-names" in repair(model):
@@ -134,8 +135,11 @@ def _make_inputs_constant(model: Model, ctx: Context) -> None:
 def _inline(model: Model, ctx: Context) -> None:
     if not ctx.admit("functions"):
         return
-    for name in inline_functions(model):
+    done = inline_functions(model)
+    for name in done.gone:
         ctx.record("inlined", "O24-322", scope=name)
+    for name, why in done.kept.items():
+        ctx.diagnostics.add(diagnostic("O24-049", why, scope=name))
 
 
 def _constants(state: _State) -> int:

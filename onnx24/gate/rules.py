@@ -15,7 +15,9 @@ from onnx24.analysis.invariants import broken_claims
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.gate import qdq
 from onnx24.gate.subject import Subject
+from onnx24.ir import ops
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import node_label
 from onnx24.ir.verify import verify
 from onnx24.passmgr.provenance import Provenance, version_at_least
 from onnx24.report.inspection import WeightRow
@@ -273,23 +275,27 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
     allow, domains = policy.get("operators.allow"), policy.get("operators.domains")
     deny = set(policy.get("operators.deny", ()))
     also = set(policy.get("operators.also", ()))
-    own = {(function.domain, function.name) for function in subject.model.proto.functions}
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], tuple[str, str]] = {}
+    own = ops.functions(subject.model.proto)
+    counts: Counter[ops.FunctionId] = Counter()
+    first: dict[ops.FunctionId, tuple[str, onnx.NodeProto]] = {}
     for scope, node in subject.nodes():
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        key = (domain, node.op_type)
+        key = ops.called(node)
         counts[key] += 1
-        first.setdefault(key, (scope, node.name or next(iter(node.output), "")))
-    for (domain, op), count in counts.items():
-        scope, node_name = first[domain, op]
-        where = {"scope": scope, "node": node_name, "op": op, "facts": {"count": count}}
-        full = f"{domain}.{op}" if domain else op
+        first.setdefault(key, (scope, node))
+    for key, count in counts.items():
+        scope, node = first[key]
+        op, domain, full = node.op_type, key.domain, ops.full_name(node)
+        where = {
+            "scope": scope,
+            "node": node_label(node),
+            "op": op,
+            "facts": {"count": count},
+        }
         times = f" ({count:,} times)" if count > 1 else ""
         if full in deny:
             message = f"the policy denies {full}{times}"
             yield subject.finding("O24-621", message, "operators.deny", **where)
-        elif not (allow is None or full in also or full in allow or (domain, op) in own):
+        elif not (allow is None or full in also or full in allow or key in own):
             message = f"the policy does not list {full}{times}"
             yield subject.finding("O24-621", message, "operators.allow", **where)
         if not (domains is None or full in also or (domain or "ai.onnx") in domains):

@@ -22,7 +22,7 @@ from onnx import ModelProto, TensorProto
 
 from onnx24.effects import Effects
 from onnx24.errors import InputError
-from onnx24.ir import wire
+from onnx24.ir import ops, wire
 from onnx24.ir.claims import Claims24
 from onnx24.ir.files import AtomicFiles, copy_range
 from onnx24.ir.keys import ValueKey
@@ -220,10 +220,7 @@ class Model:
     @property
     def opsets(self) -> dict[str, int]:
         """Domain → version; ai.onnx is ""."""
-        return {
-            "" if entry.domain == "ai.onnx" else entry.domain: entry.version
-            for entry in self.proto.opset_import
-        }
+        return {ops.own_domain(entry.domain): entry.version for entry in self.proto.opset_import}
 
     @property
     def opset(self) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from onnx import GraphProto, ModelProto, NodeProto
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.scopes import Scope, bodies, scopes
 from onnx24.ir.shapes import infer
 
@@ -176,11 +177,11 @@ _AHEAD_DOMAIN = "onnx24.ahead"
 
 
 def _opset(proto: ModelProto) -> int:
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    return max((o.version for o in proto.opset_import if not ops.own_domain(o.domain)), default=1)
 
 
 def _is_ahead(node: NodeProto, opset: int) -> bool:
-    return opset < 17 and node.op_type == "LayerNormalization" and node.domain in ("", "ai.onnx")
+    return opset < 17 and ops.is_onnx(node, "LayerNormalization")
 
 
 def _main_outputs(scope: Scope):

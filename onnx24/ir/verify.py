@@ -25,10 +25,11 @@ from onnx import GraphProto
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.check import run_checker
 from onnx24.ir.index import Index
 from onnx24.ir.repair import is_sorted
-from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.scopes import Scope, is_in_function, node_label, scopes, tensors
 from onnx24.ir.shapes import ValueType, value_type
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]
         if not isinstance(scope.graph, GraphProto):
             continue  # a function brings its own opset imports; the checker looks at them
         for node in scope.graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            if domain not in domains and not scope.path.startswith("function:"):
+            domain = ops.domain(node)
+            if domain not in domains and not is_in_function(scope.path):
                 problems.append(
                     diagnostic(
                         "O24-805",

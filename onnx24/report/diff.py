@@ -21,6 +21,7 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.coverage import is_24
 from onnx24.analysis.eligibility import Eligibility
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
@@ -235,7 +236,7 @@ def _how(old: _Node, new: _Node) -> str:
 
 
 def _what(model: Model, node: NodeProto) -> str:
-    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    op = ops.full_name(node)
     attributes = ", ".join(
         f"{a.name}={_attribute_text(model, a)}"
         for a in sorted(node.attribute, key=lambda a: a.name)

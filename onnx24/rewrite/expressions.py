@@ -23,8 +23,8 @@ from onnx24.errors import InputError
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.ops import is_onnx, own_domain
-from onnx24.ir.scopes import bodies
+from onnx24.ir.ops import is_onnx, op
+from onnx24.ir.scopes import bodies, is_in_function
 from onnx24.ir.shapes import ShapeTable, infer
 from onnx24.ir.weights import numpy_dtype, payload_bytes
 from onnx24.rewrite.edits import remove_nodes
@@ -95,7 +95,7 @@ class Expressions:
         keys = [self.index.resolve(name, site.scope) for name in node.input if name]
         if not keys or not all(key is not None and self._is_fixed(key) for key in keys):
             return False
-        if site.scope.startswith("function:") or not _is_pure(node, self.model.opset):
+        if is_in_function(site.scope) or not _is_pure(node, self.model.opset):
             return False
         self._made.update((ValueKey(site.scope, name), site) for name in node.output if name)
         return True
@@ -263,7 +263,8 @@ def _is_pure(node: NodeProto, opset: int) -> bool:
     if not is_onnx(node) or is_onnx(node, *_QUANTIZERS) or any(True for _ in bodies(node)):
         return False
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, own_domain(node.domain))
+        schema = onnx.defs.get_schema(op(node), opset, "")
     except onnx.defs.SchemaError:
         return False
-    return schema.node_determinism != onnx.defs.OpSchema.NodeDeterminism.NonDeterministic
+    random = onnx.defs.OpSchema.NodeDeterminism.NonDeterministic
+    return schema.node_determinism != random  # type: ignore[attr-defined]
