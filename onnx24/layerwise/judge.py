@@ -11,7 +11,7 @@ import numpy as np
 
 from onnx24.layerwise.segments import Piece, in_order
 from onnx24.layerwise.store import Store
-from onnx24.runtime.compare import Accumulator, mean_rel_l2
+from onnx24.runtime.difference import Differences, mean_rel_l2
 
 __all__ = ["Agreement", "Judge", "fewest"]
 
@@ -52,12 +52,10 @@ class Judge:
                 store.put(run, name, value, value)
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> Agreement:
-        sums: dict[str, Accumulator] = {}
+        sums = Differences()
         for run, found in enumerate(self._outputs(weights)):
-            for name, value in found.items():
-                reference, _ = self._store.get(run, name)
-                sums.setdefault(name, Accumulator()).add(reference, value)
-        results = [sums[name].result(name) for name in sums]
+            sums.add({name: self._store.get(run, name)[0] for name in found}, found)
+        results = sums.results()
         one = results[0] if len(results) == 1 and len(results[0].shape) >= 2 else None
         return Agreement(rel_l2=mean_rel_l2(results), top1=one.top1_agreement if one else None)
 

@@ -14,8 +14,8 @@ from onnx import ModelProto
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
-from onnx24.runtime.compare import Accumulator, mean_rel_l2
 from onnx24.runtime.data import Calibration
+from onnx24.runtime.difference import Differences, is_float, mean_rel_l2
 from onnx24.runtime.ranges import doublings
 from onnx24.runtime.session import Session
 
@@ -26,8 +26,8 @@ Outputs = dict[str, np.ndarray]
 
 FIRST_RUNS = 4
 """Of `doublings`. Candidates that are clearly worse after a quarter of the runs are dropped."""
-CLEARLY = 1.5
-"""Times the least squared error."""
+CLEARLY = math.sqrt(1.5)
+"""Times the least relative error."""
 CHECK_RUNS = 16
 """Runs that the others are compared on, up to MAX_RUNS with small models, as WORK allows."""
 MAX_RUNS = 64
@@ -81,13 +81,12 @@ class Reference:
     def likeness(self, quantized: Model, count: int) -> Likeness:
         """Of a model of the same outputs, on that many runs. Raises: InputError O24-016."""
         session = Session(quantized)
-        sums: dict[str, Accumulator] = {}
+        sums = Differences()
         margins: list[np.ndarray] = []
         moves: list[np.ndarray] = []
         for feeds, exact in self.runs(count):
             found = session.run(feeds)
-            for name, y in exact.items():
-                sums.setdefault(name, Accumulator()).add(y, found[name])
+            sums.add(exact, found)
             if _is_classifier(exact):
                 y, z = (
                     np.asarray(v, np.float64) for v in (*exact.values(), found[next(iter(exact))])
@@ -95,7 +94,7 @@ class Reference:
                 margin, move = _margins(y, z)
                 margins.append(margin)
                 moves.append(move)
-        results = [sums[name].result(name) for name in sums]
+        results = sums.results()
         rel_l2 = mean_rel_l2(results)
         if not margins:
             return Likeness(rel_l2)
@@ -117,7 +116,7 @@ def _is_classifier(outputs: Outputs) -> bool:
 
 def _margins(y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(how far the largest entry of each row lies above the second, how that changed in z)"""
-    if y.shape != z.shape:
+    if y.shape != z.shape or not (np.isfinite(y).all() and np.isfinite(z).all()):
         return np.zeros(len(y)), np.full(len(y), np.inf)
     order = np.argpartition(y, -2, axis=1)
     second, first = order[:, -2], order[:, -1]
@@ -130,43 +129,35 @@ def best_candidate(
     reference: Reference, quantized: Model, candidates: Mapping[K, Mapping[str, np.ndarray]]
 ) -> K:
     """Of several sets of values for initializers of `quantized` the one that brings its outputs
-    nearest to the reference: the least relative error, summed over outputs and runs; the first of
-    equals, and where ONNX Runtime cannot run one of the models. What is CLEARLY worse after a
-    quarter of the runs is run no more.
+    nearest to the reference: the least relative error (`mean_rel_l2`); the first of equals, and
+    where ONNX Runtime cannot run one of the models. What is CLEARLY worse after a quarter of the
+    runs is run no more.
 
     candidates: all name the same initializers.
     """
     first = next(iter(candidates))
     elements = sum(math.prod(tensor.dims) for tensor in reference.model.proto.graph.initializer)
     count = max(CHECK_RUNS, min(MAX_RUNS, WORK // max(1, elements)))
-    errors = dict.fromkeys(candidates, 0.0)
+    sums = {key: Differences() for key in candidates}
     try:
         list(reference.runs(count))  # one session after the other: each holds the weights
         trial = Session(_with_inputs(quantized, list(candidates[first])))
         for i, (feeds, exact) in enumerate(reference.runs(count)):
             if i == count // 4:
+                errors = {key: mean_rel_l2(found.results()) for key, found in sums.items()}
                 least = min(errors.values())
-                errors = {key: e for key, e in errors.items() if e <= CLEARLY * least}
-                if len(errors) == 1:
+                sums = {key: sums[key] for key, e in errors.items() if e <= CLEARLY * least}
+                if len(sums) == 1:
                     break
-            for key in errors:
-                found = trial.run({**feeds, **candidates[key]})
-                errors[key] += sum(_relative_error(y, found[name]) for name, y in exact.items())
+            for key in sums:
+                sums[key].add(exact, trial.run({**feeds, **candidates[key]}))
     except InputError:  # a type that ONNX Runtime has no kernels for
         return first
-    return min(errors, key=lambda key: errors[key])
+    return min(sums, key=lambda key: mean_rel_l2(sums[key].results()))
 
 
 def _is_real(y: object) -> bool:
-    return isinstance(y, np.ndarray) and y.dtype.kind == "f" and bool(np.isfinite(y).all())
-
-
-def _relative_error(wanted: np.ndarray, found: np.ndarray) -> float:
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return math.inf
-    difference = found.astype(np.float64) - wanted
-    signal = float(np.vdot(wanted, wanted))
-    return float(np.vdot(difference, difference)) / signal if signal else 0.0
+    return isinstance(y, np.ndarray) and is_float(y)
 
 
 def _with_inputs(model: Model, names: Sequence[str]) -> Model:

@@ -1,0 +1,133 @@
+"""Which operator a node is, what its attributes say, and which constant stands behind a value.
+
+The only room that compares an operator's name or domain. A node may be given as the document has it
+(NodeProto), as the index has it (anything with a `proto`) or as a view has it (gs.Node).
+
+A node of ONNX's own domain, which has the two names "" and "ai.onnx", is ONNX's operator, whatever
+local functions the model has; a node of any other domain is not, whatever its name is. So a local
+function is never taken for an operator: only a function of another domain is ever called.
+*Source:* IR.md leaves it to the runtime which of the two a node of ONNX's domain means where the
+model has a function of that name; ONNX Runtime 1.32 (at every optimization level, also for a node
+with an `overload`) and onnx 1.23's reference evaluator take the operator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto, NodeProto, TensorProto
+
+from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.keys import ValueKey
+
+if TYPE_CHECKING:
+    from onnx24.ir.model import Model
+
+AnyNode: TypeAlias = NodeProto | NodeSite | gs.Node
+
+
+def domain(node: AnyNode) -> str:
+    """A node's domain; "" where it is ONNX's own."""
+    return own_domain(_plain(node).domain or "")
+
+
+def own_domain(name: str) -> str:
+    """A domain by the one name that is used here: "" for both of ONNX's own."""
+    return "" if name == "ai.onnx" else name
+
+
+def type_of(node: AnyNode) -> tuple[str, str]:
+    """(domain, name) of what a node computes, for tables that know other domains as well; the
+    domain as in `domain`."""
+    return domain(node), _name(node)
+
+
+def op(node: AnyNode) -> str:
+    """The ONNX operator that a node is; "" where it is of another domain."""
+    return "" if domain(node) else _name(node)
+
+
+def is_onnx(node: AnyNode, *names: str) -> bool:
+    """Whether a node is an ONNX operator, one of `names` where any are given."""
+    found = op(node)
+    return found in names if names else bool(found)
+
+
+def attribute(node: AnyNode, name: str, default: Any = None) -> Any:
+    """What an attribute says: int, float, str, a list of those, or what onnx (a view: surgeon)
+    makes of other kinds. `default` where it is missing, and where the caller of a function decides
+    it (see open_attribute)."""
+    if isinstance(node, gs.Node):
+        value = node.attrs.get(name, default)
+        return _said(value, default) if isinstance(value, AttributeProto) else value
+    for attr in _plain(node).attribute:
+        if attr.name == name:
+            return _said(attr, default)
+    return default
+
+
+def open_attribute(node: AnyNode) -> str:
+    """The name of an attribute that the caller of a function decides; "" where none is."""
+    if isinstance(node, gs.Node):
+        given = [value for value in node.attrs.values() if isinstance(value, AttributeProto)]
+    else:
+        given = _plain(node).attribute
+    return next((attr.name for attr in given if attr.ref_attr_name), "")
+
+
+def constant_behind(model: Model, index: Index, value: str, scope: str = "") -> np.ndarray | None:
+    """The values of the initializer or Constant node that `value` means in `scope`, perhaps behind
+    Identity nodes; None where it is computed, where a caller can override it, and where it is a
+    string or sparse. Raises: InputError where the values can't be read."""
+    seen: set[ValueKey] = set()
+    while (key := index.resolve(value, scope)) is not None and key not in seen:
+        seen.add(key)
+        if key in index.graph_inputs and (key.scope or model.proto.ir_version >= 4):
+            return None
+        if key in index.initializers:
+            return _read(model, index.initializers[key])
+        site = index.producer(value, scope)
+        if site is None or not is_onnx(site, "Identity") or not site.proto.input:
+            return None if site is None else constant_of(model, site)
+        value, scope = site.proto.input[0], site.scope
+    return None
+
+
+def constant_of(model: Model, node: NodeProto | NodeSite) -> np.ndarray | None:
+    """The values of a Constant node; None for another node, and as in constant_behind."""
+    if not is_onnx(node, "Constant") or open_attribute(node):
+        return None
+    for attr in _plain(node).attribute:
+        if attr.name == "value" and attr.HasField("t"):
+            return _read(model, attr.t)
+        if attr.name in ("value_int", "value_ints"):
+            return np.asarray(onnx.helper.get_attribute_value(attr), np.int64)
+        if attr.name in ("value_float", "value_floats"):
+            return np.asarray(onnx.helper.get_attribute_value(attr), np.float32)
+    return None
+
+
+def _read(model: Model, tensor: TensorProto) -> np.ndarray | None:
+    return None if tensor.data_type == TensorProto.STRING else model.weights.read(tensor)
+
+
+def _plain(node: AnyNode) -> Any:
+    return node.proto if isinstance(node, NodeSite) else node
+
+
+def _name(node: AnyNode) -> str:
+    return node.op if isinstance(node, gs.Node) else _plain(node).op_type
+
+
+def _said(attr: AttributeProto, default: Any) -> Any:
+    if attr.ref_attr_name:
+        return default
+    value = onnx.helper.get_attribute_value(attr)
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    if attr.type == AttributeProto.STRINGS:
+        return [text.decode(errors="surrogateescape") for text in value]
+    return value
