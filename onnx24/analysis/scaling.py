@@ -23,12 +23,13 @@ import numpy as np
 import onnx
 
 from onnx24.analysis.axes import NodeAxes, Operand, Slot, relate
-from onnx24.analysis.forms import ProductAxes, attribute, is_onnx, product_axes
+from onnx24.analysis.forms import ProductAxes, product_axes
 from onnx24.analysis.placement import Flow, Layer, find_layers
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view, stored_values
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.ops import attribute, is_onnx
 
 __all__ = ["Link", "NoLink", "Part", "find_links"]
 
