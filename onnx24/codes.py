@@ -871,6 +871,24 @@ _TABLE = (
     Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
     Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
     # --- 4xx target ------------------------------------------------------------------------
+    Code("O24-353", "note", "stored packed", "A 2:4 weight is stored without its zeros."),
+    Code(
+        "O24-354",
+        "note",
+        "not stored packed",
+        "Only initializers that are 2:4 in every group, of a type that runtimes can unpack, are "
+        "packed.",
+        "run prune24 before; the reason says what stands against it",
+    ),
+    Code("O24-355", "note", "unpacked", "A weight that pack24 had stored is whole again."),
+    Code(
+        "O24-357",
+        "error",
+        "packed weights are damaged",
+        "The arrays or attributes of an onnx24::Unpack24 do not belong together, or the model has "
+        "another function of that name.",
+        "take the model that was packed, or pack it again",
+    ),
     Code(
         "O24-400",
         "warning",

@@ -6,7 +6,8 @@ diagnostic, a *bad call* is an exception, and both end here when nothing can go 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
@@ -18,6 +19,8 @@ class Onnx24Error(Exception):
     """Base class; `exit_code` is the process exit code it leads to."""
 
     exit_code: ClassVar[int] = 70
+    result: Any = None
+    """What there is of a job's result, where its work was done and only its end was refused."""
 
     def __init__(self, diagnostics: Diagnostic | Sequence[Diagnostic]) -> None:
         items = [diagnostics] if isinstance(diagnostics, Diagnostic) else list(diagnostics)
@@ -54,7 +57,9 @@ class BackendError(Onnx24Error):
 
 
 class InternalError(Onnx24Error):
-    """Our own fault. `reproducer` names the folder that replays it, where one was written."""
+    """Our own fault. `reproducer` names the folder that replays it, where one was written;
+    `write_reproducer(folder)` writes one there, where a pass failed."""
 
     exit_code = 70
     reproducer: str | None = None
+    write_reproducer: Callable[[Path], Path] | None = None

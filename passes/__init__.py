@@ -24,4 +24,6 @@ MANIFEST = {
     "cast16": "onnx24.passes.cast16:Cast16",
     "spmm-plugin": "onnx24.passes.spmm_plugin:SpmmPlugin",
     "check24": "onnx24.passes.check24:Check24",
+    "pack24": "onnx24.passes.pack24:Pack24",
+    "unpack24": "onnx24.passes.unpack24:Unpack24",
 }

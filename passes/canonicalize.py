@@ -10,6 +10,7 @@ from onnx24.diagnostics import diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.opset import leave_ir_version_3
+from onnx24.ir.packed import unpack
 from onnx24.ir.repair import repair
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite import dead_code
@@ -33,6 +34,7 @@ class Canonicalize(Pass):
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.
+    - Weights that pack24 stored without their zeros are made whole again.
     - `inline-functions` replaces calls of local functions by their bodies, but of SpMM24, which
       spmm-plugin writes. upgrade-opset,
       matmul-to-conv1x1 and cast16 need that for models that have functions: they do not look
@@ -48,12 +50,22 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    codes: ClassVar[tuple[str, ...]] = ("O24-018", "O24-320", "O24-321", "O24-322", "O24-331")
+    codes: ClassVar[tuple[str, ...]] = (
+        "O24-018",
+        "O24-320",
+        "O24-321",
+        "O24-322",
+        "O24-331",
+        "O24-355",
+        "O24-357",
+    )
 
     inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = False
 
     def run(self, model: Model, ctx: Context) -> None:
         repair(model)
+        for _, weight in unpack(model):
+            ctx.record("unpacked", "O24-355", weight=weight.name, scope=weight.scope)
         if self.inline_functions and model.proto.functions:
             _inline(model, ctx)
         if leave_ir_version_3(model.proto):

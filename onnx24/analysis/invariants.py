@@ -3,7 +3,8 @@
 Folding, casting, quantizing and rewriting may not lose the pattern. What lies between the stored
 tensor and the consumer (Transpose, Reshape, Cast, Q, DQ) either moves whole groups or keeps zeros,
 so the stored tensor decides where it is 2:4; where it is not, the chain is computed, since rounding
-may still have made zeros. A weight that is packed for onnx24::SpMM24 is 2:4 where its metadata are.
+may still have made zeros. Weights that pack24 stored are unpacked for that; one that is
+packed for onnx24::SpMM24 is 2:4 where its metadata are.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.packed24 import packed_problem, packed_product
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.packed import has_packed, unpack
 from onnx24.sparsity.masks import Violations, violations
 
 __all__ = ["broken_claims", "broken_weights", "seen_violations", "stale_claims"]
@@ -36,6 +39,13 @@ def broken_weights(
     Messages do not name the consumer (the facts do), so that the same defect reads the same after
     a pass that renames nodes.
     """
+    if has_packed(model):
+        copy = model.reading_copy()
+        try:
+            whole = dict(unpack(copy))
+        except InputError as err:
+            return [diagnostic(code, str(err), severity=Severity.ERROR)]
+        return broken_weights(copy, AnalysisCache(), [whole.get(key, key) for key in keys], code)
     found = cache.get(model, WeightUses)
     problems = []
     for key in keys:

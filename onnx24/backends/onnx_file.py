@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnx24.ir.model import Model
+from onnx24.ir.packed import unpacked
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,30 @@ class OnnxFile:
     inputs: tuple[Input, ...]
     nodes: tuple[tuple[str, str, str], ...]
     precisions: frozenset[str]
+    packed: bool = False
+    """Whether it holds weights of pack24, which no builder reads: they are unpacked for it."""
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
         """Raises: InputError O24-001 to O24-004 and O24-017."""
-        model = Model.load(path, check=False).proto
+        loaded = Model.load(path, check=False)
+        whole = unpacked(loaded)
+        model = whole.proto
         return cls(
             inputs=inputs_of(model),
             nodes=tuple((n.name, n.op_type, next(iter(n.output), "")) for n in model.graph.node),
             precisions=frozenset(_precisions(model)),
+            packed=whole is not loaded,
         )
+
+    def handed_over(self, path: Path, scratch: Path) -> Path:
+        """What a builder is given, absolute: the file at `path`, or, where weights are packed, a
+        copy in `scratch` with whole ones."""
+        if not self.packed:
+            return path.absolute()
+        whole = scratch / "model.onnx"
+        unpacked(Model.load(path, check=False)).save(whole)
+        return whole
 
     def node_name(self, index: int | None, op: str, output: str = "") -> str:
         """The name of the node that a parser means: its name, else its first output, else ""."""

@@ -94,7 +94,7 @@ class PythonBackend(Backend):
         with staged_engine(engine, model_path) as (part, scratch):
             request = Request(
                 module=self.module,
-                model=str(model_path.absolute()),
+                model=str(model.handed_over(model_path, scratch)),
                 engine=str(part),
                 compute_capability=self.compute_capability(target),
                 strongly_typed=target.strongly_typed,

@@ -170,7 +170,7 @@ class Trtexec(Backend):
         cache_before = sha256_of(options.timing_cache)
         with staged_engine(engine, model_path) as (part, scratch):
             argv = command(
-                model_path.absolute(),
+                model.handed_over(model_path, scratch),
                 target,
                 part,
                 profiles,

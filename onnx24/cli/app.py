@@ -13,40 +13,60 @@ from typer.core import TyperGroup
 
 from onnx24.cli import options as o
 from onnx24.cli import pass_commands
-from onnx24.cli.options import DEFAULT_MEMORY, DEFAULT_TARGET
+from onnx24.cli.command import command, stub
+from onnx24.cli.options import DEFAULT_TARGET
 from onnx24.cli.registering import registry_app
 
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
 
 
+COMMANDS = {
+    "compile": "onnx24.cli.making:Compile",
+    "opt": "onnx24.cli.making:Opt",
+}
+"""Name → "module:Class" of a `Command`; a module is imported when its command is called."""
+
+
 class Commands(TyperGroup):
-    """The commands of this file, and one for each pass, made when it is called."""
+    """The commands of the table above, and one for each pass, made when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*self.commands, *pass_commands.names()]
+        return [*self.own(), *pass_commands.names()]
+
+    def own(self) -> list[str]:
+        """Those that are no pass."""
+        return [*COMMANDS, *self.commands]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """For a pass only what an overview shows; `resolve_command` makes the real one."""
+        """Only what an overview shows; `resolve_command` makes the real one."""
         if cmd_name in self.commands:
             return self.commands[cmd_name]
+        if cmd_name in COMMANDS:
+            return stub(cmd_name, COMMANDS[cmd_name])
         return pass_commands.stub(cmd_name)
+
+    def made(self, name: str) -> Any:
+        """The real command."""
+        if name in self.commands:
+            return self.commands[name]
+        if name in COMMANDS:
+            return command(name, COMMANDS[name])
+        return pass_commands.made(name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
-            from onnx24.cli.failure import usage
+            from onnx24.driver.usage import usage
             from onnx24.passmgr.options import did_you_mean
 
             near = did_you_mean(name, self.list_commands(ctx), begins=True)
             raise usage(f"there is no command or pass {name!r}", f"{near}see `onnx24 --help`")
-        found, command, rest = super().resolve_command(ctx, args)
-        if found is not None and found not in self.commands:
-            command = pass_commands.command(found)
-        return found, command, rest
+        found, shown, rest = super().resolve_command(ctx, args)
+        return found, shown if found is None else self.made(found), rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        own = [(name, self.commands[name]) for name in self.commands]
+        own = [(name, self.get_command(ctx, name)) for name in self.own()]
         passes = [(name, pass_commands.stub(name)) for name in pass_commands.names()]
         for title, group in (("Commands", own), ("Passes, each by itself", passes)):
             width = formatter.width - 6 - max(len(name) for name, _ in group)
@@ -90,7 +110,7 @@ def _run(commands: Any, argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         if stdout_is_closed:
-            from onnx24.cli.failure import usage
+            from onnx24.driver.usage import usage
 
             raise usage("standard output is closed", "redirect it, if only to /dev/null")
         with commands.make_context("onnx24", list(argv)) as context:
@@ -116,7 +136,7 @@ def _open_closed_streams() -> None:
 
 
 def _usage_error(err: Any) -> Exception:
-    from onnx24.cli.failure import usage
+    from onnx24.driver.usage import usage
 
     context = getattr(err, "ctx", None)
     command = context.command_path if context is not None else "onnx24"
@@ -139,183 +159,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def compile(
-    model: o.ModelPath,
-    output: o.Output = None,
-    target: o.TargetName = DEFAULT_TARGET,
-    preset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--preset",
-            metavar="P",
-            help="A pipeline by name (`onnx24 passes` lists them). Default: sparse-int8 where "
-            "--calib is given, else sparse-fp16.",
-            show_default=False,
-        ),
-    ] = None,
-    pipeline: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--pipeline", metavar="TEXT", help="The passes to run, instead of a preset."),
-    ] = None,
-    calib: o.Calib = None,
-    data: o.Data = None,
-    seed: o.Seed = 0,
-    max_drop: o.MaxDrop = None,
-    backend: o.Backend = None,
-    engine: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--engine",
-            metavar="FILE",
-            help="Build an engine into FILE. Default with --backend: OUT's stem + .engine.",
-            show_default=False,
-        ),
-    ] = None,
-    shapes: o.Shapes = None,
-    timeout: o.Timeout = None,
-    report: o.ReportFile = None,
-    external: o.External = "auto",
-    provenance: o.Provenance = "auto",
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
-    ] = True,
-    memory: o.Memory = DEFAULT_MEMORY,
-    workers: o.Workers = None,
-    executor: o.Executor = "local",
-    work_dir: o.WorkDir = None,
-    json: o.Json = False,
-) -> int:
-    """Compile a model, compare it with the original, and build an engine on request.
-
-    The original must run in ONNX Runtime. The result is compared with it on --data, or on the
-    eighth of the calibration samples that calibration then does not use (all of them below 16
-    samples). OUT is written only when every limit of --max-drop is met.
-    """
-    from onnx24.cli.compiling import CompileRequest, compile_model
-    from onnx24.cli.effort import EffortFlags
-
-    return compile_model(
-        CompileRequest(
-            model=model,
-            output=output,
-            target=target,
-            preset=preset,
-            pipeline=pipeline,
-            calib=calib,
-            data=data,
-            seed=seed,
-            max_drop=tuple(max_drop or ()),
-            backend=backend,
-            engine=engine,
-            shapes=tuple(shapes or ()),
-            timeout_s=timeout,
-            reports=tuple(report or ()),
-            external=external,
-            provenance=provenance,
-            verify=verify,
-            effort=EffortFlags(
-                memory=memory, workers=workers, executor=executor, work_dir=work_dir
-            ),
-            as_json=json,
-        )
-    )
-
-
-@app.command()
-def opt(
-    model: o.ModelPath,
-    pipeline: Annotated[
-        str,
-        typer.Option(
-            "--pipeline",
-            metavar="TEXT",
-            help="For instance 'canonicalize,prune24{include=encoder.*},check24', or '@sparse'.",
-        ),
-    ],
-    output: o.Output = None,
-    target: o.TargetName = DEFAULT_TARGET,
-    calib: o.Calib = None,
-    seed: o.Seed = 0,
-    shapes: o.Shapes = None,
-    print_after: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--print-after",
-            metavar="P",
-            help="Print the model as text on stderr after this pass; 'all': after every pass that "
-            "changed something. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    dump: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--dump", metavar="DIR", help="Write the model after every pass that changed it."
-        ),
-    ] = None,
-    dump_onnx: Annotated[
-        bool, typer.Option("--dump-onnx", help="With --dump, as .onnx too.")
-    ] = False,
-    time: Annotated[
-        bool, typer.Option("--time", help="Time and peak memory of each pass.")
-    ] = False,
-    numeric: Annotated[
-        bool,
-        typer.Option(
-            "--numeric",
-            help="Run the model before and after each pass and compare (on --calib, or on random "
-            "samples).",
-        ),
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
-    ] = True,
-    stop_after: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--stop-after", metavar="N", help="Transform no more than N sites.", min=0),
-    ] = None,
-    report: o.ReportFile = None,
-    external: o.External = "auto",
-    provenance: o.Provenance = "auto",
-    memory: o.Memory = DEFAULT_MEMORY,
-    workers: o.Workers = None,
-    executor: o.Executor = "local",
-    work_dir: o.WorkDir = None,
-    json: o.Json = False,
-) -> int:
-    """Run a pipeline of passes, and look at what each of them does."""
-    from onnx24.cli.compiling import OptRequest, run_pipeline
-    from onnx24.cli.effort import EffortFlags
-
-    return run_pipeline(
-        OptRequest(
-            command="opt",
-            model=model,
-            output=output,
-            target=target,
-            pipeline=pipeline,
-            calib=calib,
-            seed=seed,
-            shapes=tuple(shapes or ()),
-            print_after=tuple(print_after or ()),
-            dump=dump,
-            dump_onnx=dump_onnx,
-            time=time,
-            numeric=numeric,
-            verify=verify,
-            stop_after=stop_after,
-            reports=tuple(report or ()),
-            external=external,
-            provenance=provenance,
-            effort=EffortFlags(
-                memory=memory, workers=workers, executor=executor, work_dir=work_dir
-            ),
-            as_json=json,
-        )
-    )
 
 
 @app.command()

@@ -14,9 +14,10 @@ from onnx24.backends.onnx_file import Input, inputs_of
 from onnx24.backends.python_api import PythonBackend
 from onnx24.backends.running import require_gpu, run_with_python, run_with_trtexec
 from onnx24.cli.console import Console
-from onnx24.cli.data import load_samples
-from onnx24.cli.failure import usage
-from onnx24.cli.files import STANDARD_STREAM, Source
+from onnx24.cli.files import STANDARD_STREAM, source_of
+from onnx24.driver.models import Source
+from onnx24.driver.samples import load_samples
+from onnx24.driver.usage import usage
 from onnx24.errors import BackendError
 from onnx24.ledger.estimate import VARIANTS, estimate, render_estimates
 from onnx24.ledger.measure import Measurement, from_interleaved, in_turns, render_measurements
@@ -65,7 +66,7 @@ def bench_model(request: BenchRequest) -> int:
         require_gpu()
         if request.gpu is not None:
             raise usage("--gpu without --estimate", "a measurement is of the GPU that is here")
-    source = Source(request.model)
+    source = source_of(request.model)
     model = source.load()
     plans = _plans(request, model)
     if request.estimate:

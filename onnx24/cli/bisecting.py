@@ -8,9 +8,9 @@ from typing import Any
 from onnx24 import targets
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
-from onnx24.cli.data import load_samples
-from onnx24.cli.failure import usage
-from onnx24.cli.files import Source
+from onnx24.cli.files import source_of
+from onnx24.driver.samples import load_samples
+from onnx24.driver.usage import usage
 from onnx24.ir.model import Model
 from onnx24.passmgr.bisect import Oracle, Outcome, Probe, bisect, command
 from onnx24.passmgr.pipeline import parse
@@ -47,7 +47,7 @@ def bisect_model(request: BisectRequest) -> int:
     target = targets.load(request.target)
     pipeline = parse(request.pipeline)
     profiles = parse_shapes(request.shapes)
-    source = Source(request.model)
+    source = source_of(request.model)
     model, reference = source.load(), source.load()
     calibration = load_samples(request.calib, model, profiles, request.seed)
     console = Console(as_json=request.as_json)

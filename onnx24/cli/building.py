@@ -21,9 +21,9 @@ from onnx24.backends.onnx_file import OnnxFile, inputs_of
 from onnx24.backends.profiles import completed
 from onnx24.backends.trtexec import command, shell_line
 from onnx24.cli.console import Console
-from onnx24.cli.data import load_samples
-from onnx24.cli.failure import usage
-from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_output
+from onnx24.cli.files import STANDARD_STREAM, check_distinct, check_output, source_of, stem
+from onnx24.driver.samples import load_samples
+from onnx24.driver.usage import usage
 from onnx24.ir.files import atomic_write
 from onnx24.report.table import bytes_text, table
 from onnx24.report.text import sparse_layers
@@ -90,11 +90,11 @@ def build_engine(request: BuildRequest) -> int:
         return _print_command(request)
     if request.export is not None:
         raise usage("--export without --print-command", "a build here takes --log and --layers")
-    source = Source(request.model)
+    source = source_of(request.model)
     target = targets.load(request.target)
     shapes = parse_shapes(request.shapes)
     options = request.options()
-    engine = request.engine or f"{source.stem}.engine"
+    engine = request.engine or f"{stem(request.model)}.engine"
     files = [
         ("--engine", engine),
         ("--log", request.log),
@@ -103,7 +103,7 @@ def build_engine(request: BuildRequest) -> int:
     ]
     for _, path in files:
         if path is not None:
-            check_output(path, source)
+            check_output(path, request.model)
     check_distinct(files)
     backend = get(request.backend, target)
     model = source.load()  # a broken file gets our diagnostics, not a parser's
@@ -144,10 +144,15 @@ def _print_command(request: BuildRequest) -> int:
             f"--print-command with --backend {request.backend}",
             "only trtexec has a command line; leave --backend out",
         )
-    source = Source(request.model)
+    source = source_of(request.model)
     loaded = source.load()
     path = Path(request.model)
     model = OnnxFile.read(path)
+    if model.packed:
+        raise usage(
+            f"{request.model} holds packed weights, which trtexec does not read",
+            "run `onnx24 unpack24` and print the command for its result",
+        )
     profiles = _profiles(request, loaded, parse_shapes(request.shapes))
     files = {
         kind: Path(f"{request.export}.{kind}.json") if request.export is not None else None
@@ -156,7 +161,7 @@ def _print_command(request: BuildRequest) -> int:
     argv = command(
         path,
         targets.load(request.target),
-        Path(request.engine or f"{source.stem}.engine"),
+        Path(request.engine or f"{stem(request.model)}.engine"),
         resolve_profiles(model.inputs, profiles),
         precisions=model.precisions,
         options=request.options(),

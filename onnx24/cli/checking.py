@@ -11,9 +11,9 @@ from pathlib import Path
 
 from onnx24 import targets
 from onnx24.cli.console import Console
-from onnx24.cli.failure import usage
-from onnx24.cli.files import STANDARD_STREAM, Source, check_distinct, check_output
+from onnx24.cli.files import STANDARD_STREAM, check_distinct, check_output
 from onnx24.diagnostics import Severity
+from onnx24.driver.usage import usage
 from onnx24.gate.baseline import read_baseline, write_baseline
 from onnx24.gate.sandbox import Sandbox
 from onnx24.gate.sources import ModelFile, Sources
@@ -57,7 +57,7 @@ def check_models(request: CheckRequest) -> int:
     for output in (request.output, request.write_baseline):
         if output is not None and output != STANDARD_STREAM:
             for model in request.models:
-                check_output(output, Source(model))
+                check_output(output, model)
     check_distinct([("-o", request.output), ("--write-baseline", request.write_baseline)])
     policy = BUILT_IN if request.policy is None else read_policy(request.policy)
     targets.load(policy.target or request.target)

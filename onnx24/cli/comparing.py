@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnx import TensorProto
 
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
-from onnx24.cli.data import data_beside, load_samples
-from onnx24.cli.failure import usage
-from onnx24.cli.files import STANDARD_STREAM, Source
+from onnx24.cli.files import STANDARD_STREAM, source_of
 from onnx24.diagnostics import Severity, diagnostic
+from onnx24.driver.samples import data_beside, load_samples
+from onnx24.driver.usage import usage
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
 from onnx24.report.limits import LimitResult, check_limits, parse_limits
@@ -38,11 +39,11 @@ def compare_models(request: CompareRequest) -> int:
     """Returns: 0, or 1 where a limit is not met. Raises: InputError."""
     _check_streams(request.a, request.b)
     limits = parse_limits(request.max_drop)
-    spec = request.data or data_beside(request.a)
+    spec = request.data or data_beside(None if request.a == STANDARD_STREAM else Path(request.a))
     profiles = parse_shapes(request.shapes)
     from onnx24.runtime.compare import compare
 
-    a, b = Source(request.a).load(), Source(request.b).load()
+    a, b = source_of(request.a).load(), source_of(request.b).load()
     console = Console(as_json=request.as_json)
     data = load_samples(spec, a, profiles, request.seed)
     with console.waiting("running both models"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onnx24.cli.console import Console
-from onnx24.cli.failure import usage
-from onnx24.cli.files import STANDARD_STREAM, Source, check_output
+from onnx24.cli.files import STANDARD_STREAM, check_output, source_of
+from onnx24.driver.usage import usage
 from onnx24.ir.files import atomic_write
 from onnx24.report.diff import diff, render_diff
 
@@ -20,8 +20,8 @@ def diff_models(a: str, b: str, *, html: str | None, exit_code: bool, as_json: b
         if html == STANDARD_STREAM:
             raise usage("--html -", "name a file")
         for model in (a, b):
-            check_output(html, Source(model))
-    result = diff(Source(a).load(), Source(b).load())
+            check_output(html, model)
+    result = diff(source_of(a).load(), source_of(b).load())
     if html is not None:
         from onnx24.report.diffhtml import render_diff_html
 

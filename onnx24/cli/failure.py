@@ -47,11 +47,6 @@ def exit_code_of(err: BaseException, argv: Sequence[str]) -> int:
     return _tell(known, as_json=_wants_json(_options(argv)))
 
 
-def usage(message: str, hint: str) -> InputError:
-    """A command line that cannot be understood."""
-    return InputError.of("O24-043", message, hint=hint)
-
-
 def _options(argv: Sequence[str]) -> Sequence[str]:
     """What stands before a bare `--`."""
     return argv[: list(argv).index("--")] if "--" in argv else argv

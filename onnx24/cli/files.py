@@ -8,63 +8,69 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx24.cli.failure import usage
+from onnx24.driver.usage import usage
 from onnx24.errors import InputError
-from onnx24.ir.files import atomic_write, refuse_special
 
 if TYPE_CHECKING:
+    from onnx24.driver.models import Source
     from onnx24.ir.model import Model
     from onnx24.report.model import Report
 
 STANDARD_STREAM = "-"
-EXTERNAL = ("auto", "embed", "external")
 
 
-class Source:
-    """A model argument that can be opened more than once; "-" is read once."""
+def source_of(path: str) -> Source:
+    """A model argument; "-" is standard input, which is read once, when it is first wanted."""
+    from onnx24.driver.models import Source
+    from onnx24.driver.models import load as load_file
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._data: bytes | None = None
+    if path != STANDARD_STREAM:
+        return load_file(path)
+    kept: list[bytes] = []
 
-    @property
-    def stem(self) -> str:
-        return "stdin" if self.path == STANDARD_STREAM else Path(self.path).stem
-
-    def load(self) -> Model:
-        """A model of its own. Raises: InputError O24-001 to O24-017, O24-042, O24-043."""
+    def load() -> Model:
         from onnx24.ir.model import Model
 
-        if self.path != STANDARD_STREAM:
-            return Model.load(self.path)
-        if self._data is None:
-            if sys.stdin.isatty():
-                raise usage("standard input is a terminal", "pipe a model in, or give a path")
-            self._data = sys.stdin.buffer.read()
-        return Model.from_bytes(self._data)
+        if not kept:
+            kept.append(standard_input())
+        return Model.from_bytes(kept[0])
+
+    return Source(load, STANDARD_STREAM)
 
 
-def output_path(given: str | None, source: Source) -> str:
+def standard_input() -> bytes:
+    """All of it. Raises: InputError O24-043 where it is a terminal."""
+    if sys.stdin.isatty():
+        raise usage("standard input is a terminal", "pipe a model in, or give a path")
+    return sys.stdin.buffer.read()
+
+
+def stem(path: str) -> str:
+    """What files that are made of a model are called."""
+    return "stdin" if path == STANDARD_STREAM else Path(path).stem
+
+
+def output_path(given: str | None, model: str) -> str:
     """OUT, or its default: `<stem>.onnx24.onnx` in the current folder, "-" for "-"."""
     if given is not None:
         return given
-    if source.path == STANDARD_STREAM:
-        return STANDARD_STREAM
-    return f"{source.stem}.onnx24.onnx"
+    return STANDARD_STREAM if model == STANDARD_STREAM else f"{stem(model)}.onnx24.onnx"
 
 
-def check_model_output(out: str, source: Source, *, as_json: bool) -> None:
-    """Raises: InputError O24-040, O24-041, O24-043, before anything was computed."""
+def check_model_output(out: str, model: str, *, as_json: bool, external: str = "auto") -> None:
+    """Raises: InputError O24-040 to O24-043, before anything was computed."""
     if out != STANDARD_STREAM:
-        check_output(out, source)
+        check_output(out, model)
         return
+    if external == "external":
+        raise InputError.of("O24-042", "--external external needs a file for OUT")
     if as_json:
         raise usage("-o - and --json both want standard output", "write the model to a file")
     if sys.stdout.isatty():
         raise usage("standard output is a terminal", "redirect it, or give a path with -o")
 
 
-def check_output(out: str, source: Source) -> None:
+def check_output(out: str, model: str) -> None:
     """That a file can be made there, and that it is not the input.
 
     Raises: InputError O24-040, O24-041.
@@ -72,12 +78,14 @@ def check_output(out: str, source: Source) -> None:
     if "\0" in out:
         raise InputError.of("O24-040", f"{out!r} is no file name")
     try:
-        _check_output(Path(out), out, source)
+        _check_output(Path(out), out, model)
     except OSError as err:  # a name that is too long, a loop of links
         raise InputError.of("O24-040", f"cannot write: {err.strerror}", file=out) from err
 
 
-def _check_output(path: Path, out: str, source: Source) -> None:
+def _check_output(path: Path, out: str, model: str) -> None:
+    from onnx24.ir.files import refuse_special
+
     folder = path.parent
     if path.is_dir():
         raise InputError.of("O24-040", "the output is a folder", file=out)
@@ -86,8 +94,8 @@ def _check_output(path: Path, out: str, source: Source) -> None:
         raise InputError.of("O24-040", f"the folder {str(folder)!r} does not exist", file=out)
     if not os.access(folder, os.W_OK):
         raise InputError.of("O24-040", f"the folder {str(folder)!r} is not writable", file=out)
-    same = source.path != STANDARD_STREAM and path.exists() and Path(source.path).exists()
-    if same and path.samefile(source.path):
+    same = model != STANDARD_STREAM and path.exists() and Path(model).exists()
+    if same and path.samefile(model):
         raise InputError.of("O24-041", "the output is the input", file=out)
 
 
@@ -103,57 +111,48 @@ def check_distinct(named: Iterable[tuple[str, str | None]]) -> None:
         taken[absolute] = option
 
 
-def check_reports(paths: Iterable[str], source: Source) -> None:
+def check_ending(option: str, path: str, endings: Iterable[str]) -> None:
+    """Raises: InputError O24-043 unless the path names a file of one of the endings."""
+    if path == STANDARD_STREAM or Path(path).suffix.lower() not in endings:
+        raise usage(
+            f"{option} {path}: expected a name that ends in {', '.join(endings)}",
+            "the ending chooses the form",
+        )
+
+
+def check_reports(paths: Iterable[str], model: str) -> None:
     """Raises: InputError O24-040, O24-041, O24-043."""
     for path in paths:
-        if Path(path).suffix.lower() not in _RENDERERS:
-            raise usage(
-                f"--report {path}: expected a name that ends in {', '.join(_RENDERERS)}",
-                "the ending chooses the form",
-            )
-        check_output(path, source)
+        check_ending("--report", path, RENDERED)
+        check_output(path, model)
 
 
-def check_provenance(value: str) -> None:
-    """Raises: InputError O24-043."""
-    from onnx24.passmgr.provenance import STRENGTHS
-
-    if value not in STRENGTHS:
-        raise usage(f"--provenance {value}: expected one of {', '.join(STRENGTHS)}", "see --help")
-
-
-def check_external(value: str, out: str) -> None:
-    """Raises: InputError O24-042, O24-043."""
-    if value not in EXTERNAL:
-        raise usage(f"--external {value}: expected one of {', '.join(EXTERNAL)}", "see --help")
-    if value == "external" and out == STANDARD_STREAM:
-        raise InputError.of("O24-042", "--external external needs a file for OUT")
+RENDERED = (".json", ".html", ".txt")
 
 
 def write_reports(report: Report, paths: Iterable[str]) -> None:
     """Each whole or not at all. Raises: InputError O24-040."""
     for path in paths:
-        text = _RENDERERS[Path(path).suffix.lower()](report)
-        with atomic_write(path) as file:
-            file.write(text.encode("utf-8"))
+        write_text(path, _rendered(report, Path(path).suffix.lower()))
 
 
-def _as_json(report: Report) -> str:
-    from onnx24.report.jsontext import json_text
+def write_text(path: str, text: str) -> None:
+    """Whole or not at all. Raises: InputError O24-040."""
+    from onnx24.ir.files import atomic_write
 
-    return json_text(report)
-
-
-def _as_html(report: Report) -> str:
-    from onnx24.report.html import render_html
-
-    return render_html(report)
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def _as_text(report: Report) -> str:
+def _rendered(report: Report, ending: str) -> str:
+    if ending == ".json":
+        from onnx24.report.jsontext import json_text
+
+        return json_text(report)
+    if ending == ".html":
+        from onnx24.report.html import render_html
+
+        return render_html(report)
     from onnx24.report.text import render_text
 
     return render_text(report)
-
-
-_RENDERERS = {".json": _as_json, ".html": _as_html, ".txt": _as_text}

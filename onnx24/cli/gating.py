@@ -7,16 +7,17 @@ from pathlib import Path
 
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
-from onnx24.cli.data import load_samples
-from onnx24.cli.failure import usage
 from onnx24.cli.files import (
     STANDARD_STREAM,
-    Source,
     check_model_output,
     check_output,
     output_path,
+    source_of,
 )
 from onnx24.diagnostics import Severity, diagnostic
+from onnx24.driver.models import Source
+from onnx24.driver.samples import load_samples
+from onnx24.driver.usage import usage
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.ir.verify import Interface, verify
@@ -48,17 +49,17 @@ def gate_model(request: GateRequest) -> int:
     """Returns: 0. Raises: InputError."""
     if STANDARD_STREAM in (request.dense, request.ledger):
         raise usage("--dense and --ledger read no standard input", "give paths")
-    source = Source(request.model)
-    out = output_path(request.output, source)
-    check_model_output(out, source, as_json=request.as_json)
+    source = source_of(request.model)
+    out = output_path(request.output, request.model)
+    check_model_output(out, request.model, as_json=request.as_json)
     for path in (request.dense, request.ledger):
         if out != STANDARD_STREAM and path is not None:
-            check_output(out, Source(path))
+            check_output(out, path)
     kept = _kept(request)
     rows = rows_of(_text(request.ledger), request.ledger)
     profiles = parse_shapes(request.shapes)
     model = source.load()
-    dense = Source(request.dense).load() if request.dense is not None else None
+    dense = source_of(request.dense).load() if request.dense is not None else None
     origins: list[Origin] = [FromWorkDir(kept)] if kept is not None else []
     origins += [FromModel(dense)] if dense is not None else []
     data = load_samples(request.data, dense or model, profiles, request.seed)

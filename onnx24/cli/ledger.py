@@ -11,8 +11,8 @@ from onnx24 import targets
 from onnx24.backends.base import Profile, parse_shapes, resolve_profiles
 from onnx24.backends.onnx_file import inputs_of
 from onnx24.cli.console import Console
-from onnx24.cli.failure import usage
-from onnx24.cli.files import STANDARD_STREAM, Source, check_output
+from onnx24.cli.files import STANDARD_STREAM, check_output, source_of
+from onnx24.driver.usage import usage
 from onnx24.ir.files import atomic_write
 from onnx24.ledger.engine import Engine
 from onnx24.ledger.html import render_html
@@ -63,7 +63,7 @@ def keep_ledger(request: LedgerRequest) -> int:
         )
     if request.shapes and request.model is None:
         raise usage("--shapes without MODEL", "sizes are of a model's inputs; name the model")
-    source = Source(request.model) if request.model is not None else None
+    source = source_of(request.model) if request.model is not None else None
     _check_output(request)
     target = targets.load(request.target)
     shapes = parse_shapes(request.shapes)
@@ -110,7 +110,7 @@ def _check_output(request: LedgerRequest) -> None:
             "the table is on standard output anyway; --json prints JSON there",
         )
     for path in request.inputs():
-        check_output(request.output, Source(path))
+        check_output(request.output, path)
 
 
 def _rendered(ledger: Ledger, suffix: str) -> str:

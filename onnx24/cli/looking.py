@@ -7,7 +7,7 @@ import sys
 
 from onnx24 import targets
 from onnx24.cli.console import Console
-from onnx24.cli.files import Source
+from onnx24.cli.files import source_of
 from onnx24.report.inspection import inspect, render_inspection
 from onnx24.report.table import WIDTH
 
@@ -15,7 +15,7 @@ from onnx24.report.table import WIDTH
 def inspect_model(model: str, target: str, *, show_all: bool, as_json: bool) -> int:
     """Returns: 0. Raises: InputError."""
     row = targets.load(target)
-    found = inspect(Source(model).load(), row, model)
+    found = inspect(source_of(model).load(), row, model)
     text = render_inspection(found, show_all=show_all, width=_width())
     Console(as_json=as_json).report(text, found)
     return 0

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
+
+
+def flag(name: str, metavar: str, text: str, **more: Any) -> Any:
+    """A flag, for a field of a command: its name (and others, joined by commas), what its value is
+    called ("" for a Boolean), and what it means."""
+    more.setdefault("show_default", True)
+    return typer.Option(*name.split(","), metavar=metavar or None, help=text, **more)
+
 
 DEFAULT_TARGET = "sm86-trt10"
 """targets.DEFAULT, said again so that --help need not read the table of targets (a test
@@ -73,19 +81,17 @@ ReportFile = Annotated[
     ),
 ]
 External = Annotated[
-    str,
+    Literal["auto", "embed", "external"],
     typer.Option(
         "--external",
-        metavar="auto|embed|external",
         help="Where large weights go: as in the input (or beside the model above 2 GiB), into the "
         "model, or into OUT.data beside it.",
     ),
 ]
 Provenance = Annotated[
-    str,
+    Literal["auto", "full", "fast", "off"],
     typer.Option(
         "--provenance",
-        metavar="auto|full|fast|off",
         help="What OUT records of its making: full takes sha256 of all values read and written, "
         "fast a checksum against accidents, which costs next to nothing, off records nothing. "
         "auto is fast for models with 1 GiB of values or more, else full.",
@@ -131,10 +137,9 @@ Workers = Annotated[
     ),
 ]
 Executor = Annotated[
-    str,
+    Literal["local", "ray", "dask"],
     typer.Option(
         "--executor",
-        metavar="local|ray|dask",
         help="Where layers are solved: here, or on a cluster by joblib's backend of that name.",
     ),
 ]
@@ -148,4 +153,7 @@ WorkDir = Annotated[
         "beyond --memory go here as well.",
         show_default=False,
     ),
+]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
 ]

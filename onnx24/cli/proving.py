@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx24.cli.console import Console
-from onnx24.cli.failure import usage
-from onnx24.cli.files import Source
+from onnx24.cli.files import source_of
+from onnx24.driver.usage import usage
 from onnx24.passmgr.provenance import DataRanges, Provenance, data_digest
 from onnx24.report.model import ModelFacts, findings_digest
 from onnx24.report.table import table
@@ -18,7 +18,7 @@ def verify_model_provenance(
     path: str, original: str | None, report: str | None, *, as_json: bool
 ) -> int:
     """Returns: 0, or 1 where something is missing or does not fit. Raises: InputError."""
-    model = Source(path).load()
+    model = source_of(path).load()
     recorded = Provenance.of(model)
     problems = recorded.problems(model)
     if original is not None:
@@ -53,7 +53,7 @@ def _digest_of_report(path: str) -> str:
 
 def _against(recorded: Provenance, original: str) -> list[str]:
     """What contradicts that the model was made of the original."""
-    model = Source(original).load()
+    model = source_of(original).load()
     facts = ModelFacts.of(model, original)
     problems = []
     if facts.sha256 not in (recorded.source_sha256, recorded.origin_sha256):

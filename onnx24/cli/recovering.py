@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
-from onnx24.cli.data import load_samples
-from onnx24.cli.effort import EffortFlags
-from onnx24.cli.failure import usage
 from onnx24.cli.files import (
     STANDARD_STREAM,
-    Source,
     check_distinct,
-    check_external,
     check_model_output,
     check_output,
     output_path,
+    source_of,
 )
 from onnx24.diagnostics import Severity, diagnostic
+from onnx24.driver.effort import Effort
+from onnx24.driver.models import Source
+from onnx24.driver.samples import load_samples
+from onnx24.driver.usage import usage
 from onnx24.errors import InputError
 from onnx24.passmgr.provenance import data_digest, record_step
 from onnx24.report.model import ModelFacts
@@ -61,16 +61,16 @@ def recover_model(request: RecoverRequest) -> int:
     if STANDARD_STREAM in (request.teacher, request.data):
         raise usage("--teacher and --data read no standard input", "give paths")
     plan = recipe(request.recipe, {**request.options, "seed": request.seed})
-    folder = EffortFlags(work_dir=request.work_dir).folder()
-    source = Source(request.model)
-    out = output_path(request.output, source)
+    folder = Effort(work_dir=request.work_dir).folder()
+    source = source_of(request.model)
+    out = output_path(request.output, request.model)
     _check_paths(request, source, out)
 
     from onnx24.recovery.trainer import recover  # imports torch, which may be missing
     from onnx24.targets import load
 
     target = load(request.target)
-    model, teacher = source.load(), Source(request.teacher).load()
+    model, teacher = source.load(), source_of(request.teacher).load()
     facts = ModelFacts.of(model, request.model)
     samples = load_samples(request.data, model, parse_shapes(request.shapes), request.seed)
     console = Console(as_json=request.as_json, stdout_is_taken=True)
@@ -118,8 +118,7 @@ def recover_model(request: RecoverRequest) -> int:
 
 def _check_paths(request: RecoverRequest, source: Source, out: str) -> None:
     """Before anything is computed."""
-    check_model_output(out, source, as_json=request.as_json)
-    check_external(request.external, out)
+    check_model_output(out, request.model, as_json=request.as_json, external=request.external)
     check_distinct([("-o", out), *(("--report", path) for path in request.reports)])
     for path in request.reports:
         if Path(path).suffix.lower() not in (".json", ".txt", ".html"):
@@ -127,10 +126,10 @@ def _check_paths(request: RecoverRequest, source: Source, out: str) -> None:
                 f"--report {path}: expected a name that ends in .json, .txt or .html",
                 "the ending chooses the form",
             )
-        check_output(path, source)
+        check_output(path, request.model)
     for path in (out, *request.reports):
         if path != STANDARD_STREAM:
-            check_output(path, Source(request.teacher))
+            check_output(path, request.teacher)
 
 
 def _labels(path: str | None) -> np.ndarray | None:

@@ -221,7 +221,7 @@ def serve(
 
 def _secret(path: str | None) -> str:
     """Raises: InputError O24-043 where there is none."""
-    from onnx24.cli.failure import usage
+    from onnx24.driver.usage import usage
 
     try:
         found = Path(path).read_text(encoding="utf-8") if path else os.environ.get(SECRET, "")

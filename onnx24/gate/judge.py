@@ -13,6 +13,7 @@ from onnx24.gate.scan import Bounds, scan
 from onnx24.gate.subject import Subject
 from onnx24.gate.verdicts import fail_on, failed, memory_mib_of, stopped
 from onnx24.ir.model import Model
+from onnx24.ir.packed import unpacked
 from onnx24.report.checked import NOT_MET, OK, OUR_FAULT, Checked
 from onnx24.report.policy import Policy
 
@@ -48,7 +49,7 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
     row = targets.load(policy.target or target)
     scan(path, bounds_of(policy))
     model = Model.load(path)
-    subject = Subject(model, shown, row, policy)
+    subject = Subject(unpacked(model), shown, row, policy, stored=model)
     found = _with_severities(rules.findings(subject), policy)
     if any(policy.has(section) for section in ("numeric", "task", "latency", "backend")):
         from onnx24.gate import running

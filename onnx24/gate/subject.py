@@ -25,19 +25,21 @@ from onnx24.targets import Target
 
 @dataclass
 class Subject:
-    """`path`: what the user called the file."""
+    """`path`: what the user called the file. `stored`: the model as it is in the file, whose packed
+    weights (ir.packed) are whole in `model`."""
 
     model: Model
     path: str
     target: Target
     policy: Policy
+    stored: Model | None = None
     cache: AnalysisCache = field(default_factory=AnalysisCache)
     measured: dict[str, float] = field(default_factory=dict)
     """Numbers that rules measured, for reports and for comparing models."""
 
     @cached_property
     def facts(self) -> ModelFacts:
-        return ModelFacts.of(self.model, self.path)
+        return ModelFacts.of(self.stored or self.model, self.path)
 
     @cached_property
     def inspection(self) -> Inspection:

@@ -99,10 +99,14 @@ class Model:
     """An ONNX model. Construct with `load`, `from_bytes`, `from_proto` or `from_text`."""
 
     def __init__(
-        self, source: memoryview, path: Path | None, file: IO[bytes] | None = None
+        self,
+        source: memoryview,
+        path: Path | None,
+        file: IO[bytes] | None = None,
+        base_dir: Path | None = None,
     ) -> None:
         self.path = path
-        self.base_dir = path.parent if path else None
+        self.base_dir = path.parent if path else base_dir
         self._source = source
         self.changed = False
         """Whether anything was touched since loading."""
@@ -156,8 +160,10 @@ class Model:
         return model._checked() if check else model
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, check: bool = True) -> Model:
-        model = cls(memoryview(data), None)
+    def from_bytes(cls, data: bytes, *, check: bool = True, base_dir: Path | None = None) -> Model:
+        """base_dir: the folder of the external data; without one, a model that has some is
+        refused."""
+        model = cls(memoryview(data), None, base_dir=base_dir)
         return model._checked() if check else model
 
     @classmethod
@@ -253,6 +259,19 @@ class Model:
         clone.changed = True
         return clone
 
+    def reading_copy(self) -> Model:
+        """A copy with a document, metadata and claims of its own over the same payloads.
+        Tensors may enter it (`weights.set_values`); the values under an existing name are not to be
+        replaced, since both models read them."""
+        clone = copy.copy(self)
+        clone.proto = ModelProto()
+        clone.proto.CopyFrom(self.proto)
+        clone._tensors = None
+        clone.metadata = Metadata(clone)
+        clone.claims = Claims24(clone.metadata)
+        clone.weights = self.weights.named_by(clone._initializers)
+        return clone
+
     # --- writing ---------------------------------------------------------------------------
     def full_proto(self) -> ModelProto:
         """The whole model in memory. Raises: InputError O24-042 above 2 GiB."""
@@ -328,10 +347,10 @@ class Model:
         return (tensor for tensor in tensors(self.proto) if reference_of(tensor) is not None)
 
     def _refuse_overwriting(self, target: Path) -> None:
-        if not target.exists() or self.path is None:
+        if not target.exists() or self.base_dir is None:
             return
-        inputs = [self.path]
-        inputs += [self.path.parent / name for name in self._input_locations]
+        inputs = [self.path] if self.path else []
+        inputs += [self.base_dir / name for name in self._input_locations]
         for source in inputs:
             if source.exists() and target.samefile(source):
                 raise InputError.of("O24-041", "the output is the input", file=str(target))

@@ -15,6 +15,7 @@ Source: onnx/onnx.proto (TensorProto), onnx/docs/ExternalData.md.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -186,6 +187,14 @@ class Weights:
         self._violations: dict[tuple[Any, ...], Violations] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
+        self._origin: Weights | None = None
+
+    def named_by(self, initializers: Callable[[], dict[ValueKey, TensorProto]]) -> Weights:
+        """The same payloads under another document's names; that document replaces none."""
+        other = copy.copy(self)
+        other._initializers = initializers
+        other._origin = self  # which closes the file when it goes
+        return other
 
     # --- by name -------------------------------------------------------------------------
     def keys(self) -> list[ValueKey]:

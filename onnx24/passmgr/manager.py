@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -292,4 +293,5 @@ def _explain(
         diagnostics = [*others, replace(last, hint=hint)]
     internal = InternalError(diagnostics)
     internal.reproducer = None if folder is None else str(folder)
+    internal.write_reproducer = partial(write_reproducer, failure, err)
     return internal

@@ -22,6 +22,7 @@ from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.packed import unpacked
 from onnx24.ir.scopes import node_label
 from onnx24.ir.shapes import ValueType, value_type
 from onnx24.ir.text import type_text
@@ -113,7 +114,9 @@ class ModelDiff:
 
 def diff(a: Model, b: Model) -> ModelDiff:
     """Compare two models. Nodes are matched by scope and name (an unnamed node's first output),
-    then by fingerprint; initializers by scope and name."""
+    then by fingerprint; initializers by scope and name. Weights that pack24 stored count as what
+    they are."""
+    a, b = unpacked(a), unpacked(b)
     moved, values = _initializers(a, b)
     return ModelDiff(
         header=_changes(_header(a), _header(b)),

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
@@ -20,6 +20,7 @@ from onnx24.codes import CODES
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.packed import has_packed, unpack
 from onnx24.ir.text import dtype_name
 from onnx24.ir.weights import element_count, payload_bytes
 from onnx24.report.jsontext import plain
@@ -76,7 +77,7 @@ class WeightRow:
     nodes: the final consumers, of which `readers` says more. constant: a Constant node rather than
     an initializer. data_type: dtype as ONNX numbers it. code, reason: the verdict's. small: why
     the target may not gain, "" where it may. unconfirmed: what no public evidence settles about
-    the verdict.
+    the verdict. packed: stored without its zeros, by pack24; nbytes is that of the whole one.
     """
 
     scope: str
@@ -100,6 +101,7 @@ class WeightRow:
     reason: str
     small: str
     unconfirmed: tuple[str, ...]
+    packed: bool = False
 
     @property
     def elements(self) -> int:
@@ -191,9 +193,13 @@ def inspect(model: Model, target: Target, file: str) -> Inspection:
     """Look at every weight of every scope, those of Constant nodes included. Sizes, indices,
     scales and zero points are no weights."""
     cache = AnalysisCache()
+    model, packed = _whole(model)
     uses = cache.get(model, WeightUses)
     claimed = set(model.claims.keys())
-    rows = [_row(model, uses, verdict, claimed) for verdict in judge(model, cache, target).values()]
+    rows = [
+        replace(_row(model, uses, verdict, claimed), packed=verdict.key in packed)
+        for verdict in judge(model, cache, target).values()
+    ]
     return Inspection(
         file=file,
         target=target.name,
@@ -202,6 +208,14 @@ def inspect(model: Model, target: Target, file: str) -> Inspection:
         rows=tuple(rows),
         dynamic=tuple(DynamicProduct.of(site) for site in uses.dynamic),
     )
+
+
+def _whole(model: Model) -> tuple[Model, set[ValueKey]]:
+    """The model with the weights that pack24 stored made whole, and which those are."""
+    if not has_packed(model):
+        return model, set()
+    copy = model.reading_copy()
+    return copy, {weight for _, weight in unpack(copy)}
 
 
 def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey]) -> WeightRow:

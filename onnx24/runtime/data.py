@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -38,7 +38,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.shapes import Dim
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 
-__all__ = ["Calibration", "load_data"]
+__all__ = ["Calibration", "SampleSource", "Stacked", "load_data"]
 
 Feeds = dict[str, np.ndarray]
 
@@ -67,7 +67,10 @@ class Calibration:
     """
 
     def __init__(
-        self, source: _Source, units: np.ndarray | None = None, units_per_run: int | None = None
+        self,
+        source: SampleSource,
+        units: np.ndarray | None = None,
+        units_per_run: int | None = None,
     ) -> None:
         self._source = source
         self._units = np.arange(source.units) if units is None else units
@@ -162,36 +165,36 @@ def load_data(
     if spec.startswith("random:"):
         return Calibration(_Random(spec, model, specs, shapes or {}, seed))
     path = Path(spec)
-    source: _Source
+    source: SampleSource
     if path.is_dir():
         source = _folder(path, spec, specs)
     elif path.is_file():
-        source = _Stacked(path, spec, specs)
+        source = _Archive(path, spec, specs)
     else:
-        raise _unreadable(spec, "there is no such file or folder")
+        raise unreadable(spec, "there is no such file or folder")
     if not source.units:
-        raise _unreadable(spec, "it holds no samples")
+        raise unreadable(spec, "it holds no samples")
     return Calibration(source)
 
 
-def _folder(path: Path, spec: str, specs: list[InputSpec]) -> _Source:
+def _folder(path: Path, spec: str, specs: list[InputSpec]) -> SampleSource:
     sets = [path] if _input_files(path) else []
-    sets = sets or [p for p in _sorted(path.glob("test_data_set_*")) if p.is_dir()]
-    archives = _sorted(path.glob("*.npz"))
+    sets = sets or [p for p in sorted_paths(path.glob("test_data_set_*")) if p.is_dir()]
+    archives = sorted_paths(path.glob("*.npz"))
     if sets and archives:
-        raise _unreadable(spec, "expected .npz files or ONNX test data, the folder holds both")
+        raise unreadable(spec, "expected .npz files or ONNX test data, the folder holds both")
     if sets:
         return _TestData(sets, spec, specs)
     if archives:
         return _Archives(archives, spec, specs)
-    raise _unreadable(spec, "the folder holds no .npz and no test_data_set_*")
+    raise unreadable(spec, "the folder holds no .npz and no test_data_set_*")
 
 
-def _unreadable(spec: str, why: str) -> InputError:
+def unreadable(spec: str, why: str) -> InputError:
     return InputError.of("O24-030", why, file=spec)
 
 
-def _sorted(paths: Iterator[Path]) -> list[Path]:
+def sorted_paths(paths: Iterator[Path]) -> list[Path]:
     """By name, numbers in it by value."""
     return sorted(paths, key=lambda p: [(len(s), s) for s in re.findall(r"\d+|\D+", p.name)])
 
@@ -246,7 +249,7 @@ def _fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
     )
 
 
-def _check_run(where: str, given: Mapping[str, tuple[np.dtype, tuple[int, ...]]], specs) -> None:
+def check_run(where: str, given: Mapping[str, tuple[np.dtype, tuple[int, ...]]], specs) -> None:
     """That arrays are exactly what one run takes."""
     _check_names(where, list(given), specs)
     for spec in specs:
@@ -258,7 +261,7 @@ def _check_run(where: str, given: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
             raise _bad_shape(where, spec.name, spec.dims_text, shape)
 
 
-def _native(array: np.ndarray, spec: InputSpec) -> np.ndarray:
+def native(array: np.ndarray, spec: InputSpec) -> np.ndarray:
     """In the dtype and layout that the model takes."""
     if spec.element == TensorProto.STRING:
         return array.astype(object)
@@ -276,7 +279,7 @@ def _hash_array(digest: Any, name: str, array: np.ndarray) -> None:
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-class _Source(abc.ABC):
+class SampleSource(abc.ABC):
     """Where samples come from. A unit is the least that can be fed; `units` counts them."""
 
     units: int
@@ -293,7 +296,7 @@ class _Source(abc.ABC):
     def names(self) -> tuple[str, ...]: ...
 
     @abc.abstractmethod
-    def fitted(self, specs: list[InputSpec]) -> _Source:
+    def fitted(self, specs: list[InputSpec]) -> SampleSource:
         """This source for a model of these inputs. Raises: InputError O24-031 to O24-033."""
 
     @abc.abstractmethod
@@ -308,17 +311,18 @@ class _Source(abc.ABC):
 
 # --- one .npz ------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class _Header:
-    """Of one array in an archive; `start`: where its values begin in the member [bytes]."""
+class Header:
+    """Of one array whose samples are stacked along the first axis. In an archive: its member, and
+    where its values begin in that [bytes]."""
 
-    member: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fortran: bool
-    start: int
+    member: str = ""
+    fortran: bool = False
+    start: int = 0
 
 
-def _headers(path: Path) -> dict[str, _Header]:
+def _headers(path: Path) -> dict[str, Header]:
     """Name → header of every array of an `.npz`; no values are read.
 
     Raises: InputError O24-030.
@@ -338,9 +342,9 @@ def _headers(path: Path) -> dict[str, _Header]:
                     if dtype.hasobject:
                         raise ValueError(f"{member} holds Python objects (a pickle)")
                     name = member.removesuffix(".npy")
-                    found[name] = _Header(member, shape, dtype, fortran, file.tell())
+                    found[name] = Header(shape, dtype, member, fortran, file.tell())
     except _UNREADABLE as err:
-        raise _unreadable(str(path), f"expected a numpy .npz archive: {err}") from err
+        raise unreadable(str(path), f"expected a numpy .npz archive: {err}") from err
     return found
 
 
@@ -355,11 +359,20 @@ class _Plan:
     whole: frozenset[str]
 
 
-class _Stacked(_Source):
-    def __init__(self, path: Path, description: str, specs: list[InputSpec]) -> None:
+class RowReader(Protocol):
+    """Rows of one array."""
+
+    def read(self, start: int, count: int) -> np.ndarray: ...
+
+
+class Stacked(SampleSource):
+    """One array for each input, samples stacked along the first axis, wherever they lie."""
+
+    def __init__(
+        self, headers: Mapping[str, Header], description: str, specs: list[InputSpec]
+    ) -> None:
         super().__init__(description, specs)
-        self._path = path
-        self._headers = _headers(path)
+        self._headers = dict(headers)
         self._plan = self._make_plan()
         self.units = self._plan.units
         self.units_per_run = self._plan.units_per_run
@@ -369,10 +382,10 @@ class _Stacked(_Source):
     def names(self) -> tuple[str, ...]:
         return tuple(s.name for s in self.specs if s.name in self._headers)
 
-    def fitted(self, specs: list[InputSpec]) -> _Source:
+    def fitted(self, specs: list[InputSpec]) -> SampleSource:
         if specs == self.specs:
             return self
-        source = _Stacked(self._path, self.description, specs)
+        source = self.of(specs)
         if (source.units, source._plan.rows) != (self.units, self._plan.rows):
             expected, found = self._plan.rows, source._plan.rows
             raise InputError.of(
@@ -381,6 +394,14 @@ class _Stacked(_Source):
                 f"this one takes {found}",
             )
         return source
+
+    @abc.abstractmethod
+    def of(self, specs: list[InputSpec]) -> Stacked:
+        """The same arrays for a model of these inputs. Raises: InputError."""
+
+    @abc.abstractmethod
+    def readers(self, stack: ExitStack) -> Mapping[str, RowReader]:
+        """What gives the rows of each array until `stack` is closed."""
 
     def _make_plan(self) -> _Plan:
         _check_names(self.description, list(self._headers), self.specs)
@@ -408,7 +429,7 @@ class _Stacked(_Source):
             else:
                 raise _bad_shape(self.description, spec.name, _stacked_text(spec), header.shape)
         if min(counts.values(), default=0) == 0:
-            raise _unreadable(self.description, "it holds no samples")
+            raise unreadable(self.description, "it holds no samples")
         if fixed:
             return self._fixed_plan(fixed, free, frozenset(whole), counts)
         if len(set(counts.values())) > 1:
@@ -454,19 +475,11 @@ class _Stacked(_Source):
 
     def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
         with ExitStack() as stack:
-            try:
-                archive = stack.enter_context(zipfile.ZipFile(self._path))
-                readers = {
-                    s.name: _Rows(stack, archive, self._path, self._headers[s.name])
-                    for s in self.specs
-                    if s.name in self._headers
-                }
-            except _UNREADABLE as err:
-                raise _unreadable(self.description, str(err)) from err
+            readers = self.readers(stack)
             for start in range(0, len(units), per_run):
                 yield self._run(readers, units[start : start + per_run])
 
-    def _run(self, readers: dict[str, _Rows], units: np.ndarray) -> Feeds:
+    def _run(self, readers: Mapping[str, RowReader], units: np.ndarray) -> Feeds:
         feeds = {}
         stretches = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
         for spec in self.specs:
@@ -478,11 +491,11 @@ class _Stacked(_Source):
                     readers[spec.name].read(int(s[0]) * rows, len(s) * rows) for s in stretches
                 ]
             except _UNREADABLE as err:
-                raise _unreadable(self.description, f"{spec.name!r}: {err}") from err
+                raise unreadable(self.description, f"{spec.name!r}: {err}") from err
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if spec.name in self._plan.whole:
                 array = array[0]
-            feeds[spec.name] = _native(array, spec)
+            feeds[spec.name] = native(array, spec)
         return feeds
 
 
@@ -494,11 +507,33 @@ def _stacked_text(spec: InputSpec) -> str:
     return rows if rows == inputs else f"{rows} (rows) or {inputs} (whole inputs)"
 
 
+class _Archive(Stacked):
+    """One `.npz`."""
+
+    def __init__(self, path: Path, description: str, specs: list[InputSpec]) -> None:
+        self._path = path
+        super().__init__(_headers(path), description, specs)
+
+    def of(self, specs: list[InputSpec]) -> Stacked:
+        return _Archive(self._path, self.description, specs)
+
+    def readers(self, stack: ExitStack) -> Mapping[str, RowReader]:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(self._path))
+            return {
+                s.name: _Rows(stack, archive, self._path, self._headers[s.name])
+                for s in self.specs
+                if s.name in self._headers
+            }
+        except _UNREADABLE as err:
+            raise unreadable(self.description, str(err)) from err
+
+
 class _Rows:
     """Rows of one array of an archive, compressed or not, without reading the others."""
 
     def __init__(
-        self, stack: ExitStack, archive: zipfile.ZipFile, path: Path, header: _Header
+        self, stack: ExitStack, archive: zipfile.ZipFile, path: Path, header: Header
     ) -> None:
         self._header = header
         self._whole: np.ndarray | None = None
@@ -525,7 +560,7 @@ class _Rows:
 
 
 # --- folders -------------------------------------------------------------------------------
-class _Archives(_Source):
+class _Archives(SampleSource):
     """Each `.npz` of a folder is one run."""
 
     noun = "run"
@@ -538,14 +573,14 @@ class _Archives(_Source):
         for path in paths:
             headers = _headers(path)
             given |= headers.keys()
-            _check_run(str(path), {n: (h.dtype, h.shape) for n, h in headers.items()}, specs)
+            check_run(str(path), {n: (h.dtype, h.shape) for n, h in headers.items()}, specs)
         self._names = tuple(s.name for s in specs if s.name in given)
 
     @property
     def names(self) -> tuple[str, ...]:
         return self._names
 
-    def fitted(self, specs: list[InputSpec]) -> _Source:
+    def fitted(self, specs: list[InputSpec]) -> SampleSource:
         return self if specs == self.specs else _Archives(self._paths, self.description, specs)
 
     def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
@@ -554,16 +589,16 @@ class _Archives(_Source):
             path = self._paths[unit]
             try:
                 with np.load(path, allow_pickle=False) as arrays:
-                    yield {name: _native(arrays[name], by_name[name]) for name in arrays.files}
+                    yield {name: native(arrays[name], by_name[name]) for name in arrays.files}
             except _UNREADABLE as err:
-                raise _unreadable(str(path), str(err)) from err
+                raise unreadable(str(path), str(err)) from err
 
 
 def _input_files(folder: Path) -> list[Path]:
-    return _sorted(folder.glob("input_*.pb"))
+    return sorted_paths(folder.glob("input_*.pb"))
 
 
-class _TestData(_Source):
+class _TestData(SampleSource):
     """ONNX test data: `input_0.pb`, `input_1.pb`, … hold a TensorProto for each input, by name or,
     where they have none of the model's, by position."""
 
@@ -578,21 +613,21 @@ class _TestData(_Source):
             arrays = self._read(folder)
             given |= arrays.keys()
             found = {name: (a.dtype, a.shape) for name, a in arrays.items()}
-            _check_run(str(folder), found, specs)
+            check_run(str(folder), found, specs)
         self._names = tuple(s.name for s in specs if s.name in given)
 
     @property
     def names(self) -> tuple[str, ...]:
         return self._names
 
-    def fitted(self, specs: list[InputSpec]) -> _Source:
+    def fitted(self, specs: list[InputSpec]) -> SampleSource:
         return self if specs == self.specs else _TestData(self._sets, self.description, specs)
 
     def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:
         by_name = {s.name: s for s in self.specs}
         for unit in units:
             arrays = self._read(self._sets[unit])
-            yield {name: _native(array, by_name[name]) for name, array in arrays.items()}
+            yield {name: native(array, by_name[name]) for name, array in arrays.items()}
 
     def _read(self, folder: Path) -> dict[str, np.ndarray]:
         names = {s.name for s in self.specs}
@@ -606,7 +641,7 @@ class _TestData(_Source):
                     raise ValueError("it holds no tensor with values")
                 array = numpy_helper.to_array(tensor)
             except (OSError, DecodeError, ValueError, TypeError, KeyError) as err:
-                raise _unreadable(str(path), f"expected a TensorProto: {err}") from err
+                raise unreadable(str(path), f"expected a TensorProto: {err}") from err
             name = tensor.name
             if name not in names and position < len(in_order):
                 name = in_order[position]
@@ -615,7 +650,7 @@ class _TestData(_Source):
 
 
 # --- random numbers ------------------------------------------------------------------------
-class _Random(_Source):
+class _Random(SampleSource):
     """Seeded values that fit each dtype: normal floats; integers below the size of the table they
     select from, else 0 or 1 (a mask, a token type; in range for every table of two rows);
     8-bit integers over their whole range."""
@@ -642,7 +677,7 @@ class _Random(_Source):
         self._shapes = _concrete_shapes(specs, shapes)
         for spec in self._specs:
             if spec.element == TensorProto.STRING:
-                raise _unreadable(text, f"input {spec.name!r} takes strings; pass real samples")
+                raise unreadable(text, f"input {spec.name!r} takes strings; pass real samples")
         index = Index.of(model.proto)
         self._bounds = {
             s.name: index_bound(model, index, s.name) or 2
@@ -654,9 +689,9 @@ class _Random(_Source):
     def names(self) -> tuple[str, ...]:
         return tuple(s.name for s in self._specs)
 
-    def fitted(self, specs: list[InputSpec]) -> _Source:
+    def fitted(self, specs: list[InputSpec]) -> SampleSource:
         given = {s.name: (s.dtype, self._shapes[s.name]) for s in self._specs}
-        _check_run(self.description, given, specs)
+        check_run(self.description, given, specs)
         return self
 
     def feeds(self, units: np.ndarray, per_run: int) -> Iterator[Feeds]:

@@ -72,12 +72,11 @@ which every report calls random.
 def cli_page() -> str:
     """docs/cli.md: every command with its options, as typer parses them."""
     group = app.group()
-    commands = dict(_flat(group.commands))
+    own = {name: group.made(name) for name in group.own()}
+    commands = dict(_flat(own))
     lines = [_CLI_HEAD, "## Overview", "", "```"]
-    width = max(map(len, group.commands)) + 2
-    lines += [
-        f"onnx24 {name:{width}}{_first_sentence(c.help)}" for name, c in group.commands.items()
-    ]
+    width = max(map(len, own)) + 2
+    lines += [f"onnx24 {name:{width}}{_first_sentence(c.help)}" for name, c in own.items()]
     lines += [f"onnx24 {'PASS':{width}}One pass by itself: docs/passes.md", "```", ""]
     for name, command in commands.items():
         lines += _command(name, command)
@@ -145,11 +144,7 @@ def _pass_commands() -> list[str]:
     from onnx24.cli import pass_commands
 
     first = pass_commands.names()[0]
-    common = [
-        p
-        for p in pass_commands.command(first).params
-        if p.name in pass_commands.COMMON or p.name == "model"
-    ]
+    common = [p for p in pass_commands.made(first).params if p.name in pass_commands.COMMON]
     names = ", ".join(f"`{name}`" for name in pass_commands.own_names())
     return [
         "## `onnx24 PASS`",

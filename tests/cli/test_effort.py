@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnx24.cli.app import run
-from onnx24.cli.effort import EffortFlags, size_bytes
+from onnx24.driver.effort import Effort, size_bytes
 from onnx24.errors import InputError
 
 
@@ -25,9 +25,9 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_activations_go_to_the_work_dir(tmp_path: Path) -> None:
-    resources = EffortFlags(work_dir=str(tmp_path / "a" / "b")).resources()
+    resources = Effort(work_dir=str(tmp_path / "a" / "b")).resources()
     assert resources.folder == tmp_path / "a" / "b" and resources.folder.is_dir()
-    assert EffortFlags().resources().folder is None
+    assert Effort().resources().folder is None
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {*BELOW_PASSMGR, "report", "gate"},
     "recovery": {*BELOW_PASSMGR, "passmgr"} - {"layerwise"},
     "torch": {*BELOW_PASSMGR, "passmgr", "recovery"} - {"layerwise"},
+    "driver": {
+        *BELOW_PASSMGR,
+        *("passmgr", "report", "backends", "ledger", "gate", "recovery"),
+    },
     "cli": {
         *BELOW_PASSMGR,
-        *("passmgr", "report", "backends", "ledger", "gate", "registry", "recovery"),
+        *("passmgr", "report", "backends", "ledger", "gate", "registry", "recovery", "driver"),
     },
-    "testing": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger", "cli", "rewrite"},
+    "testing": {
+        *BELOW_PASSMGR,
+        *("passmgr", "report", "backends", "ledger", "driver", "cli", "rewrite"),
+    },
 }
 # The arrays' mathematics: no graph, no file format, no runtime.
 PURE = {"sparsity", "quant", "metrics"}

@@ -1,32 +1,35 @@
-"""--memory, --workers, --executor and --work-dir: what a run may use."""
+"""What a run may use: memory, threads, an executor, a folder. Nothing here changes its result."""
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx24.cli.failure import usage
-from onnx24.cli.options import DEFAULT_MEMORY
+from onnx24.driver.usage import usage
 from onnx24.layerwise.resources import Resources
+
+DEFAULT_MEMORY = "4GiB"
+EXECUTORS = ("local", "ray", "dask")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffortFlags:
-    """What the run may use, as the user wrote it."""
+class Effort:
+    """What the run may use. memory: bytes, or text such as "512MiB"."""
 
-    memory: str = DEFAULT_MEMORY
+    memory: str | int = DEFAULT_MEMORY
     workers: int | None = None
     executor: str = "local"
-    work_dir: str | None = None
+    work_dir: str | os.PathLike[str] | None = None
 
     def resources(self) -> Resources:
-        """Activations beyond --memory go to --work-dir, to the system's temporary folder without.
+        """Activations beyond `memory` go to `work_dir`, to the system's temporary folder without.
 
         Raises: InputError O24-043 for a size or an executor that is none.
         """
-        if self.executor not in ("local", "ray", "dask"):
+        if self.executor not in EXECUTORS:
             raise usage(f"--executor {self.executor}", "it is one of local, ray and dask")
         return Resources(
             memory_bytes=size_bytes(self.memory),
@@ -58,9 +61,9 @@ _SIZES = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 1
 _SIZES |= {"MB": 10**6, "GB": 10**9}
 
 
-def size_bytes(text: str) -> int:
+def size_bytes(text: str | int) -> int:
     """`4GiB`, `512MiB`, `1000000`. Raises: InputError O24-043 for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = _SIZES.get(match[2].upper()) if match else None
     if match is None or unit is None or not float(match[1]):
         raise usage(f"--memory {text}", "give a size such as 4GiB or 512MiB")

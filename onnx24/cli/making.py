@@ -1,0 +1,326 @@
+"""The commands that make a model: `compile`, `opt`, and each pass by itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from onnx24.cli import options as o
+from onnx24.cli.command import Command
+from onnx24.cli.console import Console
+from onnx24.cli.files import (
+    STANDARD_STREAM,
+    check_distinct,
+    check_model_output,
+    check_output,
+    check_reports,
+    output_path,
+    source_of,
+    stem,
+    write_reports,
+)
+from onnx24.cli.options import flag
+from onnx24.driver.usage import usage
+
+if TYPE_CHECKING:
+    from onnx24.driver.result import Result
+    from onnx24.passmgr.base import Pass
+    from onnx24.passmgr.instrument import Instrument
+    from onnx24.passmgr.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What the run may use."""
+
+    memory: o.Memory = o.DEFAULT_MEMORY
+    workers: o.Workers = None
+    executor: o.Executor = "local"
+    work_dir: o.WorkDir = None
+
+    def effort(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(Effort)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What every command that makes a model takes."""
+
+    model: o.ModelPath
+    output: o.Output = None
+    target: o.TargetName = o.DEFAULT_TARGET
+    calib: o.Calib = None
+    seed: o.Seed = 0
+    shapes: o.Shapes = None
+    report: o.ReportFile = None
+    external: o.External = "auto"
+    provenance: o.Provenance = "auto"
+    json: o.Json = False
+
+    def making(self) -> dict[str, Any]:
+        """Those that the driver takes under the same name."""
+        names = ("target", "calib", "seed", "shapes", "external", "provenance")
+        return {name: getattr(self, name) for name in names}
+
+    def checked_output(self, *, writes: bool = True, engine: str | None = None) -> str:
+        """OUT, with everything refused that can be before the model is read."""
+        out = output_path(self.output, self.model)
+        if writes:
+            check_model_output(out, self.model, as_json=self.json, external=self.external)
+        reports = self.report or []
+        check_reports(reports, self.model)
+        if engine is not None:
+            check_output(engine, self.model)
+        named = [("-o", out if writes else None), ("--engine", engine)]
+        check_distinct([*named, *(("--report", path) for path in reports)])
+        return out
+
+    def finish(self, result: Result, console: Console, out: str | None) -> None:
+        """Write what goes to stdout and into reports, and say what happened. out: None where the
+        model was not to be written."""
+        report = replace(
+            result.report,
+            written=out is not None,
+            run={**result.report.run, "arguments": sys.argv[1:]},
+        )
+        write_reports(report, self.report or [])
+        if self.json:
+            from onnx24.diagnostics import Severity
+
+            console.document(report)
+            console.diagnostics(report.at_least(Severity.WARNING))
+        else:
+            from onnx24.report.text import render_text
+
+            console.note(render_text(report))
+
+
+def _file(out: str | None) -> str | None:
+    """OUT where it is a file."""
+    return None if out == STANDARD_STREAM else out
+
+
+# --- compile --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile(Effort, Making, Command):
+    """Compile a model, compare it with the original, and build an engine on request.
+
+    The original must run in ONNX Runtime. The result is compared with it on --data, or on the
+    eighth of the calibration samples that calibration then does not use (all of them below 16
+    samples). OUT is written only when every limit of --max-drop is met.
+    """
+
+    preset: Annotated[
+        str | None,
+        flag(
+            "--preset",
+            "P",
+            "A pipeline by name (`onnx24 passes` lists them). Default: sparse-int8 where --calib "
+            "is given, else sparse-fp16.",
+        ),
+    ] = None
+    pipeline: Annotated[
+        str | None, flag("--pipeline", "TEXT", "The passes to run, instead of a preset.")
+    ] = None
+    data: o.Data = None
+    max_drop: o.MaxDrop = None
+    backend: o.Backend = None
+    engine: Annotated[
+        str | None,
+        flag(
+            "--engine",
+            "FILE",
+            "Build an engine into FILE. Default with --backend: OUT's stem + .engine.",
+        ),
+    ] = None
+    timeout: o.Timeout = None
+    verify: o.Verify = True
+
+    def run(self) -> int:
+        from onnx24.driver.compiling import compile
+        from onnx24.errors import BackendError, NotMetError
+
+        engine = self._engine()
+        out = self.checked_output(engine=engine)
+        console = Console(as_json=self.json, stdout_is_taken=True)
+        failure: NotMetError | BackendError | None = None
+        try:
+            result = compile(
+                source_of(self.model),
+                output=_file(out),
+                preset=self.preset,
+                pipeline=self.pipeline,
+                data=self.data,
+                max_drop=self.max_drop,
+                backend=self.backend,
+                engine=engine,
+                timeout=self.timeout,
+                verify=self.verify,
+                reproducer_dir=Path(),
+                progress=console,
+                **self.making(),
+                **self.effort(),
+            )
+        except (NotMetError, BackendError) as err:
+            if err.result is None:
+                raise
+            failure, result = err, err.result
+        unmet = isinstance(failure, NotMetError)
+        if out == STANDARD_STREAM and not unmet:
+            result.save(out)
+        self.finish(result, console, out)
+        if unmet:
+            console.note("nothing was written but the reports asked for")
+        return failure.exit_code if failure else 0
+
+    def _engine(self) -> str | None:
+        if self.engine is not None or self.backend in (None, "none"):
+            return self.engine
+        out = output_path(self.output, self.model)
+        if out == STANDARD_STREAM:
+            return f"{stem(self.model)}.engine"
+        return f"{Path(out).with_suffix('')}.engine"
+
+
+# --- opt and the passes ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opt(Effort, Making, Command):
+    """Run a pipeline of passes, and look at what each of them does."""
+
+    pipeline: Annotated[
+        str,
+        flag(
+            "--pipeline",
+            "TEXT",
+            "For instance 'canonicalize,prune24{include=encoder.*},check24', or '@sparse'.",
+        ),
+    ]
+    print_after: Annotated[
+        list[str] | None,
+        flag(
+            "--print-after",
+            "P",
+            "Print the model as text on stderr after this pass; 'all': after every pass that "
+            "changed something. May be repeated.",
+        ),
+    ] = None
+    dump: Annotated[
+        str | None, flag("--dump", "DIR", "Write the model after every pass that changed it.")
+    ] = None
+    dump_onnx: Annotated[bool, flag("--dump-onnx", "", "With --dump, as .onnx too.")] = False
+    time: Annotated[bool, flag("--time", "", "Time and peak memory of each pass.")] = False
+    numeric: Annotated[
+        bool,
+        flag(
+            "--numeric",
+            "",
+            "Run the model before and after each pass and compare (on --calib, or on random "
+            "samples).",
+        ),
+    ] = False
+    verify: o.Verify = True
+    stop_after: Annotated[
+        int | None, flag("--stop-after", "N", "Transform no more than N sites.", min=0)
+    ] = None
+
+    def run(self) -> int:
+        from onnx24.passmgr.instrument import Numeric, Timing
+        from onnx24.passmgr.pipeline import parse
+
+        pipeline = parse(self.pipeline)
+        timing, numeric = Timing(), Numeric()
+        hooks: list[Instrument] = [timing] if self.time else []
+        hooks += [numeric] if self.numeric else []
+        console = Console(as_json=self.json, stdout_is_taken=True)
+
+        def say() -> None:
+            if self.time:
+                console.note(timing.render())
+            for drift in numeric.drifts if self.numeric else []:
+                moved = f"output {drift.output!r} moved by {drift.rel_l2:.3g} (rel L2)"
+                console.note(f"{drift.text}: {moved if drift.output else 'no output moved'}")
+
+        return run_passes(
+            self,
+            pipeline,
+            console,
+            command="opt",
+            say=say,
+            instruments=[*_looking(self, pipeline, console), *hooks],
+            verify=self.verify,
+            stop_after=self.stop_after,
+            **self.effort(),
+        )
+
+
+def _looking(self: Opt, pipeline: Pipeline, console: Console) -> list[Instrument]:
+    """What --dump and --print-after ask for."""
+    from onnx24.passmgr.instrument import Dump, PrintAfter
+    from onnx24.passmgr.options import did_you_mean
+
+    hooks: list[Instrument] = []
+    if self.dump_onnx and self.dump is None:
+        raise usage("--dump-onnx without --dump", "say where: --dump DIR")
+    if self.dump is not None:
+        hooks.append(Dump(Path(self.dump), onnx=self.dump_onnx))
+    if self.print_after:
+        names = {instance.name for instance in pipeline}
+        for name in self.print_after:
+            if name != "all" and name not in names:
+                near = did_you_mean(name, names, begins=True)
+                raise usage(
+                    f"--print-after {name}: the pipeline has no such pass",
+                    f"{near}it has {', '.join(sorted(names)) or 'none'}",
+                )
+        wanted = () if "all" in self.print_after else self.print_after
+        hooks.append(PrintAfter(console.note, wanted))
+    return hooks
+
+
+def run_pass(instance: Pass, given: dict[str, Any]) -> int:
+    """One pass by itself. given: the fields of `Making`, for a heavy pass of `Effort` too."""
+    from onnx24.passmgr.pipeline import Pipeline
+
+    making = Making(**{field.name: given[field.name] for field in fields(Making)})
+    effort = {field.name: given[field.name] for field in fields(Effort) if field.name in given}
+    console = Console(as_json=making.json, stdout_is_taken=True)
+    return run_passes(making, Pipeline((instance,)), console, command=instance.name, **effort)
+
+
+def run_passes(
+    making: Making,
+    pipeline: Pipeline,
+    console: Console,
+    *,
+    command: str,
+    say: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> int:
+    """Run the passes, write the model, say what happened. Passes that change nothing write nothing
+    unless -o says where. Returns: 0."""
+    from onnx24.driver.compiling import optimize
+
+    writes = making.output is not None or any(step.effects for step in pipeline)
+    out = making.checked_output(writes=writes)
+    result = optimize(
+        source_of(making.model),
+        pipeline,
+        output=_file(out) if writes else None,
+        reproducer_dir=Path(),
+        progress=console,
+        command=command,
+        **making.making(),
+        **options,
+    )
+    if writes and out == STANDARD_STREAM:
+        result.save(out)
+    say()
+    making.finish(result, console, out if writes else None)
+    return 0

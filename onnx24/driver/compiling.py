@@ -1,0 +1,452 @@
+"""The jobs that make a model: `compile`, and `optimize` with a pipeline of one's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx24 import targets
+from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
+from onnx24.backends.base import get as get_backend
+from onnx24.backends.onnx_file import inputs_of
+from onnx24.backends.profiles import completed
+from onnx24.diagnostics import Diagnostic, Severity
+from onnx24.driver.effort import DEFAULT_MEMORY, Effort
+from onnx24.driver.models import ModelLike, load
+from onnx24.driver.progress import ProgressLike, Reporter, reporter
+from onnx24.driver.record import Clock, Recorder, judge
+from onnx24.driver.result import Result
+from onnx24.driver.samples import (
+    NO_ACCURACY,
+    DataLike,
+    LimitsLike,
+    ShapesLike,
+    limits_of,
+    load_samples,
+    profiles_of,
+    random_warning,
+)
+from onnx24.driver.usage import usage
+from onnx24.errors import BackendError, InputError, InternalError, NotMetError
+from onnx24.ir.model import External, Model
+from onnx24.passmgr import manager
+from onnx24.passmgr.base import Pass
+from onnx24.passmgr.instrument import Instrument
+from onnx24.passmgr.options import did_you_mean
+from onnx24.passmgr.pipeline import Pipeline, parse
+from onnx24.report.limits import Limit, LimitResult, check_limits
+from onnx24.report.model import DataFacts, ModelFacts, build_report
+
+if TYPE_CHECKING:
+    from onnx24.runtime.compare import Comparison
+    from onnx24.runtime.data import Calibration
+    from onnx24.targets import Target
+
+HELD_OUT = 8
+"""One of so many calibration samples is kept for the comparison …"""
+HELD_OUT_FROM = 16
+"""… where there are at least so many."""
+
+PathLike = str | os.PathLike[str]
+
+_LEVELS = {
+    Severity.NOTE: logging.DEBUG,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+}
+
+_log = logging.getLogger(__name__)
+
+
+# --- optimize -----------------------------------------------------------------------------------
+
+
+def optimize(
+    model: ModelLike,
+    pipeline: str | Pass | Iterable[Pass],
+    *,
+    output: PathLike | None = None,
+    target: str | Target = targets.DEFAULT,
+    calib: DataLike = None,
+    seed: int = 0,
+    shapes: ShapesLike = None,
+    verify: bool = True,
+    stop_after: int | None = None,
+    instruments: Sequence[Instrument] = (),
+    external: External = "auto",
+    provenance: str = "auto",
+    memory: str | int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    executor: str = "local",
+    work_dir: PathLike | None = None,
+    reproducer_dir: PathLike | None = None,
+    progress: ProgressLike = None,
+    command: str = "optimize",
+) -> Result:
+    """Run a pipeline of passes over a copy of a model.
+
+    pipeline: text such as "canonicalize,prune24{include=encoder.*},check24" or "@sparse", or
+    passes. output: a file to write the model into; without it nothing is written, and
+    `Result.save` does. calib: calibration data (docs/api.md says in which forms). stop_after:
+    transform no more than so many sites. instruments: what watches the passes. reproducer_dir:
+    where a folder that replays a fault of onnx24 goes; without it the exception can write one.
+    progress: a function that is called with each `Progress`.
+
+    Raises: InputError, also where a pass needs calibration data and there are none; NotMetError,
+    BackendError as passes raise them; InternalError.
+
+    >>> import onnx24
+    >>> from onnx24.testing.generate import mlp
+    >>> result = onnx24.optimize(mlp([64, 32]), "canonicalize,prune24,check24")
+    >>> [(row["name"], row["sparse"]) for row in result.weights if row["eligible"]]
+    [('fc0.weight', True)]
+    """
+    clock, shows = Clock(), reporter(progress)
+    steps = _pipeline(pipeline)
+    row = _target(target)
+    profiles = profiles_of(shapes)
+    effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
+    resources, folder = effort.resources(), effort.folder()
+
+    source = load(model)
+    made = source.load()
+    facts = ModelFacts.of(made, source.name)
+    verdicts = judge(made, row)
+    calibration = load_samples(calib, made, profiles, seed)
+    recorder = Recorder(made, facts, provenance)
+    if output is not None:
+        made.stage(output, external=external)
+    result = manager.run(
+        made,
+        steps,
+        target=row,
+        calibration=calibration,
+        instruments=instruments,
+        verify=verify,
+        site_limit=stop_after,
+        progress=shows.progress,
+        work_dir=folder,
+        resources=resources,
+        reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
+    )
+    _log_run(result)
+    recorder.record(result, row, calibration, verdicts)
+    if output is not None:
+        made.save(output, external=external)
+    report = build_report(
+        command=command,
+        source=facts,
+        result=result,
+        target=row,
+        output=_written(output),
+        written=output is not None,
+        verdicts=verdicts,
+        data=[DataFacts.of(calibration, "calibration")] if calibration else [],
+        run=clock.run(),
+    )
+    return Result(report=report, compiled=made)
+
+
+def _pipeline(given: str | Pass | Iterable[Pass]) -> Pipeline:
+    if isinstance(given, str):
+        return parse(given)
+    return Pipeline((given,) if isinstance(given, Pass) else tuple(given))
+
+
+def _target(given: str | Target) -> Target:
+    return targets.load(given) if isinstance(given, str) else given
+
+
+def _log_run(result: manager.RunResult) -> None:
+    for step in result.passes:
+        _log.info("%s: %.2f s", step.text, step.seconds)
+    for item in result.diagnostics:
+        _log.log(_LEVELS[item.severity], "%s", item.render())
+
+
+# --- compile ------------------------------------------------------------------------------------
+
+
+def compile(
+    model: ModelLike,
+    *,
+    output: PathLike | None = None,
+    target: str | Target = targets.DEFAULT,
+    preset: str | None = None,
+    pipeline: str | None = None,
+    calib: DataLike = None,
+    data: DataLike = None,
+    seed: int = 0,
+    max_drop: LimitsLike = None,
+    backend: str | None = None,
+    engine: PathLike | None = None,
+    shapes: ShapesLike = None,
+    timeout: float | None = None,
+    external: External = "auto",
+    provenance: str = "auto",
+    verify: bool = True,
+    memory: str | int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    executor: str = "local",
+    work_dir: PathLike | None = None,
+    reproducer_dir: PathLike | None = None,
+    progress: ProgressLike = None,
+) -> Result:
+    """Compile a model to 2:4 and INT8, compare it with the original, and build an engine if asked.
+
+    The original must run in ONNX Runtime. The result is compared with it on `data`, or on the
+    eighth of the calibration samples that calibration then does not use (all of them below 16
+    samples).
+
+    preset: a pipeline by name; "sparse-int8" where `calib` is given, else "sparse-fp16".
+    pipeline: text, instead of a preset. calib, data: samples (docs/api.md says in which forms).
+    max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
+    without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
+    by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
+    memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
+    progress: a function that is called with each `Progress`.
+
+    Raises: InputError; NotMetError where a limit is not met, BackendError where no engine could be
+    built, both with the finished `.result`; InternalError for a fault of onnx24.
+
+    >>> import numpy as np, onnx24
+    >>> from onnx24.testing.generate import mlp
+    >>> batches = {"x": np.random.default_rng(0).standard_normal((64, 64), np.float32)}
+    >>> result = onnx24.compile(mlp([64, 32]), calib=batches, max_drop={"cosine": 0.5})
+    >>> result.report.coverage.share, [node.op_type for node in result.model.graph.node][:2]
+    (1.0, ['QuantizeLinear', 'DequantizeLinear'])
+    """
+    clock = Clock()
+    plan = _Plan.of(
+        limits=limits_of(max_drop),
+        has_data=data is not None or calib is not None,
+        backend=backend,
+        engine=engine,
+        target=_target(target),
+        pipeline=parse(_pipeline_text(pipeline, preset, has_calib=calib is not None)),
+        profiles=profiles_of(shapes),
+        shows=reporter(progress),
+    )
+    effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
+    resources, folder = effort.resources(), effort.folder()
+
+    source = load(model)
+    original = source.load()
+    facts = ModelFacts.of(original, source.name)
+    calibration = None
+    if plan.backend is not None:  # it would refuse them only after all the work
+        inputs = inputs_of(original.proto)
+        calibration = load_samples(calib, original, plan.profiles, seed)
+        plan = replace(plan, profiles=completed(inputs, plan.profiles, calibration, original))
+        resolve_profiles(inputs, plan.profiles)
+    with plan.shows.waiting("loading into ONNX Runtime"):
+        _must_run(original)
+    verdicts = judge(original, plan.target)
+    calibration = calibration or load_samples(calib, original, plan.profiles, seed)
+    held_out = load_samples(data, original, plan.profiles, seed)
+    calibration, held_out, used = _data(calibration, held_out)
+
+    compiled = source.load()
+    recorder = Recorder(compiled, facts, provenance)
+    if output is not None:
+        compiled.stage(output, external=external)
+    result = manager.run(
+        compiled,
+        plan.pipeline,
+        target=plan.target,
+        calibration=calibration,
+        verify=verify,
+        progress=plan.shows.progress,
+        work_dir=folder,
+        resources=resources,
+        reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
+    )
+    _log_run(result)
+    recorder.record(result, plan.target, calibration, verdicts)
+    comparison, limits, notes = _compare(original, compiled, held_out, plan)
+    unmet = [limit.unmet() for limit in limits if not limit.met]
+    built: BuildResult | None = None
+    document, failure = None, None
+    if not unmet:
+        if output is not None:
+            compiled.save(output, external=external)
+        if plan.backend is not None:
+            built, document, failure = _build(plan, compiled, output, timeout)
+    report = build_report(
+        command="compile",
+        status="limits not met" if unmet else "no engine" if failure else "done",
+        source=facts,
+        result=result,
+        target=plan.target,
+        output=None if unmet else _written(output),
+        written=output is not None,
+        verdicts=verdicts,
+        data=used,
+        comparison=comparison,
+        limits=limits,
+        backend=document,
+        diagnostics=[*notes, *unmet, *(failure.diagnostics if failure else [])],
+        run=clock.run(),
+    )
+    done = Result(report=report, compiled=compiled, engine=built)
+    error = NotMetError(unmet) if unmet else failure
+    if error is not None:
+        error.result = done
+        raise error
+    return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What can be decided, and refused, before the model is read."""
+
+    shows: Reporter
+    target: Target
+    pipeline: Pipeline
+    profiles: dict[str, Profile]
+    limits: list[Limit]
+    backend: Backend | None
+    engine: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        limits: list[Limit],
+        has_data: bool,
+        backend: str | None,
+        engine: PathLike | None,
+        target: Target,
+        **rest: Any,
+    ) -> _Plan:
+        if limits and not has_data:
+            raise usage(
+                "--max-drop needs samples to measure on",
+                "pass --data DATA or --calib DATA",
+            )
+        name = backend or ("auto" if engine else "none")
+        if name == "none" and engine is not None:
+            raise usage("--engine with --backend none", "choose a backend, or leave one out")
+        if name != "none" and engine is None:
+            raise usage(f"--backend {name} without --engine", "name a file for the engine")
+        return cls(
+            target=target,
+            limits=limits,
+            backend=None if name == "none" else get_backend(name, target),
+            engine=None if engine is None else Path(engine),
+            **rest,
+        )
+
+
+def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool) -> str:
+    if pipeline is not None and preset is not None:
+        raise usage("--pipeline and --preset are both given", "choose one")
+    if pipeline is not None:
+        return pipeline
+    preset = preset or ("sparse-int8" if has_calib else "sparse-fp16")
+    known = targets.presets()
+    if preset not in known:
+        near = did_you_mean(preset, known, begins=True)
+        raise InputError.of(
+            "O24-024",
+            f"no preset is named {preset!r}",
+            hint=f"{near}the presets are {', '.join(sorted(known))}",
+        )
+    return f"@{preset}"
+
+
+def _must_run(model: Model) -> None:
+    """Raises: InputError O24-016 where ONNX Runtime refuses the model."""
+    from onnx24.runtime.session import Session
+
+    Session(model, None)
+
+
+def _data(
+    calibration: Calibration | None, held_out: Calibration | None
+) -> tuple[Calibration | None, Calibration | None, list[DataFacts]]:
+    """Samples for calibration, samples for the comparison, and what to say of both."""
+    if held_out is not None:
+        facts = [DataFacts.of(calibration, "calibration")] if calibration else []
+        return calibration, held_out, [*facts, DataFacts.of(held_out, "comparison")]
+    if calibration is None:
+        return None, None, []
+    if len(calibration) < HELD_OUT_FROM or calibration.runs < 2:  # one run can't be divided
+        return calibration, calibration, [DataFacts.of(calibration, "calibration, comparison")]
+    calibration, held_out = calibration.split(1 - 1 / HELD_OUT)
+    return (
+        calibration,
+        held_out,
+        [DataFacts.of(calibration, "calibration"), DataFacts.of(held_out, "comparison")],
+    )
+
+
+_LACKING = "Could not find an implementation"
+"""ONNX Runtime's words where a model's opset has an operator that it does not know yet."""
+
+
+def _compare(
+    original: Model, compiled: Model, data: Calibration | None, plan: _Plan
+) -> tuple[Comparison | None, list[LimitResult], list[Diagnostic]]:
+    try:
+        _must_run(compiled)
+    except InputError as err:  # the original did run
+        message = err.diagnostics[0].message
+        if _LACKING in message:
+            raise InputError.of(
+                "O24-016",
+                f"the compiled model can't be verified: {message}",
+                hint=f"export with an older opset than {compiled.opset}",
+            ) from err
+        raise InternalError.of(
+            "O24-900",
+            f"the compiled model is refused: {message}",
+            hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
+        ) from err
+    if data is None:
+        return None, [], []
+    from onnx24.runtime.compare import compare
+
+    with plan.shows.waiting("comparing with the original"):
+        comparison = compare(original, compiled, data)
+    notes = random_warning(data, NO_ACCURACY)
+    return comparison, check_limits(plan.limits, comparison.outputs), notes
+
+
+def _build(
+    plan: _Plan, compiled: Model, output: PathLike | None, timeout: float | None
+) -> tuple[BuildResult | None, dict[str, Any], BackendError | None]:
+    """The engine, its part of the report, and why there is none. The model stays in any case."""
+    assert plan.backend is not None and plan.engine is not None
+    with ExitStack() as stack:
+        if output is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx24-"))
+            output = Path(folder) / "model.onnx"
+            compiled.save(output)
+        stack.enter_context(plan.shows.waiting(f"building with {plan.backend.name}"))
+        try:
+            built = plan.backend.build(
+                Path(output),
+                plan.target,
+                engine=plan.engine,
+                shapes=plan.profiles,
+                timeout_s=timeout,
+            )
+        except BackendError as err:
+            return None, {"backend": plan.backend.name, "error": str(err)}, err
+    document = built.to_json()
+    document["engine"] = str(plan.engine)
+    return built, document, None
+
+
+def _written(output: PathLike | None) -> ModelFacts | None:
+    """The facts of a file that was just written."""
+    if output is None:
+        return None
+    return ModelFacts.of(Model.load(output, check=False), os.fspath(output))

@@ -1,0 +1,100 @@
+"""Samples and sizes as callers hold them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from onnx24.backends.base import Profile, parse_shapes
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.driver.usage import usage
+from onnx24.runtime.data import Calibration, load_data
+
+if TYPE_CHECKING:
+    from onnx24.ir.model import Model
+    from onnx24.report.limits import Limit
+
+Sizes = Sequence[int] | tuple[Sequence[int], Sequence[int], Sequence[int]]
+Samples = Calibration | str | os.PathLike[str]
+"""What stands for samples."""
+DataLike = Samples | None
+ShapesLike = Mapping[str, Sizes] | Iterable[str] | None
+"""Sizes of dynamic inputs: name → sizes, or → (smallest, tuned for, largest); or the command line's
+`NAME:SHAPE`."""
+LimitsLike = Mapping[str, float] | Iterable[str] | str | None
+"""Limits of the comparison: metric → bound, or `METRIC=NUMBER` texts."""
+
+
+def profiles_of(shapes: ShapesLike) -> dict[str, Profile]:
+    """Raises: InputError O24-505."""
+    if shapes is None:
+        return {}
+    if isinstance(shapes, str):
+        return parse_shapes([shapes])
+    if isinstance(shapes, Mapping):
+        return parse_shapes(f"'{name}':{_sizes_text(sizes)}" for name, sizes in shapes.items())
+    return parse_shapes(shapes)
+
+
+def _sizes_text(sizes: Any) -> str:
+    """In the command line's words, so that both are read, and refused, by one reader."""
+    parts = [sizes] if all(isinstance(size, int) for size in sizes) else sizes
+    return ":".join("x".join(map(str, part)) for part in parts)
+
+
+def limits_of(limits: LimitsLike) -> list[Limit]:
+    """Raises: InputError O24-043."""
+    from onnx24.report.limits import parse_limits
+
+    if isinstance(limits, Mapping):
+        limits = [f"{name}={bound}" for name, bound in limits.items()]
+    return parse_limits([limits] if isinstance(limits, str) else limits or ())
+
+
+@overload
+def load_samples(
+    data: Samples, model: Model, profiles: Mapping[str, Profile], seed: int
+) -> Calibration: ...
+@overload
+def load_samples(
+    data: DataLike, model: Model, profiles: Mapping[str, Profile], seed: int
+) -> Calibration | None: ...
+def load_samples(
+    data: DataLike, model: Model, profiles: Mapping[str, Profile], seed: int
+) -> Calibration | None:
+    """The samples that `data` stands for, None for none; dynamic dimensions take the profile's OPT.
+
+    Raises: InputError O24-030 to O24-036.
+    """
+    if data is None or isinstance(data, Calibration):
+        return data
+    shapes = {name: profile.opt for name, profile in profiles.items()}
+    return load_data(os.fspath(data), model, shapes=shapes, seed=seed)
+
+
+def random_warning(data: Calibration, says: str) -> list[Diagnostic]:
+    """O24-034 where the samples are random: what they then do not tell."""
+    if not data.is_random:
+        return []
+    return [diagnostic("O24-034", f"{data.describe()}: {says}", severity=Severity.WARNING)]
+
+
+NO_ACCURACY = "the comparison says nothing about accuracy"
+
+
+def data_beside(model: Path | None) -> str:
+    """The folder of a model that ONNX test data lies beside.
+
+    Source: onnx/backend/test: a model's `test_data_set_*` folders are next to model.onnx.
+    Raises: InputError O24-043 where there is none.
+    """
+    if model is not None:
+        folder = model.resolve().parent
+        if any(path.is_dir() for path in folder.glob("test_data_set_*")):
+            return str(folder)
+    raise usage(
+        "there is nothing to run the models on",
+        "pass --data DATA; --data random:4 for random numbers, which say little",
+    )
