@@ -250,6 +250,31 @@ _TABLE = (
         "pass --shapes NAME:MINxOPTxMAX, or data of a concrete shape",
     ),
     Code(
+        "O24-037",
+        "warning",
+        "output not compared in full",
+        "In some runs the two models' outputs have other shapes, as behind NonMaxSuppression, or "
+        "one holds NaN. Nothing is known of those runs, so no limit on that output is met; for "
+        "top1 they count as changed.",
+        "name the output to judge, or a value before the operator that selects: sqnr=20@NAME",
+    ),
+    Code(
+        "O24-038",
+        "note",
+        "16-bit arithmetic in the comparison",
+        "ONNX Runtime's CPU provider has no 16-bit arithmetic. The comparison computes each "
+        "float16 and bfloat16 node in float32 and rounds its result, as a GPU does that sums in "
+        "float32; the order of sums inside a node is another.",
+    ),
+    Code(
+        "O24-039",
+        "error",
+        "no such value",
+        "A limit, a budget or a comparison names a value that the model's main graph does not "
+        "have.",
+        "`onnx24 compare A B --layers` lists the values that both models compute",
+    ),
+    Code(
         "O24-040",
         "error",
         "output cannot be written",
@@ -307,6 +332,15 @@ _TABLE = (
         "measurement file cannot be used",
         "A builder's log, layer information, profile or times file is missing or of another form.",
         "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
+    ),
+    Code(
+        "O24-056",
+        "error",
+        "values became NaN or infinite",
+        "The compiled model gives NaN or an infinity where the original is finite, as after an "
+        "overflow in float16. Such a model is not written, whatever limits were given; with random "
+        "data it is a warning.",
+        "leave the layers in float32 that leave the 16-bit range, or exclude them",
     ),
     # --- 1xx pruning -----------------------------------------------------------------------
     Code(
@@ -786,7 +820,7 @@ _TABLE = (
     ),
     Code(
         "O24-244",
-        "note",
+        "warning",
         "activation ranges not checked",
         "Without calibration data nothing is known of the activations. One that overflows in 16 "
         "bit makes the outputs infinite or NaN.",

@@ -14,6 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto, helper
 
+from onnx24.analysis.crossing import (
+    ACTIVATIONS,
+    FP8_COPIES,
+    REARRANGING,
+    SELECTING,
+    crosses,
+    dq_behind,
+    swish,
+)
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.forms import attribute, channel_axis
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
@@ -26,32 +35,9 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_SIZE = 16
 """Channels, or K and N, from which INT8 can gain. Source: NVIDIA Model-Optimizer."""
 
-REARRANGING = frozenset(
-    {
-        "DepthToSpace",
-        "Flatten",
-        "Identity",
-        "MaxPool",
-        "Reshape",
-        "SpaceToDepth",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-"""Operators that commute with rounding and show (nearly) the values that they are given."""
-SELECTING = frozenset({"Gather", "Slice"})
-"""Operators that commute with rounding and may leave out what the range comes from."""
-COMMUTING = REARRANGING | SELECTING
-FP8_COPIES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Of these the ones that FP8 pairs move over: they change the shape alone. Nothing public says that
-MaxPool and the others take FP8."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""
-
-ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "Relu"})
-"""What TensorRT fuses behind a product as its activation."""
 
 Edge = tuple[int, int]
 """A read in the main graph: (position of the node, number of the input)."""
@@ -182,22 +168,7 @@ class Flow:
 
     def is_dequantized(self, value: str) -> bool:
         """Whether the value comes from a DequantizeLinear, over commuting operators too."""
-        while (site := self.index.producer(value)) is not None:
-            if site.proto.op_type == "DequantizeLinear":
-                return True
-            if not self.commutes(site) or not site.proto.input:
-                return False
-            value = site.proto.input[0]
-        return False
-
-    @staticmethod
-    def commutes(site: NodeSite) -> bool:
-        """Whether the node computes the same from rounded values as it would round: it copies or
-        selects values of its first input."""
-        if site.proto.op_type == "Resize":
-            modes = (a.s for a in site.proto.attribute if a.name == "mode")
-            return next(modes, b"nearest") == b"nearest"
-        return site.proto.op_type in COMMUTING
+        return dq_behind(self.index, value) is not None
 
     def is_first(self, layer: Layer) -> bool:
         """Whether no product stands between a graph input and the layer."""
@@ -233,10 +204,7 @@ class Flow:
         use = self.only_reader(value)
         if use is None or use.site.proto.op_type != "Add":
             return None
-        shapes = [self.shapes.shape(name) for name in use.site.proto.input]
-        if None in shapes or shapes[0] != shapes[1]:
-            return None  # a broadcast is no residual
-        return use
+        return use if is_residual(self.shapes, use.site) else None
 
     def result(self, layer: Layer) -> str:
         """The value that leaves the fused kernel: epilogue, residual Add, activation."""
@@ -261,15 +229,8 @@ class Flow:
         return use
 
     def _swish(self, value: str) -> str | None:
-        """x · sigmoid(x), as exporters write it."""
-        readers = [u.site for u in self.readers(value) if not u.site.scope]
-        by_op = {site.proto.op_type: site for site in readers}
-        if self.is_output(value) or len(readers) != 2 or set(by_op) != {"Mul", "Sigmoid"}:
-            return None
-        gate = self.only_reader(by_op["Sigmoid"].proto.output[0])
-        if gate is None or gate.site is not by_op["Mul"]:
-            return None
-        return by_op["Mul"].proto.output[0]
+        mul = swish(self.index, value)
+        return None if mul is None or mul.scope else mul.proto.output[0]
 
     def product_objection(self, site: NodeSite) -> tuple[str, str] | None:
         """(code, reason) why a product of two activations is not quantized on request."""
@@ -334,6 +295,12 @@ class Flow:
         sizes = [dim for axis, dim in enumerate(shape) if axis != reduced]
         known = [dim for dim in sizes if isinstance(dim, int)]
         return math.prod(known) if len(known) == len(sizes) else None
+
+
+def is_residual(shapes: Shapes, add: NodeSite) -> bool:
+    """Whether an Add sums two tensors of one shape; a broadcast is no residual."""
+    left, right = (shapes.shape(name, add.scope) for name in add.proto.input)
+    return left is not None and left == right
 
 
 @dataclass(frozen=True)
@@ -557,7 +524,7 @@ class Site:
 
     def commutes(self, node: NodeSite) -> bool:
         """Whether pairs of this format move over the node."""
-        return self.flow.commutes(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
+        return crosses(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""

@@ -197,6 +197,8 @@ class WeightUses(Analysis):
     dynamic: list[NodeSite]
     """Products whose operands are both computed at run time."""
     index: Index
+    fixed: set[ValueKey]
+    """What depends on nothing but constants, those included."""
 
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> WeightUses:
@@ -226,7 +228,7 @@ class WeightUses(Analysis):
             and id(site.proto) not in weighted
             and not any(tracer.is_fixed(name, site.scope) for name in site.proto.input[:2])
         ]
-        return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index)
+        return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index, tracer.fixed)
 
     def read(self, model: Model, key: ValueKey) -> np.ndarray:
         """The stored values, as a read-only array."""
@@ -399,7 +401,7 @@ class _Tracer:
         self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
         self._functions = {(f.domain, f.name) for f in model.proto.functions}
         self._behind: dict[ValueKey, str] = {}
-        self._fixed = self._fixed_values(model)
+        self.fixed = self._fixed_values(model)
 
     def _fixed_values(self, model: Model) -> set[ValueKey]:
         """Every value that depends on no input: what a runtime folds before it runs."""
@@ -425,7 +427,7 @@ class _Tracer:
         return fixed
 
     def is_fixed(self, name: str, scope: str) -> bool:
-        return self._index.resolve(name, scope) in self._fixed
+        return self._index.resolve(name, scope) in self.fixed
 
     def trace(self, key: ValueKey, tensor: TensorProto) -> list[WeightUse]:
         if tensor.data_type == TensorProto.STRING:
@@ -721,7 +723,7 @@ class _Tracer:
                     break
                 outputs = [ValueKey(use.site.scope, name) for name in node.output if name]
                 moves = op in _MOVING and use.input == 0
-                left.extend(k for k in reversed(outputs) if moves or k in self._fixed)
+                left.extend(k for k in reversed(outputs) if moves or k in self.fixed)
         if not answer:
             self._behind.update(dict.fromkeys(seen, ""))
         elif site.proto.output:

@@ -14,7 +14,7 @@ from onnx24.driver.usage import usage
 from onnx24.ir.model import Model
 from onnx24.passmgr.bisect import Oracle, Outcome, Probe, bisect, command
 from onnx24.passmgr.pipeline import parse
-from onnx24.report.limits import check_limits, parse_limits
+from onnx24.report.limits import check_limits, named_values, parse_limits
 
 DEFAULT_LIMIT = "rel-l2=0.1"
 
@@ -77,7 +77,8 @@ def _within(reference: Model, data: Any, limits: Any) -> Oracle:
     from onnx24.runtime.compare import compare
 
     def oracle(model: Model) -> Outcome:
-        results = check_limits(limits, compare(reference, model, data).outputs)
+        found = compare(reference, model, data, also=named_values(limits))
+        results = check_limits(limits, found.outputs, found.names)
         unmet = [result for result in results if not result.met]
         if unmet:
             return Outcome(False, unmet[0].unmet().message)

@@ -11,12 +11,12 @@ from onnx import TensorProto
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
 from onnx24.cli.files import STANDARD_STREAM, source_of
-from onnx24.diagnostics import Severity, diagnostic
+from onnx24.diagnostics import Severity
 from onnx24.driver.samples import data_beside, load_samples
 from onnx24.driver.usage import usage
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
-from onnx24.report.limits import LimitResult, check_limits, parse_limits
+from onnx24.report.limits import LimitResult, check_limits, named_values, parse_limits
 from onnx24.report.model import DataFacts
 from onnx24.report.text import render_comparison, render_limits
 
@@ -36,7 +36,7 @@ class CompareRequest:
 
 
 def compare_models(request: CompareRequest) -> int:
-    """Returns: 0, or 1 where a limit is not met. Raises: InputError."""
+    """Returns: 0, or 1 where a limit is not met or finite values are lost. Raises: InputError."""
     _check_streams(request.a, request.b)
     limits = parse_limits(request.max_drop)
     spec = request.data or data_beside(None if request.a == STANDARD_STREAM else Path(request.a))
@@ -47,9 +47,9 @@ def compare_models(request: CompareRequest) -> int:
     console = Console(as_json=request.as_json)
     data = load_samples(spec, a, profiles, request.seed)
     with console.waiting("running both models"):
-        comparison = compare(a, b, data)
+        comparison = compare(a, b, data, also=named_values(limits))
         layers = compare(a, b, data, outputs=common_values(a, b)) if request.layers else None
-    results = check_limits(limits, comparison.outputs)
+    results = check_limits(limits, comparison.outputs, comparison.names)
     facts = DataFacts.of(data, "comparison")
     document: dict[str, Any] = {
         "a": request.a,
@@ -61,12 +61,10 @@ def compare_models(request: CompareRequest) -> int:
         "met": all(result.met for result in results),
     }
     console.report(_text(document, results), document)
-    if data.is_random:
-        message = f"{data.describe()}: the comparison says nothing about accuracy"
-        console.diagnostics([diagnostic("O24-034", message, severity=Severity.WARNING)])
-    unmet = [result.unmet() for result in results if not result.met]
-    console.diagnostics(unmet)
-    return 1 if unmet else 0
+    found = [*comparison.findings(), *comparison.breaches()]
+    found += [result.unmet() for result in results if not result.met]
+    console.diagnostics(found)
+    return 1 if any(item.severity is Severity.ERROR for item in found) else 0
 
 
 def _check_streams(a: str, b: str) -> None:

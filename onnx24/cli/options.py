@@ -64,10 +64,12 @@ MaxDrop = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--max-drop",
-        metavar="METRIC=NUMBER",
+        metavar="METRIC=NUMBER[@OUTPUT]",
         help="Limits that every output must meet, joined by commas: max-abs, rel-l2 and top1 (the "
         "share of samples whose largest class changes) at most; sqnr (in dB) and cosine at least. "
-        "For instance sqnr=20,top1=0.01. Unmet: exit code 1.",
+        "@OUTPUT: only for that output, or inner value of the main graph. For instance "
+        "sqnr=20,top1=0.01@scores. A run whose shapes differ, or with a NaN, meets none. Unmet: "
+        "exit code 1.",
         show_default=False,
     ),
 ]

@@ -23,14 +23,12 @@ from onnx24.driver.progress import ProgressLike, Reporter, reporter
 from onnx24.driver.record import Clock, Recorder, judge
 from onnx24.driver.result import Result
 from onnx24.driver.samples import (
-    NO_ACCURACY,
     DataLike,
     LimitsLike,
     ShapesLike,
     limits_of,
     load_samples,
     profiles_of,
-    random_warning,
 )
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
@@ -40,7 +38,7 @@ from onnx24.passmgr.base import Pass
 from onnx24.passmgr.instrument import Instrument
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
-from onnx24.report.limits import Limit, LimitResult, check_limits
+from onnx24.report.limits import Limit, LimitResult, check_limits, named_values
 from onnx24.report.model import DataFacts, ModelFacts, build_report
 
 if TYPE_CHECKING:
@@ -212,8 +210,9 @@ def compile(
     memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
     progress: a function that is called with each `Progress`.
 
-    Raises: InputError; NotMetError where a limit is not met, BackendError where no engine could be
-    built, both with the finished `.result`; InternalError for a fault of onnx24.
+    Raises: InputError; NotMetError where a limit is not met or finite values are lost, BackendError
+    where no engine could be built, both with the finished `.result`; InternalError for a fault of
+    onnx24.
 
     >>> import numpy as np, onnx24
     >>> from onnx24.testing.generate import mlp
@@ -246,7 +245,7 @@ def compile(
         plan = replace(plan, profiles=completed(inputs, plan.profiles, calibration, original))
         resolve_profiles(inputs, plan.profiles)
     with plan.shows.waiting("loading into ONNX Runtime"):
-        _must_run(original)
+        _must_run(original, named_values(plan.limits))
     verdicts = judge(original, plan.target)
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
     held_out = load_samples(data, original, plan.profiles, seed)
@@ -271,6 +270,8 @@ def compile(
     recorder.record(result, plan.target, calibration, verdicts)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]
+    unmet += [item for item in notes if item.severity is Severity.ERROR]
+    notes = [item for item in notes if item.severity is not Severity.ERROR]
     built: BuildResult | None = None
     document, failure = None, None
     if not unmet:
@@ -361,11 +362,14 @@ def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool)
     return f"@{preset}"
 
 
-def _must_run(model: Model) -> None:
-    """Raises: InputError O24-016 where ONNX Runtime refuses the model."""
+def _must_run(model: Model, named: Sequence[str] = ()) -> None:
+    """Raises: InputError O24-016 where ONNX Runtime refuses the model, O24-039 where it has no
+    value of a name in `named`."""
+    from onnx24.runtime.compare import require_values
     from onnx24.runtime.session import Session
 
     Session(model, None)
+    require_values(model, named)
 
 
 def _data(
@@ -414,9 +418,9 @@ def _compare(
     from onnx24.runtime.compare import compare
 
     with plan.shows.waiting("comparing with the original"):
-        comparison = compare(original, compiled, data)
-    notes = random_warning(data, NO_ACCURACY)
-    return comparison, check_limits(plan.limits, comparison.outputs), notes
+        comparison = compare(original, compiled, data, also=named_values(plan.limits))
+    results = check_limits(plan.limits, comparison.outputs, comparison.names)
+    return comparison, results, [*comparison.findings(), *comparison.breaches()]
 
 
 def _build(

@@ -248,10 +248,19 @@ def _comparison(report: Report) -> str:
 def render_limits(limits: Sequence[LimitResult]) -> str:
     """Every limit with the worst output under it."""
     rows = [
-        (str(r.limit), number_text(r.value), r.required, r.output, "met" if r.met else "NOT MET")
+        (
+            str(r.limit),
+            number_text(r.value),
+            r.required,
+            r.output,
+            f"{r.compared} of {r.runs}",
+            "met" if r.met else "NOT MET",
+        )
         for r in limits
     ]
-    return "limits\n" + table(("limit", "measured", "required", "output", ""), rows, right=(1,))
+    return "limits\n" + table(
+        ("limit", "measured", "required", "output", "runs", ""), rows, right=(1,)
+    )
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -265,12 +274,13 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
             number_text(_float(out.get("cosine")), 6),
             number_text(_float(out.get("sqnr_db"))),
             number_text(_float(out.get("top1_agreement"))),
+            f"{out['compared']} of {out['runs']}",
         )
         for out in comparison["outputs"]
     ]
-    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1")
+    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1", "runs")
     title = f"original and result on {comparison['samples']} samples"
-    return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6))
+    return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6, 7))
 
 
 def _float(value: Any) -> float | None:

@@ -34,7 +34,7 @@ class OutputDiff:
     NaN, an infinity or a string is met by something else, or elements of runs whose shapes differ.
     They make max_abs and rel_l2 infinite, sqnr_db minus infinity and cosine NaN. undefined:
     elements that are NaN in both, of which the four say nothing; they are NaN where no element
-    was compared.
+    was compared. lost: elements that are finite in `a` and NaN or infinite in `b`.
     """
 
     name: str
@@ -46,6 +46,7 @@ class OutputDiff:
     shape: tuple[int, ...]
     mismatches: int = 0
     undefined: int = 0
+    lost: int = 0
     elements: int = 0
     runs: int = 1
     compared: int = 1
@@ -142,7 +143,7 @@ class Accumulator:
     def __init__(self) -> None:
         self.max_abs = 0.0
         self.noise = self.signal = self.other = self.dot = 0.0
-        self.elements = self.mismatches = self.undefined = 0
+        self.elements = self.mismatches = self.undefined = self.lost = 0
         self.runs = self.compared = self.unlike = 0
         self.rows = self.agreeing = 0
         self.shape: tuple[int, ...] = ()
@@ -176,6 +177,7 @@ class Accumulator:
         nans = 0
         if not finite.all():
             odd_x, odd_y = x[~finite], y[~finite]
+            self.lost += int(np.count_nonzero(np.isfinite(odd_x)))
             both = np.isnan(odd_x) & np.isnan(odd_y)
             nans = int(np.count_nonzero(np.isnan(odd_x) | np.isnan(odd_y)))
             self.undefined += int(np.count_nonzero(both))
@@ -208,6 +210,7 @@ class Accumulator:
             shape=self.shape,
             mismatches=self.mismatches,
             undefined=self.undefined,
+            lost=self.lost,
             elements=self.elements,
             runs=self.runs,
             compared=self.compared,

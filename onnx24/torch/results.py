@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.crossing import crosses, is_quantized_ahead
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.placement import Flow, find_layers
 from onnx24.analysis.weight_uses import WeightUses
@@ -21,9 +22,6 @@ from onnx24.quant.scales import INT8_MAX
 from onnx24.runtime.session import Session
 
 __all__ = ["float_results", "insert_result_pairs", "ranges"]
-
-_KEEPS_VALUES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
-"""Operators behind which the same scale serves."""
 
 
 def float_results(model: Model) -> dict[str, str]:
@@ -39,15 +37,14 @@ def float_results(model: Model) -> dict[str, str]:
         if layer.weight not in claimed or not flow.is_dequantized(layer.data):
             continue
         value = flow.result(layer)
-        readers = [use.site.proto for use in flow.readers(value)]
-        if not flow.is_output(value) and any(node.op_type != "QuantizeLinear" for node in readers):
+        if not flow.is_output(value) and not is_quantized_ahead(flow.index, value):
             found[value] = _next_scale(flow, value)
     return found
 
 
 def _next_scale(flow: Flow, value: str) -> str:
     use = flow.only_reader(value)
-    while use is not None and use.site.proto.op_type in _KEEPS_VALUES:
+    while use is not None and crosses(use.site):
         use = flow.only_reader(use.site.proto.output[0])
     is_quantized = use is not None and use.site.proto.op_type == "QuantizeLinear"
     return use.site.proto.input[1] if use is not None and is_quantized else ""

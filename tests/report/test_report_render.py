@@ -27,6 +27,8 @@ from onnx24.report.limits import check_limits, parse_limits
 from onnx24.report.model import DataFacts, ModelFacts, Report, WeightLine, build_report
 from onnx24.report.table import statistics_text
 from onnx24.report.text import render_text
+from onnx24.runtime.compare import Comparison
+from onnx24.runtime.difference import OutputDiff
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -47,21 +49,24 @@ class Verdict:
     reason: str
 
 
-@dataclass
-class Output:
-    name: str = "y"
-    max_abs: float = 0.25
-    rel_l2: float = 0.125
-    cosine: float = 0.99
-    sqnr_db: float = 18.0
-    top1_agreement: float | None = 0.975
-
-
-class Comparison:
-    outputs = (Output(),)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"samples": 40, "outputs": [{**vars(o), "shape": [1, 8]} for o in self.outputs]}
+COMPARISON = Comparison(
+    outputs=[
+        OutputDiff(
+            name="y",
+            max_abs=0.25,
+            rel_l2=0.125,
+            cosine=0.99,
+            sqnr_db=18.0,
+            top1_agreement=0.975,
+            shape=(1, 8),
+            elements=320,
+            runs=40,
+            compared=39,
+            unlike=1,
+        )
+    ],
+    samples=40,
+)
 
 
 def record(pass_name: str, action: str, code: str, weight: str = "", **more: Any) -> SiteRecord:
@@ -123,8 +128,8 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
                 is_random=True,
             )
         ],
-        comparison=Comparison(),  # type: ignore[arg-type]
-        limits=check_limits(parse_limits(["sqnr=20,top1=0.1"]), Comparison.outputs),
+        comparison=COMPARISON,
+        limits=check_limits(parse_limits(["sqnr=20,top1=0.1"]), COMPARISON.outputs),
         backend={
             "backend": "tensorrt-rtx",
             "version": "1.7",
@@ -202,7 +207,8 @@ def test_the_text_fits_100_columns_and_says_what_matters() -> None:
     assert re.search(r"head +1 +8×6 +float32 +O24-113\n", text)
     assert "K = 6 is not a multiple of 4" in text
     assert "1 other initializers: no matrix product's weight (O24-110)" in text
-    assert re.search(r"sqnr=20 +18 +≥ 20 +y +NOT MET", text)
+    assert re.search(r"sqnr=20 +18 +≥ 20 +y +39 of 40 +NOT MET", text)
+    assert "39 of 40" in render_html(report())
     assert "the builder does not say which layers it runs sparse" in text
     assert "warning: survivors chosen by magnitude (O24-125)" in text
 
