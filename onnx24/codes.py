@@ -1195,6 +1195,23 @@ _TABLE = (
         "numeric check failed",
         "A pass that should preserve the function changed the outputs.",
     ),
+    Code(
+        "O24-904",
+        "warning",
+        "pass taken back",
+        "A pass that says that it keeps the function changed the outputs, by more than rounding "
+        "explains. The guard took it back, and the run went on without it: the result is right, "
+        "and lacks what the pass would have done. The reproducer folder shows it.",
+        "please report it with the reproducer",
+    ),
+    Code(
+        "O24-905",
+        "note",
+        "not guarded",
+        "Whether passes kept the function was not checked: ONNX Runtime can't run the model, or "
+        "its outputs can't be compared, or it is too large; the message says which.",
+        "compare the result with `onnx24 compare` on real data",
+    ),
 )
 
 CODES: dict[str, Code] = {entry.id: entry for entry in _TABLE}

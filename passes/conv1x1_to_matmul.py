@@ -37,7 +37,6 @@ class Conv1x1ToMatmul(Pass):
 
     name: ClassVar[str] = "conv1x1-to-matmul"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar[tuple[type, ...]] = (Shapes,)
     codes: ClassVar[tuple[str, ...]] = ("O24-301", "O24-313")
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
 

@@ -35,6 +35,7 @@ from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.model import External, Model
 from onnx24.passmgr import manager
 from onnx24.passmgr.base import Pass
+from onnx24.passmgr.guard import Guard, guard_of
 from onnx24.passmgr.instrument import Instrument
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
@@ -75,6 +76,7 @@ def optimize(
     seed: int = 0,
     shapes: ShapesLike = None,
     verify: bool = True,
+    guard: str = "off",
     stop_after: int | None = None,
     instruments: Sequence[Instrument] = (),
     external: External = "auto",
@@ -92,7 +94,9 @@ def optimize(
     pipeline: text such as "canonicalize,prune24{include=encoder.*},check24" or "@sparse", or
     passes. output: a file to write the model into; without it nothing is written, and
     `Result.save` does. calib: calibration data (docs/api.md says in which forms). stop_after:
-    transform no more than so many sites. instruments: what watches the passes. reproducer_dir:
+    transform no more than so many sites. guard: "on" runs the model before and after passes that
+    say that they keep its function, and takes back what does not; "each" looks at every pass by
+    itself. instruments: what watches the passes. reproducer_dir:
     where a folder that replays a fault of onnx24 goes; without it the exception can write one.
     progress: a function that is called with each `Progress`.
 
@@ -127,6 +131,7 @@ def optimize(
         calibration=calibration,
         instruments=instruments,
         verify=verify,
+        guard=_guard(guard),
         site_limit=stop_after,
         progress=shows.progress,
         work_dir=folder,
@@ -161,6 +166,14 @@ def _target(given: str | Target) -> Target:
     return targets.load(given) if isinstance(given, str) else given
 
 
+def _guard(mode: str) -> Guard | None:
+    """Raises: InputError O24-043."""
+    try:
+        return guard_of(mode)
+    except ValueError as err:
+        raise usage(f"guard: {err}", "see --help") from err
+
+
 def _log_run(result: manager.RunResult) -> None:
     for step in result.passes:
         _log.info("%s: %.2f s", step.text, step.seconds)
@@ -189,6 +202,7 @@ def compile(
     external: External = "auto",
     provenance: str = "auto",
     verify: bool = True,
+    guard: str = "on",
     memory: str | int = DEFAULT_MEMORY,
     workers: int | None = None,
     executor: str = "local",
@@ -207,6 +221,7 @@ def compile(
     max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
     by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
+    guard: "on", "off" or "each", as for `optimize`.
     memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
     progress: a function that is called with each `Progress`.
 
@@ -261,6 +276,7 @@ def compile(
         target=plan.target,
         calibration=calibration,
         verify=verify,
+        guard=_guard(guard),
         progress=plan.shows.progress,
         work_dir=folder,
         resources=resources,
@@ -411,7 +427,7 @@ def _compare(
         raise InternalError.of(
             "O24-900",
             f"the compiled model is refused: {message}",
-            hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
+            hint="`onnx24 opt --guard each` with this pipeline names the pass; please report it",
         ) from err
     if data is None:
         return None, [], []

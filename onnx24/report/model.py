@@ -363,6 +363,8 @@ def build_report(
         passes.append(entry)
         seconds.append({"pass": item.name, **timing})
     times: dict[str, Any] = {**(run or {}), "passes": seconds}
+    if result.guard is not None:
+        times["guard"] = result.guard.to_json()
     if backend is not None:
         times["backend"] = {k: v for k, v in backend.items() if k == "seconds"}
         backend = {k: v for k, v in backend.items() if k != "seconds"}
