@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
-import onnx
-
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 
 __all__ = [
     "Form",
     "ProductAxes",
-    "attribute",
     "channel_axis",
     "foreign_operand",
-    "is_onnx",
     "is_product",
-    "open_attribute",
     "product_axes",
     "product_form",
 ]
@@ -79,32 +74,15 @@ _FOREIGN: dict[tuple[str, str], tuple[int, ...]] = {
 judged: TensorRT's parser has no sparse layer for them."""
 
 
-def is_onnx(site: NodeSite) -> bool:
-    return site.proto.domain in ("", "ai.onnx")
-
-
-def attribute(site: NodeSite, name: str, default: Any = None) -> Any:
-    for attr in site.proto.attribute:
-        if attr.name == name:
-            return default if attr.ref_attr_name else onnx.helper.get_attribute_value(attr)
-    return default
-
-
-def open_attribute(site: NodeSite) -> str:
-    """The name of an attribute that the caller of a function decides; "" where none is."""
-    return next((attr.name for attr in site.proto.attribute if attr.ref_attr_name), "")
-
-
 def is_product(site: NodeSite, position: int) -> bool:
     """Whether the input of a Conv, ConvTranspose, Gemm, MatMul or Einsum is multiplied and
     summed; the other operand of a convolution is data and never a weight."""
-    return is_onnx(site) and position in _PRODUCTS.get(site.proto.op_type, ())
+    return position in _PRODUCTS.get(ops.op(site), ())
 
 
 def foreign_operand(site: NodeSite, position: int) -> bool:
     """Whether an operator whose products are not judged multiplies and sums the input."""
-    domain = "" if is_onnx(site) else site.proto.domain
-    return position in _FOREIGN.get((domain, site.proto.op_type), ())
+    return position in _FOREIGN.get(ops.type_of(site), ())
 
 
 @dataclass(frozen=True)
@@ -126,13 +104,13 @@ def product_axes(
     """The axes of a Conv, ConvTranspose, Gemm or MatMul whose input `position` is a constant of
     that rank. data_rank: of the other operand, None where it is not known; the answer is None where
     it is needed."""
-    op = site.proto.op_type
+    op = ops.op(site)
     if op == "Conv":
         return ProductAxes(1 - rank, 1 - rank, -rank, 1 - rank)
     if op == "ConvTranspose":
         return ProductAxes(1 - rank, -rank, 1 - rank, 1 - rank)
     if op == "Gemm":
-        flip_a, flip_b = (bool(attribute(site, name, 0)) for name in ("transA", "transB"))
+        flip_a, flip_b = (bool(ops.attribute(site, name, 0)) for name in ("transA", "transB"))
         a, b = (-2, -1) if flip_a else (-1, -2), (-1, -2) if flip_b else (-2, -1)
         return ProductAxes(a[0], b[0], b[1], -1) if position else ProductAxes(b[0], a[0], a[1], -2)
     if position:  # a vector on the left is one row, its last axis is K as well
@@ -168,7 +146,7 @@ class Form:
 
 def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form | None:
     """How the input of that shape is reduced; None where it is no operand of a product."""
-    op = site.proto.op_type
+    op = ops.op(site)
     decided = _DECISIVE.intersection(a.name for a in site.proto.attribute if a.ref_attr_name)
     if is_product(site, position) and decided:
         reason = f"the caller of a function decides {min(decided)}"
@@ -188,14 +166,14 @@ def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form 
 
 
 def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> Form:
-    groups = int(attribute(site, "group", 1))
+    groups = int(ops.attribute(site, "group", 1))
     spatial = math.prod(shape[2:])
     notes = []
     if len(shape) == 5:
         notes.append("3-D convolution")
-    if any(d != 1 for d in attribute(site, "dilations") or ()):
+    if any(d != 1 for d in ops.attribute(site, "dilations") or ()):
         notes.append("dilation")
-    if site.proto.op_type == "ConvTranspose":
+    if ops.is_onnx(site, "ConvTranspose"):
         return Form(
             k_axis=0,
             K=shape[0] // groups,
@@ -219,8 +197,7 @@ def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> Form:
 
 def _einsum_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form | None:
     """A plain product: two operands, one letter summed, each letter once in an operand."""
-    equation = attribute(site, "equation", b"")
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    text = ops.attribute(site, "equation", "").replace(" ", "")
     left, arrow, output = text.partition("->")
     terms = left.split(",")
     if len(terms) != 2 or len(site.proto.input) != 2:

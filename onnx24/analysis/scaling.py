@@ -26,10 +26,10 @@ from onnx24.analysis.axes import NodeAxes, Operand, Slot, relate
 from onnx24.analysis.forms import ProductAxes, product_axes
 from onnx24.analysis.placement import Flow, Layer, find_layers
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view, stored_values
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.ops import attribute, is_onnx
 
 __all__ = ["Link", "NoLink", "Part", "find_links"]
 
@@ -205,9 +205,9 @@ class _Search:
         `above`. Returns: the kind of link, where the node absorbs all; else None, the input to go
         on with and the channels' axis there."""
         node = site.proto
-        op = node.op_type
-        if not is_onnx(site):
-            raise _No(f"it comes from {node.domain}.{op}")
+        op = ops.op(site)
+        if not op:
+            raise _No(f"it comes from {node.domain}.{node.op_type}")
         if op in _NORMALIZATIONS:
             above += self._normalization(site, axis)
             return "normalization", 0, axis
@@ -257,12 +257,12 @@ class _Search:
     def _normalization(self, site: NodeSite, axis: int) -> list[Part]:
         node = site.proto
         rank = self.flow.shapes.rank(node.output[0]) or 0
-        if node.op_type == "BatchNormalization":
-            if attribute(site, "training_mode", 0) or attribute(site, "spatial", 1) != 1:
+        if ops.is_onnx(site, "BatchNormalization"):
+            if ops.attribute(site, "training_mode", 0) or ops.attribute(site, "spatial", 1) != 1:
                 raise _No("BatchNormalization has no number a channel")
             if axis != 1 - rank:
                 raise _No("BatchNormalization scales another axis")
-        elif axis != -1 or attribute(site, "axis", -1) not in (-1, rank - 1):
+        elif axis != -1 or ops.attribute(site, "axis", -1) not in (-1, rank - 1):
             raise _No(f"{node.op_type} scales another axis")
         numbers = [i for i in _NORMALIZATIONS[node.op_type] if i < len(node.input)]
         parts = [self._constant(site, i, -1) for i in numbers if node.input[i]]
@@ -278,14 +278,14 @@ class _Search:
         if len(constants) != 1:
             raise _No(f"it comes from {node.op_type} of two activations")
         (number,) = constants
-        if node.op_type == "Mul" and self._varies(node.input[number], axis):
+        if ops.is_onnx(site, "Mul") and self._varies(node.input[number], axis):
             # Whatever the other operand is, and be it the same for all channels.
             above.append(self._constant(site, number, axis))
             return "multiplication", number, axis
         carried = self._carried(site, axis)
         if 1 - number not in carried:
             raise _No(f"{node.op_type} does not keep the channels of its input apart")
-        if node.op_type == "Add":
+        if ops.is_onnx(site, "Add"):
             above.append(self._constant(site, number, axis))
         return None, 1 - number, carried[1 - number]
 

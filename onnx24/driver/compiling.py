@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
+from onnx24.analysis.coverage import covered
 from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
@@ -139,7 +140,8 @@ def optimize(
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    recorder.record(result, row, calibration, verdicts)
+    found = covered(made, row)
+    recorder.record(result, row, calibration, verdicts, found)
     if output is not None:
         made.save(output, external=external)
     report = build_report(
@@ -150,6 +152,7 @@ def optimize(
         output=_written(output),
         written=output is not None,
         verdicts=verdicts,
+        found=found,
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
@@ -283,7 +286,8 @@ def compile(
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    recorder.record(result, plan.target, calibration, verdicts)
+    found = covered(compiled, plan.target)
+    recorder.record(result, plan.target, calibration, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     unmet += [item for item in notes if item.severity is Severity.ERROR]
@@ -304,6 +308,7 @@ def compile(
         output=None if unmet else _written(output),
         written=output is not None,
         verdicts=verdicts,
+        found=found,
         data=used,
         comparison=comparison,
         limits=limits,
