@@ -1251,9 +1251,30 @@ _TABLE = (
         "its outputs can't be compared, or it is too large; the message says which.",
         "compare the result with `onnx24 compare` on real data",
     ),
+    Code(
+        "O24-906",
+        "error",
+        "undeclared code",
+        "A pass said something under a code that it does not list in `codes`, so that its page, "
+        "policies and reports don't know of it.",
+    ),
 )
 
-CODES: dict[str, Code] = {entry.id: entry for entry in _TABLE}
+OWN: dict[str, Code] = {entry.id: entry for entry in _TABLE}
+CODES: dict[str, Code] = dict(OWN)
+"""With those of the plug-ins that are loaded."""
+
+
+def register(entry: Code) -> None:
+    """Add a plug-in's code. The same one may come again.
+
+    Raises: ValueError for a name that is taken or ours, or a severity that there is not.
+    """
+    if entry.id.startswith("O24-") or CODES.get(entry.id, entry) != entry:
+        raise ValueError(f"code {entry.id!r} is taken; a plug-in's begin with a word of its own")
+    if entry.severity not in ("note", "warning", "error"):
+        raise ValueError(f"code {entry.id!r}: severity is note, warning or error")
+    CODES[entry.id] = entry
 
 
 def lookup(code: str) -> Code:

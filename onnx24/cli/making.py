@@ -296,7 +296,7 @@ def run_passes(
     unless -o says where. Returns: 0."""
     from onnx24.driver.compiling import optimize
 
-    writes = making.output is not None or any(step.effects for step in pipeline)
+    writes = making.output is not None or any(step.touches() for step in pipeline)
     out = making.checked_output(writes=writes)
     result = optimize(
         source_of(making.model),
