@@ -100,44 +100,48 @@ def table(tallies: dict[str, Tally]) -> str:
     return "\n".join(lines)
 
 
+def report(tallies: dict[str, Tally], arguments: str) -> str:
+    kinds = sum((tally.kinds for tally in tallies.values()), Counter())
+    seconds = sum(tally.seconds for tally in tallies.values())
+    counted = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+    broken = [line for tally in tallies.values() for line in tally.broken]
+    return (
+        "# Random graphs: what passes promise\n\n"
+        f"`python benchmarks/random_graphs.py {arguments}`, {seconds:,.0f} s of CPU. A difference "
+        "is relative to the output's largest value; equalize and smooth-quant may make none, "
+        f"others {promises.ROUNDING:g} (another order of summation).\n\n{table(tallies)}\n\n"
+        f"Kinds of nodes: {counted}.\n\n"
+        + ("\n".join(f"- {line}" for line in broken) or "No promise was broken.")
+        + "\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0:2000", help="graphs of equal dimensions")
     parser.add_argument("--different", default="0:400", help="graphs of different ones")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--markdown", type=Path, help="written anew after every part")
     args = parser.parse_args()
-    tallies: dict[str, Tally] = {}
+    parts: list[tuple[float, range, bool]] = []
+    for text, equal in ((args.seeds, True), (args.different, False)):
+        seeds = range(*map(int, text.split(":")))
+        starts = range(0, len(seeds), PART)
+        parts += [(i / len(seeds), seeds[i : i + PART], equal) for i in starts]
+    parts.sort(key=lambda part: part[0])  # both kinds from the start, for a run that is cut short
+    tallies = {"equal": Tally(), "different": Tally()}
     with ProcessPoolExecutor(args.jobs) as pool:
-        for label, text in (("equal", args.seeds), ("different", args.different)):
-            seeds = range(*map(int, text.split(":")))
-            parts = [seeds[i : i + PART] for i in range(0, len(seeds), PART)]
-            total = tallies[label] = Tally()
-            for done, part in enumerate(pool.map(judge, parts, [label == "equal"] * len(parts))):
-                total.merge(part)
-                for line in part.broken:
-                    print(line, flush=True)
-                if done % 10 == 9:
-                    print(f"{label}: {(done + 1) * PART} graphs", file=sys.stderr, flush=True)
-    text = table(tallies)
-    print(text)
-    broken = [line for tally in tallies.values() for line in tally.broken]
-    if args.markdown:
-        kinds = sum((tally.kinds for tally in tallies.values()), Counter())
-        seconds = sum(tally.seconds for tally in tallies.values())
-        counted = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
-        args.markdown.write_text(
-            "# Random graphs: what passes promise\n\n"
-            f"`python benchmarks/random_graphs.py --seeds {args.seeds} "
-            f"--different {args.different}`, {seconds:,.0f} s of CPU. A difference is relative to "
-            "the output's largest value; equalize and smooth-quant may make none, others "
-            f"{promises.ROUNDING:g} (another order of summation).\n\n{text}\n\n"
-            f"Kinds of nodes: {counted}.\n\n"
-            + ("\n".join(f"- {line}" for line in broken) or "No promise was broken.")
-            + "\n",
-            encoding="utf-8",
-        )
-    return int(bool(broken))
+        _, pieces, kinds = zip(*parts, strict=True)
+        for done, tally in enumerate(pool.map(judge, pieces, kinds), 1):
+            tallies["equal" if kinds[done - 1] else "different"].merge(tally)
+            for line in tally.broken:
+                print(line, flush=True)
+            print(f"{done} of {len(parts)} parts", file=sys.stderr, flush=True)
+            if args.markdown:
+                said = f"--seeds {args.seeds} --different {args.different}"
+                args.markdown.write_text(report(tallies, said), encoding="utf-8")
+    print(table(tallies))
+    return int(any(tally.broken for tally in tallies.values()))
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ class _Search:
                 raise _No("BatchNormalization scales another axis")
         elif axis != -1 or ops.attribute(site, "axis", -1) not in (-1, rank - 1):
             raise _No(f"{node.op_type} scales another axis")
-        numbers = [i for i in _NORMALIZATIONS[node.op_type] if i < len(node.input)]
+        numbers = [i for i in _NORMALIZATIONS[ops.op(site)] if i < len(node.input)]
         parts = [self._constant(site, i, -1) for i in numbers if node.input[i]]
         if any(len(self._shape(part)) != 1 for part in parts):
             raise _No(f"{node.op_type} scales more than one axis")
@@ -275,6 +275,8 @@ class _Search:
         self, site: NodeSite, axis: int, above: list[Part]
     ) -> tuple[Kind | None, int, int]:
         node, flow = site.proto, self.flow
+        if ops.attribute(site, "broadcast", 0):  # before opset 7: along an axis that it names
+            raise _No(f"{node.op_type} broadcasts in a way of its own")
         constants = [i for i in (0, 1) if flow.is_constant(node.input[i])]
         if len(constants) != 1:
             raise _No(f"it comes from {node.op_type} of two activations")

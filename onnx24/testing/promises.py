@@ -17,6 +17,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx24 import targets
+from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager, pipeline
 from onnx24.runtime.data import load_data
@@ -146,7 +147,7 @@ def _distance(before: Feeds, after: Feeds) -> tuple[float, str]:
 
 
 def _opset(proto: ModelProto) -> int:
-    return next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
+    return next(each.version for each in proto.opset_import if not ops.own_domain(each.domain))
 
 
 # --- one product alone -------------------------------------------------------------------------
@@ -159,13 +160,13 @@ def _products(
     stored = {tensor.name for tensor in model.proto.graph.initializer}
     sites = []
     for node in model.proto.graph.node:
-        if node.op_type not in _PRODUCTS or node.domain:
+        if not ops.is_onnx(node, *_PRODUCTS):
             continue
         for position in (1, 0):
             name = node.input[position]
-            while name in made and made[name].op_type in _CHAIN:
+            while name in made and ops.is_onnx(made[name], *_CHAIN):
                 name = made[name].input[0]
-            constant = name in stored or (name in made and made[name].op_type == "Constant")
+            constant = name in stored or (name in made and ops.is_onnx(made[name], "Constant"))
             if constant and (claimed is None or name in claimed):
                 sites.append((node, position))
                 break
@@ -224,7 +225,7 @@ def _zeros_of_four(
     for found in by_position.values():
         places = np.array([index for index, _ in found])
         moving = [a for a in range(x.ndim) if len(set(places[:, a])) > 1]
-        axis = 1 if node.op_type == "Conv" else moving[0] if len(moving) == 1 else -1
+        axis = 1 if ops.is_onnx(node, "Conv") else moving[0] if len(moving) == 1 else -1
         rows: dict[tuple[int, ...], dict[int, float]] = {}
         for index, value in found:
             rest = tuple(n for a, n in enumerate(index) if a != axis % x.ndim)
@@ -241,16 +242,18 @@ def _steps(
 ) -> np.ndarray | None:
     """One step of INT8 for each weight: a 127th of the largest weight of all that reach the same
     output channel; None where channels of several matrices or groups share a scale."""
-    groups = {attr.name: attr.i for attr in node.attribute}.get("group", 1)
-    if (node.op_type == "MatMul" and w.ndim > 2) or (
-        node.op_type == "ConvTranspose" and groups > 1
+    groups = ops.attribute(node, "group", 1)
+    if (ops.is_onnx(node, "MatMul") and w.ndim > 2) or (
+        ops.is_onnx(node, "ConvTranspose") and groups > 1
     ):
         return None
-    images = node.op_type in ("Conv", "ConvTranspose")
+    images = ops.is_onnx(node, "Conv", "ConvTranspose")
     rows: dict[object, list[int]] = {}
     for i, y in enumerate(_alone(node, position, x, w, opset)):
         hit = np.argwhere(y)
-        row = (int(hit[0][1]) if len(hit) else -1) if images else (y != 0).tobytes()
+        if not len(hit):
+            return None  # a tap over nothing but padding: its channel is not seen
+        row = int(hit[0][1]) if images else (y != 0).tobytes()
         rows.setdefault(row, []).append(i)
     steps, flat = np.zeros(w.size), np.abs(w.reshape(-1))
     for members in rows.values():
