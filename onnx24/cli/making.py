@@ -121,8 +121,9 @@ class Compile(Effort, Making, Command):
         flag(
             "--preset",
             "P",
-            "A pipeline by name (`onnx24 passes` lists them). Default: sparse-int8 where --calib "
-            "is given, else sparse-fp16.",
+            "A pipeline by name (`onnx24 passes` lists them). Default: where --calib is given, "
+            "sparse-int8-fp16 for targets that take the file's types as they are, else "
+            "sparse-int8; without it sparse-fp16.",
         ),
     ] = None
     pipeline: Annotated[
