@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +34,11 @@ def test_a_budget_names_what_it_judges(tmp_path: Path, capsys, name: str) -> Non
     np.savez(data, x=rng.standard_normal((24, 32, 16)).astype(np.float32))
 
     def changed(*more: str) -> tuple[int, str]:
-        command = [name, model, "-o", out, "--calib", data, "--budget", "0.9", "--json", *more]
-        assert run(command) == 0
-        captured = capsys.readouterr()
-        sites = json.loads(captured.out)["sites"]
-        return len(sites), captured.err
+        assert run([name, model, "-o", out, "--calib", data, "--budget", "0.9", *more]) == 0
+        made = onnx.load(out).graph
+        zeros = sum(int((onnx.numpy_helper.to_array(t) == 0).sum()) for t in made.initializer)
+        pairs = sum(node.op_type == "QuantizeLinear" for node in made.node)
+        return zeros if name == "prune24" else pairs, capsys.readouterr().err
 
     lost, err = changed()
     assert "O24-037" in err and "outputs=NAME" in err
