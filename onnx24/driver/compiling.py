@@ -258,7 +258,8 @@ def compile(
     source = load(model)
     original = source.load()
     facts = ModelFacts.of(original, source.name)
-    calibration, chosen = None, []
+    calibration = None
+    chosen: list[Diagnostic] = []
     if plan.backend is not None:  # it would refuse them only after all the work
         inputs = inputs_of(original.proto)
         calibration = load_samples(calib, original, plan.profiles, seed)
