@@ -108,9 +108,18 @@ def judged(path: Path) -> tuple[int, int, int]:
 
 
 def importable(path: Path) -> str:
-    command = [sys.executable, "-m", "onnx24", "check", str(path), "--target", TARGET]
-    done = subprocess.run([*command, "--policy", "tensorrt-importable"], capture_output=True)
-    return {0: "yes", 1: "no"}.get(done.returncode, f"exit {done.returncode}")
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from onnx24.cli import main; sys.exit(main())",
+        "check",
+        str(path),
+    ]
+    policy = ["--target", TARGET, "--policy", "tensorrt-importable"]
+    done = subprocess.run([*command, *policy], capture_output=True, text=True)
+    if done.returncode not in (0, 1) or "policy" not in done.stdout:
+        return f"exit {done.returncode}"
+    return "no" if done.returncode else "yes"
 
 
 def builds(path: Path) -> str:
