@@ -82,9 +82,8 @@ class Canonicalize(Pass):
             _inline(model, ctx)
         if self.constant_inputs:
             _make_inputs_constant(model, ctx)
-        if ctx.admit("loop states"):
-            for scope, name in read_unchanged_states_outside(model):
-                ctx.record("read outside", "O24-249", scope=scope, weight=name)
+        for scope, name in read_unchanged_states_outside(model, ctx.admit):
+            ctx.record("read outside", "O24-249", scope=scope, weight=name)
         counts = ctx.statistics
         state = _State(model, ctx)
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from onnx import GraphProto, NodeProto
 from onnx.helper import make_node
@@ -15,10 +15,12 @@ from onnx24.ir.scopes import bodies, scopes
 __all__ = ["read_unchanged_states_outside"]
 
 
-def read_unchanged_states_outside(model: Model) -> list[tuple[str, str]]:
+def read_unchanged_states_outside(
+    model: Model, admit: Callable[[str], bool]
+) -> list[tuple[str, str]]:
     """Let the bodies of Loop read the first value of each state that they hand on unchanged, so
     that a weight which travels that way is seen as the constant that it is. The state goes; what
-    read it behind the Loop reads the first value.
+    read it behind the Loop reads the first value. admit: asked before each edit.
 
     Returns: (the scope of the Loop, the value that is read now), by state.
     """
@@ -28,6 +30,8 @@ def read_unchanged_states_outside(model: Model) -> list[tuple[str, str]]:
         for node in [each for each in nodes if ops.is_onnx(each, "Loop")]:
             ((_, body),) = bodies(node)
             for state, inner, outer in reversed(list(_unchanged(node, body))):
+                if not admit(f"loop state {outer}"):
+                    continue
                 _read(body, inner, outer)
                 del body.input[2 + state], body.output[1 + state], node.input[2 + state]
                 if state < len(node.output):
