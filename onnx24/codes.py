@@ -270,6 +270,29 @@ _TABLE = (
         "A model with external data needs a folder.",
         "use paths instead of '-'",
     ),
+    Code(
+        "O24-065",
+        "error",
+        "no samples",
+        "What was given for calibration or comparison is of a kind that no samples are read from.",
+        "pass a path, a dict of arrays, batches, a DataLoader, a table, or a function that gives "
+        "an iterator",
+    ),
+    Code(
+        "O24-066",
+        "error",
+        "too many samples to hold",
+        "What can be read only once, such as a generator, is kept in memory, up to a bound.",
+        "pass a function that makes a fresh iterator, or write the samples to a folder of .npz",
+    ),
+    Code(
+        "O24-067",
+        "error",
+        "samples change from pass to pass",
+        "A function is called for each pass over the data, and must give the same samples in the "
+        "same order: which of them are held out is counted.",
+        "seed it, and do not shuffle anew",
+    ),
     Code("O24-043", "error", "wrong usage", "The command line contradicts itself.", "see --help"),
     Code(
         "O24-044",
