@@ -19,7 +19,7 @@ from onnx24 import __version__
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.ir.keys import ValueKey
 from onnx24.passmgr.base import SiteRecord
-from onnx24.report.jsontext import json_text, plain
+from onnx24.report.jsontext import Document, json_text, plain
 from onnx24.report.limits import LimitResult
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Coverage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Document):
     """One run of the compiler. `backend` and `run` are as their makers describe them. output: None
     where no file was written; with `written` it went to standard output."""
 

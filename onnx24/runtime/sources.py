@@ -385,9 +385,7 @@ def _checksum(part: _Arrays) -> int:
     for name, array in part.arrays.items():
         found = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), found)
         if array.dtype != object:
-            found = zlib.crc32(
-                memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)), found
-            )
+            found = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, found)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Samples that a caller holds: each form gives the runs that it should, and says what it left out."""
+"""Samples that a caller holds: each form gives its runs, and says what it leaves out."""
 
 from __future__ import annotations
 
