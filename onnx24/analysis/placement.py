@@ -14,9 +14,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto, helper
 
+from onnx24.analysis.crossing import (
+    ACTIVATIONS,
+    FP8_COPIES,
+    REARRANGING,
+    SELECTING,
+    crosses,
+    dq_behind,
+    swish,
+)
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.forms import attribute, channel_axis
+from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.weights import numpy_dtype
@@ -26,32 +36,9 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_SIZE = 16
 """Channels, or K and N, from which INT8 can gain. Source: NVIDIA Model-Optimizer."""
 
-REARRANGING = frozenset(
-    {
-        "DepthToSpace",
-        "Flatten",
-        "Identity",
-        "MaxPool",
-        "Reshape",
-        "SpaceToDepth",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-"""Operators that commute with rounding and show (nearly) the values that they are given."""
-SELECTING = frozenset({"Gather", "Slice"})
-"""Operators that commute with rounding and may leave out what the range comes from."""
-COMMUTING = REARRANGING | SELECTING
-FP8_COPIES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Of these the ones that FP8 pairs move over: they change the shape alone. Nothing public says that
-MaxPool and the others take FP8."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""
-
-ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "Relu"})
-"""What TensorRT fuses behind a product as its activation."""
 
 Edge = tuple[int, int]
 """A read in the main graph: (position of the node, number of the input)."""
@@ -71,7 +58,7 @@ class Layer:
 
     @property
     def op(self) -> str:
-        return self.site.proto.op_type
+        return ops.op(self.site)
 
     @property
     def name(self) -> str:
@@ -146,7 +133,7 @@ class Flow:
                 continue
             node = site.proto
             depth = 1 + max((self.depth.get(name, 0) for name in node.input), default=0)
-            behind = node.op_type in OPS or any(n in self._behind_product for n in node.input)
+            behind = ops.op(node) in OPS or any(n in self._behind_product for n in node.input)
             for name in node.output:
                 self.depth[name] = depth
                 if behind:
@@ -182,22 +169,7 @@ class Flow:
 
     def is_dequantized(self, value: str) -> bool:
         """Whether the value comes from a DequantizeLinear, over commuting operators too."""
-        while (site := self.index.producer(value)) is not None:
-            if site.proto.op_type == "DequantizeLinear":
-                return True
-            if not self.commutes(site) or not site.proto.input:
-                return False
-            value = site.proto.input[0]
-        return False
-
-    @staticmethod
-    def commutes(site: NodeSite) -> bool:
-        """Whether the node computes the same from rounded values as it would round: it copies or
-        selects values of its first input."""
-        if site.proto.op_type == "Resize":
-            modes = (a.s for a in site.proto.attribute if a.name == "mode")
-            return next(modes, b"nearest") == b"nearest"
-        return site.proto.op_type in COMMUTING
+        return dq_behind(self.index, value) is not None
 
     def is_first(self, layer: Layer) -> bool:
         """Whether no product stands between a graph input and the layer."""
@@ -209,8 +181,8 @@ class Flow:
         value = layer.site.proto.output[0]
         while (use := self.only_reader(value)) is not None:
             node = use.site.proto
-            is_norm = layer.is_conv and node.op_type == "BatchNormalization" and use.input == 0
-            is_bias = node.op_type == "Add" and self.is_constant(node.input[1 - use.input])
+            is_norm = layer.is_conv and ops.is_onnx(node, "BatchNormalization") and use.input == 0
+            is_bias = ops.is_onnx(node, "Add") and self.is_constant(node.input[1 - use.input])
             if not is_norm and not is_bias:
                 break
             value = node.output[0]
@@ -224,19 +196,16 @@ class Flow:
         """The Add of two activations behind a convolution's own activation, as in YOLO's blocks."""
         value = self.epilogue(layer)
         use = self.only_reader(value)
-        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+        if use is not None and ops.op(use.site) in ACTIVATIONS and use.input == 0:
             return self._add_of(use.site.proto.output[0]) if layer.is_conv else None
         swish = self._swish(value)
         return self._add_of(swish) if layer.is_conv and swish is not None else None
 
     def _add_of(self, value: str) -> Use | None:
         use = self.only_reader(value)
-        if use is None or use.site.proto.op_type != "Add":
+        if use is None or not ops.is_onnx(use.site, "Add"):
             return None
-        shapes = [self.shapes.shape(name) for name in use.site.proto.input]
-        if None in shapes or shapes[0] != shapes[1]:
-            return None  # a broadcast is no residual
-        return use
+        return use if is_residual(self.shapes, use.site) else None
 
     def result(self, layer: Layer) -> str:
         """The value that leaves the fused kernel: epilogue, residual Add, activation."""
@@ -244,7 +213,7 @@ class Flow:
         if (add := self.residual_add(layer)) is not None:
             value = add.site.proto.output[0]
         use = self.only_reader(value)
-        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+        if use is not None and ops.op(use.site) in ACTIVATIONS and use.input == 0:
             return use.site.proto.output[0]
         return self._swish(value) or value
 
@@ -254,28 +223,21 @@ class Flow:
         if not layer.is_conv or self.residual_add(layer) is not None:
             return None
         use = self.only_reader(self.epilogue(layer))
-        while use is not None and use.input == 0 and use.site.proto.op_type in REARRANGING:
+        while use is not None and use.input == 0 and ops.op(use.site) in REARRANGING:
             use = self.only_reader(use.site.proto.output[0])
-        if use is None or use.input or use.site.proto.op_type != "LayerNormalization":
+        if use is None or use.input or not ops.is_onnx(use.site, "LayerNormalization"):
             return None
         return use
 
     def _swish(self, value: str) -> str | None:
-        """x · sigmoid(x), as exporters write it."""
-        readers = [u.site for u in self.readers(value) if not u.site.scope]
-        by_op = {site.proto.op_type: site for site in readers}
-        if self.is_output(value) or len(readers) != 2 or set(by_op) != {"Mul", "Sigmoid"}:
-            return None
-        gate = self.only_reader(by_op["Sigmoid"].proto.output[0])
-        if gate is None or gate.site is not by_op["Mul"]:
-            return None
-        return by_op["Mul"].proto.output[0]
+        mul = swish(self.index, value)
+        return None if mul is None or mul.scope else mul.proto.output[0]
 
     def product_objection(self, site: NodeSite) -> tuple[str, str] | None:
         """(code, reason) why a product of two activations is not quantized on request."""
         if site.scope:
             return "O24-219", "calibration observes the main graph only, this is a body"
-        if site.proto.op_type != "MatMul":
+        if not ops.is_onnx(site, "MatMul"):
             return "O24-213", "both operands are computed at run time"
         if any(self.is_dequantized(name) for name in site.proto.input):
             return "O24-214", "an operand already stands behind Q/DQ"
@@ -327,13 +289,21 @@ class Flow:
         if len(shape) == 1:
             return 1
         if layer.op == "Gemm":
-            transposed = bool(attribute(layer.site, "transA" if layer.use.input else "transB", 0))
+            transposed = bool(
+                ops.attribute(layer.site, "transA" if layer.use.input else "transB", 0)
+            )
             reduced = int(transposed != bool(layer.use.input))
         else:
             reduced = len(shape) - (1 if layer.use.input else 2)
         sizes = [dim for axis, dim in enumerate(shape) if axis != reduced]
         known = [dim for dim in sizes if isinstance(dim, int)]
         return math.prod(known) if len(known) == len(sizes) else None
+
+
+def is_residual(shapes: Shapes, add: NodeSite) -> bool:
+    """Whether an Add sums two tensors of one shape; a broadcast is no residual."""
+    left, right = (shapes.shape(name, add.scope) for name in add.proto.input)
+    return left is not None and left == right
 
 
 @dataclass(frozen=True)
@@ -557,7 +527,7 @@ class Site:
 
     def commutes(self, node: NodeSite) -> bool:
         """Whether pairs of this format move over the node."""
-        return self.flow.commutes(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
+        return crosses(node) and (not self.fp8 or ops.op(node) in FP8_COPIES)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""
@@ -652,7 +622,7 @@ def _move_up(site: Site) -> bool:
         source = above.proto.input[0]
         if not flow.read_only_by(value, edges) or not site.fits(source):
             continue
-        if above.proto.op_type in SELECTING and not site.is_as_narrow(source, value):
+        if ops.op(above) in SELECTING and not site.is_as_narrow(source, value):
             continue
         for rule in placement.rules[value]:
             placement.add(source, [(above.position, 0)], rule)
@@ -670,7 +640,7 @@ def _share_over_concat(site: Site) -> bool:
     flow, placement = site.flow, site.placement
     for value, edges in placement.edges.items():
         above = flow.index.producer(value)
-        if above is None or above.proto.op_type != "Concat":
+        if above is None or not ops.is_onnx(above, "Concat"):
             continue
         inputs = list(above.proto.input)
         seats = [placement.seat(name) for name in inputs]

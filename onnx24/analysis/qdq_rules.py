@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.crossing import ACTIVATIONS, dq_behind, is_quantized_ahead, swish
 from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.placement import OPS as PRODUCTS
+from onnx24.analysis.placement import find_layers, is_residual
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.ops import attribute, is_onnx
 
 __all__ = ["RULES", "Finding", "QdqRule", "Quantized", "findings", "quantized_products"]
 
@@ -32,7 +35,7 @@ _TAKEN = frozenset(
     for name in ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
     if hasattr(TensorProto, name)
 )
-_EPILOGUE = ("Add", "BatchNormalization", "Clip", "LeakyRelu", "Relu")
+_EPILOGUE = ACTIVATIONS | {"Add", "BatchNormalization"}
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -62,6 +65,11 @@ class Quantized:
         index = cache.get(model, Dataflow).index
         return cls(model, index, cache.get(model, Shapes), cache.get(model, WeightUses))
 
+    @cached_property
+    def sparse(self) -> dict[int, list[str]]:
+        """id of the proto of each quantized product with a 2:4 weight → names of such weights."""
+        return _sparse_uses(self)
+
     def constant(self, name: str, scope: str) -> np.ndarray | None:
         """The values behind a name; None where they are computed at run time."""
         key: ValueKey | None = self.index.resolve(name, scope)
@@ -69,7 +77,12 @@ class Quantized:
         return None if tensor is None else self.model.weights.read(tensor)
 
     def is_constant(self, name: str, scope: str) -> bool:
-        return self.index.resolve(name, scope) in self.uses.tensors
+        """Whether a value is stored, or computed from what is stored alone."""
+        key = self.index.resolve(name, scope)
+        return key in self.uses.tensors or key in self.uses.fixed
+
+    def is_output(self, name: str, scope: str) -> bool:
+        return self.index.resolve(name, scope) in self.index.graph_outputs
 
     def readers(self, site: NodeSite) -> list[Use]:
         return [
@@ -80,20 +93,10 @@ class Quantized:
         ]
 
     def dq_behind(self, site: NodeSite, position: int) -> NodeSite | None:
-        """The DequantizeLinear that makes an operand; a Transpose or Reshape may stand between."""
+        """The DequantizeLinear that an operand comes from, over operators that pairs cross."""
         if not _has(site.proto, position):
             return None
-        name, scope = site.proto.input[position], site.scope
-        for _ in range(8):
-            producer = self.index.producer(name, scope)
-            if producer is None or not producer.proto.input:
-                return None
-            if producer.proto.op_type == _DQ:
-                return producer
-            if producer.proto.op_type not in ("Transpose", "Reshape", "Identity", "Squeeze"):
-                return None
-            name, scope = producer.proto.input[0], producer.scope
-        return None
+        return dq_behind(self.index, site.proto.input[position], site.scope)
 
     def is_weight(self, site: NodeSite, position: int, dq: NodeSite | None) -> bool:
         """Whether an operand is constant: stored in float behind Q → DQ, quantized behind DQ, or,
@@ -103,7 +106,7 @@ class Quantized:
             return given and self.is_constant(site.proto.input[position], site.scope)
         name, scope = dq.proto.input[0], dq.scope
         q = self.index.producer(name, scope)
-        if q is not None and q.proto.op_type == _Q:
+        if q is not None and is_onnx(q, _Q):
             name, scope = q.proto.input[0], q.scope
         return self.is_constant(name, scope)
 
@@ -121,7 +124,7 @@ class Quantized:
 
     def element(self, site: NodeSite) -> int | None:
         """The quantized type of a Q or DQ, as TensorProto.DataType."""
-        node, is_q = site.proto, site.proto.op_type == _Q
+        node, is_q = site.proto, is_onnx(site, _Q)
         kind = self.shapes.dtype(node.output[0] if is_q else node.input[0], site.scope)
         if kind is None and is_q and not _has(node, 2):
             return _output_dtype(node)
@@ -133,12 +136,10 @@ def findings(found: Quantized, *, sparse_outputs: bool) -> Iterator[Finding]:
 
     sparse_outputs: the target takes sparse INT8 kernels INT8-out only.
     """
-    sparse = _sparse_uses(found) if sparse_outputs else {}
+    sparse = found.sparse if sparse_outputs else {}
     for site in found.index.nodes:
-        if site.proto.domain not in ("", "ai.onnx"):
-            continue
         for rule in RULES:
-            if site.proto.op_type not in rule.ops:
+            if not is_onnx(site, *rule.ops):
                 continue
             for message in rule.check(found, site):
                 yield Finding(rule=rule.name, code=rule.code, message=message, site=site)
@@ -155,16 +156,8 @@ def findings(found: Quantized, *, sparse_outputs: bool) -> Iterator[Finding]:
 
 def quantized_products(found: Quantized) -> tuple[int, int]:
     """(products with both operands behind DQ, products with a constant weight)."""
-    quantized = total = 0
-    for site in found.index.nodes:
-        if site.proto.op_type not in PRODUCTS or site.proto.domain not in ("", "ai.onnx"):
-            continue
-        operands = found.operands(site)
-        if not any(found.is_weight(site, i, operands[i]) for i in (0, 1)):
-            continue
-        total += 1
-        quantized += all(operands)
-    return quantized, total
+    sites = {id(layer.site.proto): layer.site for layer in find_layers(found.uses)}
+    return sum(all(found.operands(site)) for site in sites.values()), len(sites)
 
 
 # --- Q and DQ --------------------------------------------------------------------------------
@@ -177,7 +170,7 @@ def _zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _implied_zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if not _has(site.proto, 2) and not _attribute(site.proto, "block_size", 0):
+    if not _has(site.proto, 2) and not attribute(site, "block_size", 0):
         yield f"{site.proto.op_type} has no zero point"
 
 
@@ -196,8 +189,8 @@ def _activation_scale(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _unpaired(found: Quantized, site: NodeSite) -> Iterator[str]:
-    ops = {use.site.proto.op_type for use in found.readers(site)}
-    if others := sorted(ops - {_DQ}):
+    readers = (use.site for use in found.readers(site))
+    if others := sorted({each.proto.op_type for each in readers if not is_onnx(each, _DQ)}):
         yield f"its result is read by {', '.join(others)}"
 
 
@@ -206,7 +199,7 @@ def _integer_bias(found: Quantized, site: NodeSite) -> Iterator[str]:
     if found.element(site) != TensorProto.INT32:
         return
     readers = found.readers(site)
-    if not readers or any(use.site.proto.op_type in PRODUCTS for use in readers):
+    if not readers or any(is_onnx(use.site, *PRODUCTS) for use in readers):
         return
     yield "INT32 stands behind DequantizeLinear"
 
@@ -217,7 +210,7 @@ def _integer_operator(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _bias(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if site.proto.op_type != "MatMul" and found.dq_behind(site, 2):
+    if not is_onnx(site, "MatMul") and found.dq_behind(site, 2):
         yield f"the bias of {site.proto.op_type} is behind DQ"
 
 
@@ -231,9 +224,9 @@ def _weight_axis(found: Quantized, site: NodeSite) -> Iterator[str]:
             continue
         direct = found.index.producer(site.proto.input[i], site.scope) is dq
         shape = found.shapes.shape(site.proto.input[i], site.scope)
-        if rank != 1 or not direct or _attribute(dq.proto, "block_size", 0) or not shape:
+        if rank != 1 or not direct or attribute(dq, "block_size", 0) or not shape:
             continue
-        axis, expected = _attribute(dq.proto, "axis", 1), channel_axis(site, i, len(shape))
+        axis, expected = attribute(dq, "axis", 1), channel_axis(site, i, len(shape))
         if axis % len(shape) != expected:
             yield f"the weight is quantized along axis {axis}, expected {expected}"
 
@@ -249,30 +242,56 @@ def _one_sided(found: Quantized, site: NodeSite) -> Iterator[str]:
     if _is_int4(found, dq):
         return
     q = found.index.producer(dq.proto.input[0], dq.scope)
+    above = None if q is None else _fused(found, q.proto.input[0], q.scope, PRODUCTS)
     is_weighted = any(found.is_weight(site, i, operands[i]) for i in (0, 1))
-    if not is_weighted and q is not None and _is_fused(found, q.proto.input[0], q.scope, PRODUCTS):
-        return  # attention in float, behind a product that is INT8-out
+    if above is not None and (not is_weighted or id(above.proto) in found.sparse):
+        return  # a product in float behind one that is INT8-out, which is what the pair is for
     yield f"only input {which} of {site.proto.op_type} is quantized"
 
 
 def _residual(found: Quantized, site: NodeSite) -> Iterator[str]:
     """Conv → Q → DQ → Add, where the Add's other operand is computed, and is not the result of a
-    convolution that the sum is fused to (of two convolutions one must be the skip branch)."""
+    convolution that the sum is fused to (of two convolutions one must be the skip branch, and one
+    that feeds the other can't be the last)."""
     if not all(found.operands(site)):
         return
-    for use in found.readers(_end_of_convolution(found, site)):
-        if use.site.proto.op_type != _Q:
-            continue
-        for dq in found.readers(use.site):
-            for add in found.readers(dq.site):
-                if add.site.proto.op_type != "Add":
-                    continue
-                other = add.site.proto.input[1 - add.input]
-                if found.is_constant(other, add.site.scope):
-                    continue
-                if not _is_fused(found, other, add.site.scope):
-                    yield f"a pair stands between it and the Add {add.site.name!r}"
-                    return
+    add = _add_behind_a_pair(found, _end_of_convolution(found, site))
+    if add is None or found.is_constant(add.site.proto.input[1 - add.input], add.site.scope):
+        return
+    if not is_residual(found.shapes, add.site):
+        return
+    other = _fused(found, add.site.proto.input[1 - add.input], add.site.scope)
+    if other is None or _feeds(found, other, site):
+        yield f"a pair stands between it and the Add {add.site.name!r}"
+
+
+def _add_behind_a_pair(found: Quantized, site: NodeSite) -> Use | None:
+    """The Add that alone reads what a pair makes of the node's result, which nothing else reads:
+    what others see leaves the kernel anyway."""
+    for name in (_Q, _DQ):
+        (use,) = readers if len(readers := found.readers(site)) == 1 else (None,)
+        if use is None or not is_onnx(use.site, name) or use.input:
+            return None
+        site = use.site
+    readers = found.readers(site)
+    return readers[0] if len(readers) == 1 and is_onnx(readers[0].site, "Add") else None
+
+
+def _feeds(found: Quantized, first: NodeSite, last: NodeSite) -> bool:
+    """Whether one node's result reaches another, in one scope."""
+    waiting, seen = [last], set()
+    while waiting:
+        site = waiting.pop()
+        for name in site.proto.input:
+            above = found.index.producer(name, site.scope) if name else None
+            if above is first:
+                return True
+            if above is None or above.scope != first.scope or above.position < first.position:
+                continue
+            if above.position not in seen:
+                seen.add(above.position)
+                waiting.append(above)
+    return False
 
 
 def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
@@ -282,37 +301,37 @@ def _end_of_convolution(found: Quantized, site: NodeSite) -> NodeSite:
         if len(readers) != 1:
             return site
         use = readers[0]
-        op = use.site.proto.op_type
-        if op == "Add":
+        if is_onnx(use.site, "Add"):
             other = use.site.proto.input[1 - use.input]
             if not found.is_constant(other, use.site.scope):
                 return site
-        elif op != "BatchNormalization" or use.input:
+        elif not is_onnx(use.site, "BatchNormalization") or use.input:
             return site
         site = use.site
 
 
-def _is_fused(
+def _fused(
     found: Quantized, name: str, scope: str, ops: Collection[str] = ("Conv", "ConvTranspose")
-) -> bool:
-    """Whether a value comes from a quantized product with nothing but its epilogue between."""
+) -> NodeSite | None:
+    """The quantized product that a value comes from with nothing but its epilogue between."""
     producer = found.index.producer(name, scope)
-    while producer is not None and producer.proto.op_type in _EPILOGUE:
+    while producer is not None and is_onnx(producer, *_EPILOGUE):
         computed = [
             value
             for value in producer.proto.input
             if value and not found.is_constant(value, producer.scope)
         ]
         if len(computed) != 1:
-            return False
+            return None
         producer = found.index.producer(computed[0], producer.scope)
-    return producer is not None and producer.proto.op_type in ops and all(found.operands(producer))
+    if producer is None or not is_onnx(producer, *ops) or not all(found.operands(producer)):
+        return None
+    return producer
 
 
 # --- 2:4 -------------------------------------------------------------------------------------
 # Source: NVIDIA Model-Optimizer pull request 1664 (none of 196 layers without a pair behind them).
 def _sparse_uses(found: Quantized) -> dict[int, list[str]]:
-    """id of the proto of each quantized product with a 2:4 weight → names of such weights."""
     sparse: dict[int, list[str]] = {}
     for key, uses in found.uses.uses.items():
         grouped = [u for u in uses if u.kind == "product" and u.k_axis_consumer is not None]
@@ -327,7 +346,7 @@ def _sparse_uses(found: Quantized) -> dict[int, list[str]]:
 
 def _is_quantized(found: Quantized, use: WeightUse) -> bool:
     site = use.consumer
-    if site is None or site.proto.op_type not in PRODUCTS:
+    if site is None or not is_onnx(site, *PRODUCTS):
         return False
     return all(found.operands(site))
 
@@ -337,15 +356,23 @@ def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
 
 
 def _is_quantized_behind(found: Quantized, site: NodeSite) -> bool:
-    """Whether the end of the product's epilogue is read by QuantizeLinear alone; a graph output
-    may stay float."""
+    """Whether the end of the product's epilogue is read by QuantizeLinear alone; what leaves the
+    graph, as its output or for a body, may stay float."""
     while True:
-        readers = found.readers(site)
-        if all(use.site.proto.op_type == _Q for use in readers):
+        name = site.proto.output[0]
+        if found.is_output(name, site.scope):
             return True
-        if len(readers) != 1 or readers[0].site.proto.op_type not in _EPILOGUE:
+        if is_quantized_ahead(found.index, name, site.scope):
+            return True
+        readers = found.readers(site)
+        if any(use.site.scope != site.scope for use in readers):
+            return True
+        if (mul := swish(found.index, name, site.scope)) is not None:
+            site = mul
+        elif len(readers) == 1 and is_onnx(readers[0].site, *_EPILOGUE):
+            site = readers[0].site
+        else:
             return False
-        site = readers[0].site
 
 
 # --- the table -------------------------------------------------------------------------------
@@ -452,14 +479,7 @@ def _is_int4(found: Quantized, dq: NodeSite) -> bool:
 
 def _output_dtype(node: NodeProto) -> int:
     """*Source:* ONNX QuantizeLinear: UINT8 where neither output_dtype nor a zero point is given."""
-    return int(_attribute(node, "output_dtype", 0)) or TensorProto.UINT8
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name and attribute.type == AttributeProto.INT:
-            return attribute.i
-    return default
+    return int(attribute(node, "output_dtype", 0)) or TensorProto.UINT8
 
 
 def _has(node: NodeProto, position: int) -> bool:

@@ -69,10 +69,12 @@ MaxDrop = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--max-drop",
-        metavar="METRIC=NUMBER",
+        metavar="METRIC=NUMBER[@OUTPUT]",
         help="Limits that every output must meet, joined by commas: max-abs, rel-l2 and top1 (the "
         "share of samples whose largest class changes) at most; sqnr (in dB) and cosine at least. "
-        "For instance sqnr=20,top1=0.01. Unmet: exit code 1.",
+        "@OUTPUT: only for that output, or inner value of the main graph. For instance "
+        "sqnr=20,top1=0.01@scores. A run whose shapes differ, or with a NaN, meets none. Unmet: "
+        "exit code 1.",
         show_default=False,
     ),
 ]
@@ -91,6 +93,16 @@ External = Annotated[
         "--external",
         help="Where large weights go: as in the input (or beside the model above 2 GiB), into the "
         "model, or into OUT.data beside it.",
+    ),
+]
+GuardMode = Annotated[
+    str,
+    typer.Option(
+        "--guard",
+        metavar="off|on|each",
+        help="Run the model before and after passes that say that they keep its function, in ONNX "
+        "Runtime on a few samples (of --calib, else random ones), and take back what does not; "
+        "each: look at every pass by itself.",
     ),
 ]
 Provenance = Annotated[

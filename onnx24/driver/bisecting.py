@@ -20,7 +20,7 @@ from onnx24.ir.model import Model
 from onnx24.passmgr.bisect import BisectResult, Oracle, Outcome, Probe, command
 from onnx24.passmgr.bisect import bisect as search
 from onnx24.passmgr.pipeline import Pipeline, parse
-from onnx24.report.limits import Limit, check_limits
+from onnx24.report.limits import Limit, check_limits, named_values
 
 if TYPE_CHECKING:
     from onnx24.passmgr.base import Pass
@@ -96,7 +96,8 @@ def _within(reference: Model, data: Calibration, limits: Sequence[Limit]) -> Ora
     from onnx24.runtime.compare import compare
 
     def oracle(model: Model) -> Outcome:
-        results = check_limits(limits, compare(reference, model, data).outputs)
+        found = compare(reference, model, data, also=named_values(limits))
+        results = check_limits(limits, found.outputs, found.names)
         unmet = [result for result in results if not result.met]
         if unmet:
             return Outcome(False, unmet[0].unmet().message)

@@ -7,11 +7,11 @@ from typing import Any
 
 from onnx import TensorProto
 
+from onnx24.diagnostics import Severity
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.progress import ProgressLike, reporter
 from onnx24.driver.result import Documented, Rows
 from onnx24.driver.samples import (
-    NO_ACCURACY,
     DataLike,
     LimitsLike,
     ShapesLike,
@@ -19,11 +19,10 @@ from onnx24.driver.samples import (
     limits_of,
     load_samples,
     profiles_of,
-    random_warning,
 )
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
-from onnx24.report.limits import LimitResult, check_limits
+from onnx24.report.limits import LimitResult, check_limits, named_values
 from onnx24.report.model import DataFacts
 from onnx24.report.text import render_comparison, render_limits
 from onnx24.runtime.compare import Comparison
@@ -41,8 +40,8 @@ class Compared(Documented):
 
     @property
     def met(self) -> bool:
-        """Whether every limit is met."""
-        return all(result.met for result in self.limits)
+        """Whether every limit is met, and no finite value was lost."""
+        return all(item.severity is not Severity.ERROR for item in self.diagnostics)
 
     @property
     def rows(self) -> Rows:
@@ -83,12 +82,13 @@ def compare(
     model, other = first.load(), second.load()
     samples = load_samples(given, model, profiles, seed)
     with reporter(progress).waiting("running both models"):
-        comparison = run_both(model, other, samples)
+        comparison = run_both(model, other, samples, also=named_values(limits))
         inner = None
         if layers:
             inner = run_both(model, other, samples, outputs=common_values(model, other))
-    results = check_limits(limits, comparison.outputs)
-    unmet = [result.unmet() for result in results if not result.met]
+    results = check_limits(limits, comparison.outputs, comparison.names)
+    said = [*comparison.findings(), *comparison.breaches()]
+    said += [result.unmet() for result in results if not result.met]
     document: dict[str, Any] = {
         "a": first.name,
         "b": second.name,
@@ -96,12 +96,12 @@ def compare(
         "comparison": comparison.to_json(),
         "layers": None if inner is None else inner.to_json(),
         "limits": [result.to_json() for result in results],
-        "met": not unmet,
+        "met": all(result.met for result in results),
     }
     return Compared(
         document=document,
         text=_text(document, results),
-        diagnostics=(*random_warning(samples, NO_ACCURACY), *unmet),
+        diagnostics=tuple(said),
         comparison=comparison,
         layers=inner,
         limits=tuple(results),

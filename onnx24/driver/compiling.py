@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
+from onnx24.analysis.coverage import covered
 from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
@@ -23,24 +24,23 @@ from onnx24.driver.progress import ProgressLike, Reporter, reporter
 from onnx24.driver.record import Clock, Recorder, judge
 from onnx24.driver.result import Result
 from onnx24.driver.samples import (
-    NO_ACCURACY,
     DataLike,
     LimitsLike,
     ShapesLike,
     limits_of,
     load_samples,
     profiles_of,
-    random_warning,
 )
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.model import External, Model
 from onnx24.passmgr import manager
 from onnx24.passmgr.base import Pass
+from onnx24.passmgr.guard import Guard, guard_of
 from onnx24.passmgr.instrument import Instrument
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
-from onnx24.report.limits import Limit, LimitResult, check_limits
+from onnx24.report.limits import Limit, LimitResult, check_limits, named_values
 from onnx24.report.model import DataFacts, ModelFacts, build_report
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def optimize(
     seed: int = 0,
     shapes: ShapesLike = None,
     verify: bool = True,
+    guard: str = "off",
     stop_after: int | None = None,
     instruments: Sequence[Instrument] = (),
     external: External = "auto",
@@ -94,7 +95,9 @@ def optimize(
     pipeline: text such as "canonicalize,prune24{include=encoder.*},check24" or "@sparse", or
     passes. output: a file to write the model into; without it nothing is written, and
     `Result.save` does. calib: calibration data (docs/api.md says in which forms). stop_after:
-    transform no more than so many sites. instruments: what watches the passes. reproducer_dir:
+    transform no more than so many sites. guard: "on" runs the model before and after passes that
+    say that they keep its function, and takes back what does not; "each" looks at every pass by
+    itself. instruments: what watches the passes. reproducer_dir:
     where a folder that replays a fault of onnx24 goes; without it the exception can write one.
     progress: a function that is called with each `Progress`.
 
@@ -129,6 +132,7 @@ def optimize(
         calibration=calibration,
         instruments=instruments,
         verify=verify,
+        guard=_guard(guard),
         site_limit=stop_after,
         progress=shows.progress,
         work_dir=folder,
@@ -136,7 +140,8 @@ def optimize(
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    recorder.record(result, row, calibration, verdicts)
+    found = covered(made, row)
+    recorder.record(result, row, calibration, verdicts, found)
     if output is not None:
         made.save(output, external=external)
     report = build_report(
@@ -147,6 +152,7 @@ def optimize(
         output=_written(output),
         written=output is not None,
         verdicts=verdicts,
+        found=found,
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
@@ -157,6 +163,14 @@ def _pipeline(given: str | Pass | Iterable[Pass]) -> Pipeline:
     if isinstance(given, str):
         return parse(given)
     return Pipeline((given,) if isinstance(given, Pass) else tuple(given))
+
+
+def _guard(mode: str) -> Guard | None:
+    """Raises: InputError O24-043."""
+    try:
+        return guard_of(mode)
+    except ValueError as err:
+        raise usage(f"guard: {err}", "see --help") from err
 
 
 def _log_run(result: manager.RunResult) -> None:
@@ -187,6 +201,7 @@ def compile(
     external: External = "auto",
     provenance: str = "auto",
     verify: bool = True,
+    guard: str = "on",
     memory: str | int = DEFAULT_MEMORY,
     workers: int | None = None,
     executor: str = "local",
@@ -205,11 +220,13 @@ def compile(
     max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
     by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
+    guard: "on", "off" or "each", as for `optimize`.
     memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
     progress: a function that is called with each `Progress`.
 
-    Raises: InputError; NotMetError where a limit is not met, BackendError where no engine could be
-    built, both with the finished `.result`; InternalError for a fault of onnx24.
+    Raises: InputError; NotMetError where a limit is not met or finite values are lost, BackendError
+    where no engine could be built, both with the finished `.result`; InternalError for a fault of
+    onnx24.
 
     >>> import numpy as np, onnx24
     >>> from onnx24.testing.generate import mlp
@@ -242,7 +259,7 @@ def compile(
         plan = replace(plan, profiles=completed(inputs, plan.profiles, calibration, original))
         resolve_profiles(inputs, plan.profiles)
     with plan.shows.waiting("loading into ONNX Runtime"):
-        _must_run(original)
+        _must_run(original, named_values(plan.limits))
     verdicts = judge(original, plan.target)
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
     held_out = load_samples(data, original, plan.profiles, seed)
@@ -258,15 +275,19 @@ def compile(
         target=plan.target,
         calibration=calibration,
         verify=verify,
+        guard=_guard(guard),
         progress=plan.shows.progress,
         work_dir=folder,
         resources=resources,
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    recorder.record(result, plan.target, calibration, verdicts)
+    found = covered(compiled, plan.target)
+    recorder.record(result, plan.target, calibration, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]
+    unmet += [item for item in notes if item.severity is Severity.ERROR]
+    notes = [item for item in notes if item.severity is not Severity.ERROR]
     built: BuildResult | None = None
     document, failure = None, None
     if not unmet:
@@ -283,6 +304,7 @@ def compile(
         output=None if unmet else _written(output),
         written=output is not None,
         verdicts=verdicts,
+        found=found,
         data=used,
         comparison=comparison,
         limits=limits,
@@ -357,11 +379,14 @@ def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool)
     return f"@{preset}"
 
 
-def _must_run(model: Model) -> None:
-    """Raises: InputError O24-016 where ONNX Runtime refuses the model."""
+def _must_run(model: Model, named: Sequence[str] = ()) -> None:
+    """Raises: InputError O24-016 where ONNX Runtime refuses the model, O24-039 where it has no
+    value of a name in `named`."""
+    from onnx24.runtime.compare import require_values
     from onnx24.runtime.session import Session
 
     Session(model, None)
+    require_values(model, named)
 
 
 def _data(
@@ -403,16 +428,16 @@ def _compare(
         raise InternalError.of(
             "O24-900",
             f"the compiled model is refused: {message}",
-            hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
+            hint="`onnx24 opt --guard each` with this pipeline names the pass; please report it",
         ) from err
     if data is None:
         return None, [], []
     from onnx24.runtime.compare import compare
 
     with plan.shows.waiting("comparing with the original"):
-        comparison = compare(original, compiled, data)
-    notes = random_warning(data, NO_ACCURACY)
-    return comparison, check_limits(plan.limits, comparison.outputs), notes
+        comparison = compare(original, compiled, data, also=named_values(plan.limits))
+    results = check_limits(plan.limits, comparison.outputs, comparison.names)
+    return comparison, results, [*comparison.findings(), *comparison.breaches()]
 
 
 def _build(

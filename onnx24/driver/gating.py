@@ -12,12 +12,10 @@ from onnx24.driver.models import ModelLike, Source, load
 from onnx24.driver.progress import ProgressLike, reporter
 from onnx24.driver.result import MadeAndDocumented, PathLike
 from onnx24.driver.samples import (
-    NO_ACCURACY,
     DataLike,
     ShapesLike,
     load_samples,
     profiles_of,
-    random_warning,
 )
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
@@ -118,7 +116,7 @@ def give_back(
         name=name,
         decisions=decisions,
         text=render_gate(decisions, comparisons, said),
-        diagnostics=() if samples is None else tuple(random_warning(samples, NO_ACCURACY)),
+        diagnostics=tuple(comparisons["gated"].findings()) if comparisons else (),
         document={
             "model": source.name,
             "dense": None if original is None else original.name,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from onnx24.backends.base import Profile, parse_shapes
-from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
 from onnx24.runtime.data import Calibration, load_data
@@ -31,7 +30,7 @@ ShapesLike = Mapping[str, Sizes] | Iterable[str] | None
 """Sizes of dynamic inputs: name → sizes, or → (smallest, tuned for, largest); or the command line's
 `NAME:SHAPE`."""
 LimitsLike = Mapping[str, float] | Iterable[str] | str | None
-"""Limits of the comparison: metric → bound, or `METRIC=NUMBER` texts."""
+"""Limits of the comparison: metric or metric@output → bound, or `METRIC=NUMBER@OUTPUT` texts."""
 
 
 def profiles_of(shapes: ShapesLike) -> dict[str, Profile]:
@@ -56,8 +55,13 @@ def limits_of(limits: LimitsLike) -> list[Limit]:
     from onnx24.report.limits import parse_limits
 
     if isinstance(limits, Mapping):
-        limits = [f"{name}={bound}" for name, bound in limits.items()]
+        limits = [_limit_text(name, bound) for name, bound in limits.items()]
     return parse_limits([limits] if isinstance(limits, str) else limits or ())
+
+
+def _limit_text(name: str, bound: float) -> str:
+    metric, at, output = name.partition("@")
+    return f"{metric}={bound}{at}{output}"
 
 
 @overload
@@ -117,16 +121,6 @@ def _function(path: str, name: str) -> Callable[[], Any]:
 
     samples.__qualname__ = f"{Path(path).name}:{name}"
     return samples
-
-
-def random_warning(data: Calibration, says: str) -> list[Diagnostic]:
-    """O24-034 where the samples are random: what they then do not tell."""
-    if not data.is_random:
-        return []
-    return [diagnostic("O24-034", f"{data.describe()}: {says}", severity=Severity.WARNING)]
-
-
-NO_ACCURACY = "the comparison says nothing about accuracy"
 
 
 def data_beside(model: Path | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -42,7 +44,7 @@ def _summary(report: Report) -> str:
         before, after = report.source.nbytes, report.output.nbytes
         numbers.append(("of the input's size", share_text(after, before)))
     if report.comparison:
-        worst = max(report.comparison["outputs"], key=lambda o: _float(o["rel_l2"]) or 0.0)
+        worst = max(report.comparison["outputs"], key=_badness)
         numbers.append(("SQNR of the worst output [dB]", number_text(_float(worst["sqnr_db"]), 4)))
         agreement = worst.get("top1_agreement")
         if agreement is not None:
@@ -224,6 +226,12 @@ def _step_lines(line: WeightLine) -> str:
     )
 
 
+def _badness(out: Mapping[str, Any]) -> float:
+    """As OutputDiff.badness."""
+    rel_l2 = float(out["rel_l2"])
+    return math.inf if math.isnan(rel_l2) else rel_l2
+
+
 # --- accuracy and engine ----------------------------------------------------------------------
 
 
@@ -237,10 +245,12 @@ def _comparison(report: Report) -> str:
                 number(out.get(key), number_text(_float(out.get(key)), 6))
                 for key in ("max_abs", "rel_l2", "cosine", "sqnr_db", "top1_agreement")
             ),
+            cell(f"{out['compared']} of {out['runs']}"),
         ]
         for out in report.comparison["outputs"]
     ]
     header = ["output", "max abs", "relative L2", "cosine", "SQNR dB", "top-1 agreement"]
+    header.append("runs compared")
     text = f"<h3>Original and result on {report.comparison['samples']} samples</h3>"
     text += table(header, rows)
     if report.limits:
@@ -250,11 +260,14 @@ def _comparison(report: Report) -> str:
                 number(r.value, number_text(r.value)),
                 cell(r.required),
                 cell(r.output),
+                cell(f"{r.compared} of {r.runs}"),
                 cell("met" if r.met else "not met", kind="" if r.met else "unmet"),
             ]
             for r in report.limits
         ]
-        text += "<h3>Limits</h3>" + table(["limit", "measured", "required", "output", ""], limits)
+        text += "<h3>Limits</h3>" + table(
+            ["limit", "measured", "required", "output", "runs compared", ""], limits
+        )
     return text
 
 

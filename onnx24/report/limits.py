@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.errors import InputError
-
-
-class Diff(Protocol):
-    """One output of a numeric comparison, as `runtime.compare` measures it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def max_abs(self) -> float | None: ...
-    @property
-    def rel_l2(self) -> float | None: ...
-    @property
-    def cosine(self) -> float | None: ...
-    @property
-    def sqnr_db(self) -> float | None: ...
-    @property
-    def top1_agreement(self) -> float | None: ...
+from onnx24.runtime.difference import OutputDiff
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`field` of a Diff; `at_least`: larger is better; `low` and `high` bound a sensible limit."""
+    """`field` of an OutputDiff; `at_least`: larger is better; `low` and `high` bound a sensible
+    limit."""
 
     field: str
     at_least: bool
@@ -59,28 +45,41 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Limit:
-    """`bound` as the user gave it; for top1 it is the share that may change."""
+    """`bound` as the user gave it; for top1 it is the share that may change. output: the output, or
+    inner value, that it is for; every output where ""."""
 
     metric: str
     bound: float
+    output: str = ""
 
     def __str__(self) -> str:
-        return f"{self.metric}={self.bound:g}"
+        return f"{self.metric}={self.bound:g}" + (f"@{self.output}" if self.output else "")
 
     @property
     def threshold(self) -> float:
         """What the measured value is compared with."""
         return 1 - self.bound if self.metric == "top1" else self.bound
 
+    def is_for(self, name: str, outputs: Sequence[str]) -> bool:
+        """Whether it judges the value `name` of a model of these outputs."""
+        wanted = (self.output,) if self.output else outputs
+        return any(name == one or name.startswith(f"{one}[") for one in wanted)
+
 
 @dataclass(frozen=True)
 class LimitResult:
-    """The worst output under one limit. `value` is None where no output has the metric."""
+    """The worst output under one limit. `value` is None where no output has the metric. compared,
+    runs: in how many of how many runs that output was compared in full; unlike: runs whose shapes
+    differ; gap: why not in all."""
 
     limit: Limit
     output: str
     value: float | None
     met: bool
+    compared: int = 0
+    runs: int = 0
+    unlike: int = 0
+    gap: str = ""
 
     @property
     def required(self) -> str:
@@ -97,12 +96,15 @@ class LimitResult:
             "output": self.output,
             "value": self.value,
             "met": self.met,
+            "compared": self.compared,
+            "runs": self.runs,
         }
 
     def unmet(self) -> Diagnostic:
         """The diagnostic O24-600 for a limit that is not met."""
         metric = METRICS[self.limit.metric]
         relation = "at least" if metric.at_least else "at most"
+        hint = "raise the limit, calibrate on more samples, or exclude sensitive layers"
         if self.value is None:
             message = f"--max-drop {self.limit}: no output has a {metric.field}"
         else:
@@ -110,34 +112,46 @@ class LimitResult:
                 f"--max-drop {self.limit}: {metric.field} is {self.value:.6g}, "
                 f"expected {relation} {self.limit.threshold:g}"
             )
+        if self.gap:
+            message += f"; {self.gap}"
+        if self.unlike:
+            hint = (
+                f"name the output to judge, or a value before the operator that selects: "
+                f"{self.limit.metric}={self.limit.bound:g}@NAME"
+            )
         return diagnostic(
             "O24-600",
             message,
             severity=Severity.ERROR,
             tensor=self.output,
             facts=self.to_json(),
-            hint="raise the limit, calibrate on more samples, or exclude sensitive layers",
+            hint=hint,
         )
 
 
+_BETWEEN = re.compile(r",(?=[^,@=]*=|\s*$)")
+"""A comma between limits; others belong to the name of an output."""
+
+
 def parse_limits(texts: Iterable[str]) -> list[Limit]:
-    """Limits from `NAME=NUMBER`, several joined by commas.
+    """Limits from `METRIC=NUMBER` and `METRIC=NUMBER@OUTPUT`, several joined by commas.
 
     Raises: InputError O24-043, with the nearest name.
     """
-    found: dict[str, Limit] = {}
+    found: dict[tuple[str, str], Limit] = {}
     for text in texts:
-        for part in filter(None, (piece.strip() for piece in text.split(","))):
-            name, equals, number = (piece.strip() for piece in part.partition("="))
+        for part in filter(None, (piece.strip(" ,") for piece in _BETWEEN.split(text))):
+            name, equals, rest = (piece.strip() for piece in part.partition("="))
+            number, _, output = (piece.strip() for piece in rest.partition("@"))
             if name not in METRICS:
                 near = difflib.get_close_matches(name, METRICS, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise _bad(f"there is no metric {name!r}", f"{hint}it is one of {_names()}")
-            if name in found:
-                raise _bad(f"{name!r} is given twice", "keep one of them")
+            if (name, output) in found:
+                raise _bad(f"{name!r} is given twice", "keep one of them, or name outputs: @OUTPUT")
             if not equals:
                 raise _bad(f"{name!r} has no value", f"write {name}=NUMBER")
-            found[name] = Limit(name, _number(name, number))
+            found[name, output] = Limit(name, _number(name, number), output)
     return list(found.values())
 
 
@@ -164,25 +178,55 @@ def _names() -> str:
     return ", ".join(METRICS)
 
 
-def check_limits(limits: Sequence[Limit], outputs: Sequence[Diff]) -> list[LimitResult]:
-    """Each limit against its worst output; a value that is not a number meets nothing."""
+def named_values(limits: Iterable[Limit]) -> list[str]:
+    """The outputs and inner values that limits name."""
+    return list(dict.fromkeys(limit.output for limit in limits if limit.output))
+
+
+def check_limits(
+    limits: Sequence[Limit], outputs: Sequence[OutputDiff], names: Sequence[str] | None = None
+) -> list[LimitResult]:
+    """Each limit against its worst output. A value that is not a number meets nothing, and a limit
+    is met by values that were compared only: `OutputDiff.is_complete`, but that the share of
+    equal classes counts the others as changed.
+
+    names: of the model's outputs, which a limit that names none is for; all where None.
+    """
     results = []
     for limit in limits:
         metric = METRICS[limit.metric]
+        every = [out.name for out in outputs] if names is None else names
         measured = [
-            (float(value), diff.name)
-            for diff in outputs
-            if (value := getattr(diff, metric.field)) is not None
+            (float(value), out)
+            for out in outputs
+            if limit.is_for(out.name, every) and (value := getattr(out, metric.field)) is not None
         ]
         if not measured:
-            results.append(LimitResult(limit, "", None, False))
+            results.append(LimitResult(limit, limit.output, None, False))
             continue
-        sign = 1 if metric.at_least else -1
-        value, output = min(
-            measured, key=lambda pair: -math.inf if math.isnan(pair[0]) else sign * pair[0]
-        )
+        value, worst = min(measured, key=lambda pair: _merit(limit, *pair))
         # A share counted in samples must meet a limit of exactly that share.
         slack = 1e-12 * max(1.0, abs(limit.threshold))
-        met = sign * value >= sign * limit.threshold - slack
-        results.append(LimitResult(limit, output, value, met))
+        sign = 1 if metric.at_least else -1
+        met = _merit(limit, value, worst) >= sign * limit.threshold - slack
+        results.append(
+            LimitResult(
+                limit,
+                worst.name,
+                value,
+                met,
+                compared=worst.compared,
+                runs=worst.runs,
+                unlike=worst.unlike,
+                gap=worst.gap,
+            )
+        )
     return results
+
+
+def _merit(limit: Limit, value: float, out: OutputDiff) -> float:
+    """Larger is better; minus infinity for what meets nothing."""
+    told = limit.metric == "top1" or out.is_complete
+    if math.isnan(value) or not told:
+        return -math.inf
+    return value if METRICS[limit.metric].at_least else -value

@@ -57,6 +57,9 @@ def _head(report: Report) -> str:
             )
         )
     rows.append(("2:4", _coverage(report)))
+    if guard := report.run.get("guard"):
+        checked = ", ".join(guard["checked"]) or "nothing"
+        rows.append(("guard", f"compared {checked}: {guard['cpu_seconds']:.2f} s of CPU time"))
     title = f"onnx24 {report.version} {report.command}: {report.status}"
     width = max(len(label) for label, _ in rows)
     lines = [title]
@@ -105,6 +108,8 @@ def _passes(report: Report) -> str:
         did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
         what = textwrap.wrap(numbers or _actions(did), room) or [""]
         changed = "+".join(entry["changed"]) or "nothing"
+        if entry.get("rolled_back"):
+            changed = "taken back"
         rows.append((entry["pass"], "–" if seconds is None else f"{seconds:.2f}", changed, what[0]))
         rows += [("", "", "", more) for more in what[1:]]
     if not rows:
@@ -248,10 +253,19 @@ def _comparison(report: Report) -> str:
 def render_limits(limits: Sequence[LimitResult]) -> str:
     """Every limit with the worst output under it."""
     rows = [
-        (str(r.limit), number_text(r.value), r.required, r.output, "met" if r.met else "NOT MET")
+        (
+            str(r.limit),
+            number_text(r.value),
+            r.required,
+            r.output,
+            f"{r.compared} of {r.runs}",
+            "met" if r.met else "NOT MET",
+        )
         for r in limits
     ]
-    return "limits\n" + table(("limit", "measured", "required", "output", ""), rows, right=(1,))
+    return "limits\n" + table(
+        ("limit", "measured", "required", "output", "runs", ""), rows, right=(1,)
+    )
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -265,12 +279,13 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
             number_text(_float(out.get("cosine")), 6),
             number_text(_float(out.get("sqnr_db"))),
             number_text(_float(out.get("top1_agreement"))),
+            f"{out['compared']} of {out['runs']}",
         )
         for out in comparison["outputs"]
     ]
-    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1")
+    header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1", "runs")
     title = f"original and result on {comparison['samples']} samples"
-    return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6))
+    return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6, 7))
 
 
 def _float(value: Any) -> float | None:

@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Accumulator", "Differences", "OutputDiff", "difference", "is_float", "mean_rel_l2"]
+__all__ = [
+    "Accumulator",
+    "Differences",
+    "OutputDiff",
+    "difference",
+    "is_float",
+    "leaves",
+    "mean_rel_l2",
+    "widened",
+]
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -34,7 +43,7 @@ class OutputDiff:
     NaN, an infinity or a string is met by something else, or elements of runs whose shapes differ.
     They make max_abs and rel_l2 infinite, sqnr_db minus infinity and cosine NaN. undefined:
     elements that are NaN in both, of which the four say nothing; they are NaN where no element
-    was compared.
+    was compared. lost: elements that are finite in `a` and NaN or infinite in `b`.
     """
 
     name: str
@@ -46,6 +55,7 @@ class OutputDiff:
     shape: tuple[int, ...]
     mismatches: int = 0
     undefined: int = 0
+    lost: int = 0
     elements: int = 0
     runs: int = 1
     compared: int = 1
@@ -115,23 +125,23 @@ class Differences:
     def add(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         """One run's outputs by name, as Session.run gives them; those of `a` are judged."""
         for name, value in a.items():
-            for label, x, y in _leaves(name, value, b[name]):
+            for label, x, y in leaves(name, value, b[name]):
                 self._sums.setdefault(label, Accumulator()).add(x, y)
 
     def results(self) -> list[OutputDiff]:
         return [self._sums[name].result(name) for name in self._sums]
 
 
-def _leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The arrays of an output. An element that one side lacks is compared with an empty array."""
     nothing = np.zeros(0)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         for i in range(max(len(a), len(b))):
             x, y = (side[i] if i < len(side) else nothing for side in (a, b))
-            yield from _leaves(f"{label}[{i}]", x, y)
+            yield from leaves(f"{label}[{i}]", x, y)
     elif isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys(), key=str):
-            yield from _leaves(f"{label}[{key!r}]", a.get(key, nothing), b.get(key, nothing))
+            yield from leaves(f"{label}[{key!r}]", a.get(key, nothing), b.get(key, nothing))
     else:
         yield label, np.asarray(a), np.asarray(b)
 
@@ -142,7 +152,7 @@ class Accumulator:
     def __init__(self) -> None:
         self.max_abs = 0.0
         self.noise = self.signal = self.other = self.dot = 0.0
-        self.elements = self.mismatches = self.undefined = 0
+        self.elements = self.mismatches = self.undefined = self.lost = 0
         self.runs = self.compared = self.unlike = 0
         self.rows = self.agreeing = 0
         self.shape: tuple[int, ...] = ()
@@ -167,7 +177,7 @@ class Accumulator:
         nans = 0
         for start in range(0, x.size, _CHUNK_ELEMENTS):
             span = slice(start, start + _CHUNK_ELEMENTS)
-            nans += self._add_chunk(_widened(x[span]), _widened(y[span]))
+            nans += self._add_chunk(widened(x[span]), widened(y[span]))
         self.compared += not nans
 
     def _add_chunk(self, x: np.ndarray, y: np.ndarray) -> int:
@@ -176,6 +186,7 @@ class Accumulator:
         nans = 0
         if not finite.all():
             odd_x, odd_y = x[~finite], y[~finite]
+            self.lost += int(np.count_nonzero(np.isfinite(odd_x)))
             both = np.isnan(odd_x) & np.isnan(odd_y)
             nans = int(np.count_nonzero(np.isnan(odd_x) | np.isnan(odd_y)))
             self.undefined += int(np.count_nonzero(both))
@@ -208,6 +219,7 @@ class Accumulator:
             shape=self.shape,
             mismatches=self.mismatches,
             undefined=self.undefined,
+            lost=self.lost,
             elements=self.elements,
             runs=self.runs,
             compared=self.compared,
@@ -245,7 +257,7 @@ def _rows(array: np.ndarray) -> int:
 
 def _agreeing(a: np.ndarray, b: np.ndarray) -> int:
     """Rows whose largest entry stands at the same place. A NaN is no class."""
-    x, y = _widened(a), _widened(b)
+    x, y = widened(a), widened(b)
     same = x.argmax(-1) == y.argmax(-1)
     # argmax stands at a NaN where there is one
     at = np.expand_dims(x.argmax(-1), -1)
@@ -253,5 +265,5 @@ def _agreeing(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.count_nonzero(same & ~np.isnan(np.take_along_axis(y, at, -1)[..., 0])))
 
 
-def _widened(array: np.ndarray) -> np.ndarray:
+def widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)

@@ -12,18 +12,17 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.crossing import crosses, is_quantized_ahead
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.placement import Flow, find_layers
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Percentile
 from onnx24.quant.scales import INT8_MAX
 from onnx24.runtime.session import Session
 
 __all__ = ["float_results", "insert_result_pairs", "ranges"]
-
-_KEEPS_VALUES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
-"""Operators behind which the same scale serves."""
 
 
 def float_results(model: Model) -> dict[str, str]:
@@ -39,17 +38,16 @@ def float_results(model: Model) -> dict[str, str]:
         if layer.weight not in claimed or not flow.is_dequantized(layer.data):
             continue
         value = flow.result(layer)
-        readers = [use.site.proto for use in flow.readers(value)]
-        if not flow.is_output(value) and any(node.op_type != "QuantizeLinear" for node in readers):
+        if not flow.is_output(value) and not is_quantized_ahead(flow.index, value):
             found[value] = _next_scale(flow, value)
     return found
 
 
 def _next_scale(flow: Flow, value: str) -> str:
     use = flow.only_reader(value)
-    while use is not None and use.site.proto.op_type in _KEEPS_VALUES:
+    while use is not None and crosses(use.site):
         use = flow.only_reader(use.site.proto.output[0])
-    is_quantized = use is not None and use.site.proto.op_type == "QuantizeLinear"
+    is_quantized = use is not None and ops.is_onnx(use.site, "QuantizeLinear")
     return use.site.proto.input[1] if use is not None and is_quantized else ""
 
 
@@ -88,7 +86,7 @@ def insert_result_pairs(
             node.name = f"{value}.{node.op_type}"
         for node in graph.node:
             for position, name in enumerate(node.input):
-                if name == value and node.op_type != "QuantizeLinear":
+                if name == value and not ops.is_onnx(node, "QuantizeLinear"):
                     node.input[position] = f"{value}.real"
         place = next(i for i, node in enumerate(graph.node) if value in node.output)
         for node in reversed(pair):

@@ -16,6 +16,8 @@ import onnx
 import pytest
 
 from onnx24 import targets
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.qdq_rules import Quantized, findings, quantized_products
 from onnx24.errors import InputError
 from onnx24.ir.index import Index
 from onnx24.ir.model import Model
@@ -89,7 +91,20 @@ def quantized(
         assert worst.sqnr_db >= min_sqnr, worst
         changed = any(p.changed for p in result.passes)
         assert worst.identical != changed
+    _lint_agrees(before, model, result, target)
     return result
+
+
+def _lint_agrees(before: Model, after: Model, result: RunResult, target) -> None:
+    """What qdq places, lint accepts and check counts, whatever graph a test is about."""
+    was, found = (Quantized.of(m, AnalysisCache()) for m in (before, after))
+    sparse_outputs = target.output_qdq_for_sparse
+    problems = [f.message for f in findings(found, sparse_outputs=sparse_outputs)]
+    known = [f.message for f in findings(was, sparse_outputs=sparse_outputs)]
+    assert sorted(problems) == sorted(known)
+    placed = [r for r in result.records if r.code in ("O24-200", "O24-233")]
+    both = quantized_products(found)[0] - quantized_products(was)[0]
+    assert both == len({(r.scope, r.node) for r in placed})
 
 
 def codes(result: RunResult) -> dict[str, str]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from onnx24.errors import InputError
 from onnx24.report.limits import METRICS, Limit, check_limits, parse_limits
+from onnx24.runtime.difference import OutputDiff
 
 
-@dataclass
-class Out:
-    name: str
-    max_abs: float | None = 0.0
-    rel_l2: float | None = 0.0
-    cosine: float | None = 1.0
-    sqnr_db: float | None = math.inf
-    top1_agreement: float | None = None
+def Out(name: str, **found: Any) -> OutputDiff:
+    good = {"max_abs": 0.0, "rel_l2": 0.0, "cosine": 1.0, "sqnr_db": math.inf, "elements": 8}
+    return OutputDiff(**{"name": name, "top1_agreement": None, "shape": (8,), **good, **found})
 
 
 def test_limits_are_joined_by_commas_and_by_repeating() -> None:
@@ -42,6 +38,7 @@ def test_limits_are_joined_by_commas_and_by_repeating() -> None:
         ("rel-l2=-1", "a number of at least 0"),
         ("sqnr=1,sqnr=2", "given twice"),
         ("=3", "there is no metric ''"),
+        ("sqnr=1@a,sqnr=2@a", "given twice"),
     ],
 )
 def test_a_bad_limit_says_what_is_expected(text: str, says: str) -> None:
@@ -97,3 +94,28 @@ def test_a_metric_that_no_output_has_is_not_met() -> None:
     (result,) = check_limits(parse_limits(["top1=0.5"]), [Out("y")])
     assert not result.met and result.value is None
     assert "no output has" in result.unmet().message
+
+
+def test_a_limit_can_name_outputs_and_commas_stay_in_their_names() -> None:
+    limits = parse_limits(["sqnr=20@a,b, sqnr=5@/c:0,top1=0.1"])
+    assert limits == [Limit("sqnr", 20, "a,b"), Limit("sqnr", 5, "/c:0"), Limit("top1", 0.1)]
+    assert parse_limits([",".join(map(str, limits))]) == limits
+    outputs = [Out("scores", rel_l2=0.1), Out("boxes", rel_l2=math.inf), Out("inner", rel_l2=9.0)]
+    named, other, every = check_limits(
+        parse_limits(["rel-l2=0.2@scores", "rel-l2=0.2@inner", "rel-l2=99"]),
+        outputs,
+        ["scores", "boxes"],
+    )
+    assert (named.output, named.met) == ("scores", True)
+    assert (other.output, other.met) == ("inner", False)
+    assert (every.output, every.met) == ("boxes", False)
+
+
+@pytest.mark.parametrize("limit", ["max-abs=9", "rel-l2=9", "cosine=-1", "sqnr=-99"])
+def test_what_was_not_compared_in_full_meets_no_limit(limit: str) -> None:
+    part = Out("y", runs=40, compared=1, unlike=39)
+    (result,) = check_limits(parse_limits([limit]), [Out("x"), part])
+    assert (result.met, result.output, result.compared, result.runs) == (False, "y", 1, 40)
+    assert "shapes differ in 39 of 40 runs" in result.unmet().message
+    assert "@NAME" in result.unmet().hint
+    assert not check_limits(parse_limits([limit]), [Out("y", elements=0)])[0].met

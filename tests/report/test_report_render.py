@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from onnx24 import targets
+from onnx24.analysis.coverage import Coverage, Covered
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
 from onnx24.ir.keys import ValueKey
@@ -27,6 +28,8 @@ from onnx24.report.limits import check_limits, parse_limits
 from onnx24.report.model import DataFacts, ModelFacts, Report, WeightLine, build_report
 from onnx24.report.table import statistics_text
 from onnx24.report.text import render_text
+from onnx24.runtime.compare import Comparison
+from onnx24.runtime.difference import OutputDiff
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -47,21 +50,24 @@ class Verdict:
     reason: str
 
 
-@dataclass
-class Output:
-    name: str = "y"
-    max_abs: float = 0.25
-    rel_l2: float = 0.125
-    cosine: float = 0.99
-    sqnr_db: float = 18.0
-    top1_agreement: float | None = 0.975
-
-
-class Comparison:
-    outputs = (Output(),)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"samples": 40, "outputs": [{**vars(o), "shape": [1, 8]} for o in self.outputs]}
+COMPARISON = Comparison(
+    outputs=[
+        OutputDiff(
+            name="y",
+            max_abs=0.25,
+            rel_l2=0.125,
+            cosine=0.99,
+            sqnr_db=18.0,
+            top1_agreement=0.975,
+            shape=(1, 8),
+            elements=320,
+            runs=40,
+            compared=39,
+            unlike=1,
+        )
+    ],
+    samples=40,
+)
 
 
 def record(pass_name: str, action: str, code: str, weight: str = "", **more: Any) -> SiteRecord:
@@ -113,6 +119,10 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
         result=result,
         target=targets.load("sm86"),
         output=facts,
+        found=Covered(
+            Coverage(2, 128, 2, 128, 184),
+            {ValueKey("", "w0_int8"): True, ValueKey("", "w1_int8"): True},
+        ),
         verdicts={ValueKey("", "w0"): yes, ValueKey("", "w1"): yes, ValueKey("", "head"): no},
         data=[
             DataFacts(
@@ -123,8 +133,8 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
                 is_random=True,
             )
         ],
-        comparison=Comparison(),  # type: ignore[arg-type]
-        limits=check_limits(parse_limits(["sqnr=20,top1=0.1"]), Comparison.outputs),
+        comparison=COMPARISON,
+        limits=check_limits(parse_limits(["sqnr=20,top1=0.1"]), COMPARISON.outputs),
         backend={
             "backend": "tensorrt-rtx",
             "version": "1.7",
@@ -202,7 +212,8 @@ def test_the_text_fits_100_columns_and_says_what_matters() -> None:
     assert re.search(r"head +1 +8×6 +float32 +O24-113\n", text)
     assert "K = 6 is not a multiple of 4" in text
     assert "1 other initializers: no matrix product's weight (O24-110)" in text
-    assert re.search(r"sqnr=20 +18 +≥ 20 +y +NOT MET", text)
+    assert re.search(r"sqnr=20 +18 +≥ 20 +y +39 of 40 +NOT MET", text)
+    assert "39 of 40" in render_html(report())
     assert "the builder does not say which layers it runs sparse" in text
     assert "warning: survivors chosen by magnitude (O24-125)" in text
 
@@ -303,7 +314,11 @@ def test_a_run_with_nothing_in_it() -> None:
         diagnostics=[], records=[], passes=[], sites=[], pipeline_text="", changed=Effects.NONE
     )
     empty = build_report(
-        command="opt", source=facts, result=result, target=targets.load("sm75-trt10")
+        command="opt",
+        source=facts,
+        result=result,
+        target=targets.load("sm75-trt10"),
+        found=Covered(Coverage(), {}),
     )
     assert empty.to_json()["coverage"]["share"] is None
     assert "no weight is eligible" in render_text(empty)

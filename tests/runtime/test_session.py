@@ -181,7 +181,7 @@ def test_a_local_function_runs():
 def test_what_onnx_runtime_refuses_is_bad_input():
     proto = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["" : 19]>\n'
-        "g (bfloat16[N, 1, 4, 4] x) => (bfloat16[N, 1, 4, 4] y) { y = LRN<size = 3>(x) }"
+        "g (double[N, 1, 4, 4] x) => (double[N, 1, 4, 4] y) { y = LRN<size = 3>(x) }"
     )
     with pytest.raises(InputError) as caught:
         Session(Model.from_proto(proto))

@@ -1,0 +1,100 @@
+"""What may stand between a Q/DQ pair and the operator that it is for.
+
+`qdq` moves pairs over these operators, and whoever asks whether a value is quantized looks over
+the same ones: there is no second list. *Source:* TensorRT documentation, explicit quantization,
+"Q/DQ propagation".
+"""
+
+from __future__ import annotations
+
+from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.ops import attribute, is_onnx, op
+
+__all__ = [
+    "ACTIVATIONS",
+    "COMMUTING",
+    "FP8_COPIES",
+    "REARRANGING",
+    "SELECTING",
+    "crosses",
+    "dq_behind",
+    "is_quantized_ahead",
+    "swish",
+]
+
+REARRANGING = frozenset(
+    {
+        "DepthToSpace",
+        "Flatten",
+        "Identity",
+        "MaxPool",
+        "Reshape",
+        "SpaceToDepth",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""Operators that commute with rounding and show (nearly) the values that they are given."""
+SELECTING = frozenset({"Gather", "Slice"})
+"""Operators that commute with rounding and may leave out what the range comes from."""
+COMMUTING = REARRANGING | SELECTING
+FP8_COPIES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Of these the ones that FP8 pairs move over: they change the shape alone. Nothing public says that
+MaxPool and the others take FP8."""
+
+ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "Relu"})
+"""What TensorRT fuses behind a product as its activation."""
+
+
+def crosses(site: NodeSite) -> bool:
+    """Whether the node computes the same from rounded values as it would round: it copies or
+    selects values of its first input."""
+    if is_onnx(site, "Resize"):
+        return bool(attribute(site, "mode", "nearest") == "nearest")
+    return op(site) in COMMUTING
+
+
+def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
+    """The DequantizeLinear that a value comes from, over operators that pairs cross."""
+    producer = index.producer(value, scope)
+    while producer is not None and producer.proto.input:
+        node = producer.proto
+        if is_onnx(producer, "DequantizeLinear"):
+            return producer
+        if not crosses(producer) or value != node.output[0]:
+            return None
+        value = node.input[0]
+        producer = index.producer(value, producer.scope)
+    return None
+
+
+def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
+    """Whether nothing but QuantizeLinear reads a value, over operators that pairs cross; of what
+    nothing reads, it is true."""
+    uses = index.consumers(value, scope)
+    while uses:
+        use = uses.pop()
+        if use.input == 0 and is_onnx(use.site, "QuantizeLinear"):
+            continue
+        if use.input or not crosses(use.site):
+            return False
+        for name in filter(None, use.site.proto.output):
+            uses += index.consumers(name, use.site.scope)
+    return True
+
+
+def swish(index: Index, value: str, scope: str = "") -> NodeSite | None:
+    """The Mul of x · sigmoid(x), as exporters write it, where nothing else reads x or the gate."""
+    if index.resolve(value, scope) in index.graph_outputs:
+        return None
+    readers = [use.site for use in index.consumers(value, scope)]
+    by_op = {op(site): site for site in readers}
+    if len(readers) != 2 or set(by_op) != {"Mul", "Sigmoid"}:
+        return None
+    gate = by_op["Sigmoid"].proto.output[0]
+    uses = index.consumers(gate, by_op["Sigmoid"].scope)
+    shown = index.resolve(gate, by_op["Sigmoid"].scope) in index.graph_outputs
+    if shown or len(uses) != 1 or uses[0].site is not by_op["Mul"]:
+        return None
+    return by_op["Mul"]
