@@ -14,6 +14,7 @@ from onnx24.driver.samples import (
     limits_of,
     load_samples,
     profiles_of,
+    split_of,
 )
 from onnx24.driver.usage import usage
 from onnx24.ir.model import Model
@@ -70,7 +71,7 @@ def bisect(
     profiles = profiles_of(shapes)
     source = load(model)
     changed, reference = source.load(), source.load()
-    calibration = load_samples(calib, changed, profiles, seed)
+    split = split_of(load_samples(calib, changed, profiles, seed))
     oracle: Oracle
     if isinstance(judge, str):
         oracle = command(judge, timeout=timeout)
@@ -85,7 +86,7 @@ def bisect(
         steps,
         oracle,
         target=row,
-        calibration=calibration,
+        calibration=split.fitted if split else None,
         verify=verify,
         on_probe=on_probe,
     )

@@ -27,6 +27,7 @@ from onnx24.report.model import DataFacts
 from onnx24.report.text import render_comparison, render_limits
 from onnx24.runtime.compare import Comparison
 from onnx24.runtime.compare import compare as run_both
+from onnx24.runtime.split import judging
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,19 +81,19 @@ def compare(
     first, second = load(a), load(b)
     given = data_beside(first.path) if data is None else data
     model, other = first.load(), second.load()
-    samples = load_samples(given, model, profiles, seed)
+    samples, use, told = judging(load_samples(given, model, profiles, seed), model, other)
     with reporter(progress).waiting("running both models"):
         comparison = run_both(model, other, samples, also=named_values(limits))
         inner = None
         if layers:
             inner = run_both(model, other, samples, outputs=common_values(model, other))
     results = check_limits(limits, comparison.outputs, comparison.names)
-    said = [*comparison.findings(), *comparison.breaches()]
+    said = [*told, *comparison.findings(), *comparison.breaches()]
     said += [result.unmet() for result in results if not result.met]
     document: dict[str, Any] = {
         "a": first.name,
         "b": second.name,
-        "data": DataFacts.of(samples, "comparison").to_json(),
+        "data": DataFacts.of(samples, use).to_json(),
         "comparison": comparison.to_json(),
         "layers": None if inner is None else inner.to_json(),
         "limits": [result.to_json() for result in results],

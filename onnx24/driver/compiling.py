@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
 from onnx24.analysis.coverage import covered
+from onnx24.analysis.quantized_otherwise import quantized_otherwise
 from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
@@ -30,6 +31,7 @@ from onnx24.driver.samples import (
     limits_of,
     load_samples,
     profiles_of,
+    split_of,
 )
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
@@ -46,12 +48,8 @@ from onnx24.report.model import DataFacts, ModelFacts, build_report
 if TYPE_CHECKING:
     from onnx24.runtime.compare import Comparison
     from onnx24.runtime.data import Calibration
+    from onnx24.runtime.split import Split
     from onnx24.targets import Target
-
-HELD_OUT = 8
-"""One of so many calibration samples is kept for the comparison …"""
-HELD_OUT_FROM = 16
-"""… where there are at least so many."""
 
 PathLike = str | os.PathLike[str]
 
@@ -121,7 +119,8 @@ def optimize(
     made = source.load()
     facts = ModelFacts.of(made, source.name)
     verdicts = judge(made, row)
-    calibration = load_samples(calib, made, profiles, seed)
+    split = split_of(load_samples(calib, made, profiles, seed))
+    calibration = split.fitted if split else None
     recorder = Recorder(made, facts, provenance)
     if output is not None:
         made.stage(output, external=external)
@@ -141,7 +140,7 @@ def optimize(
     )
     _log_run(result)
     found = covered(made, row)
-    recorder.record(result, row, calibration, verdicts, found)
+    recorder.record(result, row, split, verdicts, found)
     if output is not None:
         made.save(output, external=external)
     report = build_report(
@@ -215,7 +214,7 @@ def compile(
     eighth of the calibration samples that calibration then does not use (all of them below 16
     samples).
 
-    preset: a pipeline by name; "sparse-int8" where `calib` is given, else "sparse-fp16".
+    preset: a pipeline by name; by default the one of `targets.default_preset`.
     pipeline: text, instead of a preset. calib, data: samples (docs/api.md says in which forms).
     max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
@@ -233,16 +232,17 @@ def compile(
     >>> batches = {"x": np.random.default_rng(0).standard_normal((64, 64), np.float32)}
     >>> result = onnx24.compile(mlp([64, 32]), calib=batches, max_drop={"cosine": 0.5})
     >>> result.report.coverage.share, [node.op_type for node in result.model.graph.node][:2]
-    (1.0, ['QuantizeLinear', 'DequantizeLinear'])
+    (1.0, ['Cast', 'QuantizeLinear'])
     """
     clock = Clock()
+    aim = targets.load(target)
     plan = _Plan.of(
         limits=limits_of(max_drop),
         has_data=data is not None or calib is not None,
         backend=backend,
         engine=engine,
-        target=targets.load(target),
-        pipeline=parse(_pipeline_text(pipeline, preset, has_calib=calib is not None)),
+        target=aim,
+        pipeline=parse(_pipeline_text(pipeline, preset, aim, has_calib=calib is not None)),
         profiles=profiles_of(shapes),
         shows=reporter(progress),
     )
@@ -258,12 +258,14 @@ def compile(
         calibration = load_samples(calib, original, plan.profiles, seed)
         plan = replace(plan, profiles=completed(inputs, plan.profiles, calibration, original))
         resolve_profiles(inputs, plan.profiles)
+    early = _judge_pairs(original, plan)
     with plan.shows.waiting("loading into ONNX Runtime"):
         _must_run(original, named_values(plan.limits))
     verdicts = judge(original, plan.target)
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
-    held_out = load_samples(data, original, plan.profiles, seed)
-    calibration, held_out, used = _data(calibration, held_out)
+    given = load_samples(data, original, plan.profiles, seed)
+    split = split_of(calibration)
+    held_out, used = _judged_by(given, calibration, split)
 
     compiled = source.load()
     recorder = Recorder(compiled, facts, provenance)
@@ -273,7 +275,7 @@ def compile(
         compiled,
         plan.pipeline,
         target=plan.target,
-        calibration=calibration,
+        calibration=split.fitted if split else None,
         verify=verify,
         guard=_guard(guard),
         progress=plan.shows.progress,
@@ -283,7 +285,7 @@ def compile(
     )
     _log_run(result)
     found = covered(compiled, plan.target)
-    recorder.record(result, plan.target, calibration, verdicts, found)
+    recorder.record(result, plan.target, split, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     unmet += [item for item in notes if item.severity is Severity.ERROR]
@@ -309,7 +311,7 @@ def compile(
         comparison=comparison,
         limits=limits,
         backend=document,
-        diagnostics=[*notes, *unmet, *(failure.diagnostics if failure else [])],
+        diagnostics=[*early, *notes, *unmet, *(failure.diagnostics if failure else [])],
         run=clock.run(),
     )
     done = Result(report=report, compiled=compiled, engine=built, name=_name(output, source))
@@ -362,12 +364,14 @@ class _Plan:
         )
 
 
-def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool) -> str:
+def _pipeline_text(
+    pipeline: str | None, preset: str | None, target: Target, *, has_calib: bool
+) -> str:
     if pipeline is not None and preset is not None:
         raise usage("--pipeline and --preset are both given", "choose one")
     if pipeline is not None:
         return pipeline
-    preset = preset or ("sparse-int8" if has_calib else "sparse-fp16")
+    preset = preset or targets.default_preset(target, calibrated=has_calib)
     known = targets.presets()
     if preset not in known:
         near = did_you_mean(preset, known, begins=True)
@@ -377,6 +381,21 @@ def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool)
             hint=f"{near}the presets are {', '.join(sorted(known))}",
         )
     return f"@{preset}"
+
+
+def _judge_pairs(model: Model, plan: _Plan) -> list[Diagnostic]:
+    """What TensorRT refuses of the Q/DQ that the model came with, said before hours of work.
+
+    Raises: InputError O24-245 where an engine is to be built, which it would not be.
+    """
+    if not any(step.name == "qdq" for step in plan.pipeline):
+        return []
+    found = quantized_otherwise(model)
+    if found is not None and plan.backend is not None:
+        raise InputError([replace(found, severity=Severity.ERROR)])
+    if found is not None:
+        _log.warning("%s", found.render())
+    return [found] if found else []
 
 
 def _must_run(model: Model, named: Sequence[str] = ()) -> None:
@@ -389,23 +408,19 @@ def _must_run(model: Model, named: Sequence[str] = ()) -> None:
     require_values(model, named)
 
 
-def _data(
-    calibration: Calibration | None, held_out: Calibration | None
-) -> tuple[Calibration | None, Calibration | None, list[DataFacts]]:
-    """Samples for calibration, samples for the comparison, and what to say of both."""
-    if held_out is not None:
-        facts = [DataFacts.of(calibration, "calibration")] if calibration else []
-        return calibration, held_out, [*facts, DataFacts.of(held_out, "comparison")]
-    if calibration is None:
-        return None, None, []
-    if len(calibration) < HELD_OUT_FROM or calibration.runs < 2:  # one run can't be divided
-        return calibration, calibration, [DataFacts.of(calibration, "calibration, comparison")]
-    calibration, held_out = calibration.split(1 - 1 / HELD_OUT)
-    return (
-        calibration,
-        held_out,
-        [DataFacts.of(calibration, "calibration"), DataFacts.of(held_out, "comparison")],
-    )
+def _judged_by(
+    given: Calibration | None, calibration: Calibration | None, split: Split | None
+) -> tuple[Calibration | None, list[DataFacts]]:
+    """Samples for the comparison, and what to say of all. given: `data`; where that is the
+    calibration data again, only what was held out of it judges."""
+    if calibration is None or split is None:
+        return given, [DataFacts.of(given, "comparison")] if given else []
+    fitted = DataFacts.of(split.fitted, "calibration")
+    if given is not None and given.digest() != calibration.digest():
+        return given, [fitted, DataFacts.of(given, "comparison")]
+    if not split.is_divided:
+        return split.held_out, [replace(fitted, use="calibration, comparison")]
+    return split.held_out, [fitted, DataFacts.of(split.held_out, "comparison")]
 
 
 _LACKING = "Could not find an implementation"

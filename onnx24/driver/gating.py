@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx24.diagnostics import Diagnostic
 from onnx24.driver.models import ModelLike, Source, load
 from onnx24.driver.progress import ProgressLike, reporter
 from onnx24.driver.result import MadeAndDocumented, PathLike
@@ -27,6 +28,7 @@ from onnx24.ledger.profit_gate import all_dense_again, brought_back, gate, rende
 from onnx24.passmgr.provenance import data_digest, record_step
 from onnx24.report.model import ModelFacts
 from onnx24.runtime.compare import Comparison, compare
+from onnx24.runtime.split import judging
 
 if TYPE_CHECKING:
     from onnx24.ledger.profit_gate import Decision
@@ -84,6 +86,9 @@ def give_back(
     origins: list[Origin] = [FromWorkDir(kept)] if kept is not None else []
     origins += [FromModel(reference)] if reference is not None else []
     samples = load_samples(data, reference or made, profiles, seed)
+    told: list[Diagnostic] = []
+    if samples is not None:
+        samples, _, told = judging(samples, made)
     shows = reporter(progress)
     comparisons: dict[str, Comparison] = {}
     said = "the dense model"
@@ -116,7 +121,7 @@ def give_back(
         name=name,
         decisions=decisions,
         text=render_gate(decisions, comparisons, said),
-        diagnostics=tuple(comparisons["gated"].findings()) if comparisons else (),
+        diagnostics=(*told, *(comparisons["gated"].findings() if comparisons else ())),
         document={
             "model": source.name,
             "dense": None if original is None else original.name,

@@ -13,7 +13,7 @@ from onnx24.driver.effort import Effort
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.progress import ProgressLike, reporter
 from onnx24.driver.result import MadeAndDocumented, PathLike
-from onnx24.driver.samples import Samples, ShapesLike, load_samples, profiles_of
+from onnx24.driver.samples import Samples, ShapesLike, load_samples, profiles_of, split_of
 from onnx24.errors import InputError
 from onnx24.ir.model import External
 from onnx24.passmgr.provenance import data_digest, record_step
@@ -82,6 +82,7 @@ def recover(
     made, original = source.load(), dense.load()
     facts = ModelFacts.of(made, source.name)
     samples = load_samples(data, made, profiles_of(shapes), seed)
+    split = split_of(samples)
     found = train(
         made,
         original,
@@ -99,7 +100,8 @@ def recover(
             f"recover{{{plan.name} steps={plan.steps}}}",
             source_sha256=facts.sha256,
             source_data_sha256=data_digest(facts.data_files),
-            samples_sha256=samples.digest(),
+            samples_sha256=split.fitted.digest(),
+            held_out_sha256=split.digest(),
         )
         if output is not None:
             made.save(output, external=external)

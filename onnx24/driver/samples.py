@@ -14,6 +14,7 @@ from onnx24.driver.usage import usage
 from onnx24.errors import InputError
 from onnx24.runtime.data import Calibration, load_data
 from onnx24.runtime.sources import calibration_of
+from onnx24.runtime.split import Split
 
 if TYPE_CHECKING:
     from onnx24.ir.model import Model
@@ -121,6 +122,15 @@ def _function(path: str, name: str) -> Callable[[], Any]:
 
     samples.__qualname__ = f"{Path(path).name}:{name}"
     return samples
+
+
+@overload
+def split_of(data: Calibration) -> Split: ...
+@overload
+def split_of(data: Calibration | None) -> Split | None: ...
+def split_of(data: Calibration | None) -> Split | None:
+    """What to fit to and what is held out; None for no samples."""
+    return None if data is None else Split.of(data)
 
 
 def data_beside(model: Path | None) -> str:
