@@ -158,7 +158,8 @@ class Build(Command):
                     "only trtexec has a command line; leave --backend out",
                 )
             argv = trtexec_command(self.model, export=self.export, **common)
-            console.report(shell_line(argv), {"command": argv})
+            console.report(shell_line(argv), {"command": list(argv)})
+            console.diagnostics(argv.diagnostics)
             return 0
         if self.export is not None:
             raise usage("--export without --print-command", "a build here takes --log and --layers")
@@ -181,12 +182,12 @@ class Build(Command):
             progress=console,
             **common,
         )
-        console.report(_built(result, self.shapes), result)
+        console.report(_built(result, from_data=self.calib is not None, shapes=self.shapes), result)
         console.diagnostics(result.diagnostics)
         return 0
 
 
-def _built(result: BuildResult, shapes: list[str] | None) -> str:
+def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) -> str:
     from onnx24.backends.base import parse_shapes
     from onnx24.report.table import bytes_text, table
     from onnx24.report.text import sparse_layers
@@ -199,7 +200,7 @@ def _built(result: BuildResult, shapes: list[str] | None) -> str:
         f"{len(result.layers)} layers; {sparse_layers(document['sparsity'])}",
     ]
     for name, profile in result.profiles.items():
-        origin = "" if name in given else " (from the samples)"
+        origin = " (from the samples)" if from_data and name not in given else ""
         lines.append(f"  profile {name}: {profile}{origin}")
     if result.timing_cache is not None:
         cache = result.timing_cache

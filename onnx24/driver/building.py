@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from onnx24.ir.files import atomic_write
 from onnx24.passmgr.options import did_you_mean
 
 if TYPE_CHECKING:
+    from onnx24.diagnostics import Diagnostic
     from onnx24.ir.model import Model
     from onnx24.targets import Target
 
@@ -72,7 +74,7 @@ def build(
     builder = get(backend, row)
     source = load(model)
     loaded = source.load()  # a broken file gets our diagnostics, not a parser's
-    profiles = _profiles(loaded, given, calib)
+    profiles, chosen = _profiles(loaded, given, calib)
     with ExitStack() as stack:
         path = source.path
         if path is None:
@@ -92,7 +94,7 @@ def build(
     if layers is not None:
         with atomic_write(layers) as file:
             file.write(result.layers_document().encode("utf-8"))
-    return result
+    return replace(result, diagnostics=(*chosen, *result.diagnostics))
 
 
 def trtexec_command(
@@ -104,7 +106,7 @@ def trtexec_command(
     calib: DataLike = None,
     options: BuildOptions = DEFAULT_OPTIONS,
     export: str | None = None,
-) -> list[str]:
+) -> CommandLine:
     """The command line of trtexec for the target's TensorRT, for a machine that has it; nothing is
     built here.
 
@@ -123,12 +125,12 @@ def trtexec_command(
     _check(options)
     loaded = load(model).load()
     file = OnnxFile.read(Path(model))
-    profiles = _profiles(loaded, profiles_of(shapes), calib)
+    profiles, chosen = _profiles(loaded, profiles_of(shapes), calib)
     files = {
         kind: Path(f"{export}.{kind}.json") if export is not None else None
         for kind in ("layers", "times", "profile")
     }
-    return command(
+    words = command(
         Path(model),
         row,
         Path(engine),
@@ -139,6 +141,7 @@ def trtexec_command(
         times=files["times"],
         profile=files["profile"],
     )
+    return CommandLine(words, chosen)
 
 
 def _check(options: BuildOptions) -> None:
@@ -150,8 +153,17 @@ def _check(options: BuildOptions) -> None:
         raise usage(f"hardware compatibility {word}: expected one of {known}", f"{near}see --help")
 
 
-def _profiles(model: Model, shapes: Mapping[str, Profile], calib: DataLike) -> dict[str, Profile]:
-    """The sizes that are given, and what the samples show of the other inputs."""
-    if calib is None:
-        return dict(shapes)
+def _profiles(
+    model: Model, shapes: Mapping[str, Profile], calib: DataLike
+) -> tuple[dict[str, Profile], list[Diagnostic]]:
+    """The sizes that are given, what the samples show of the other inputs, else sizes that run; and
+    what to say of those."""
     return completed(inputs_of(model.proto), shapes, load_samples(calib, model, shapes, 0), model)
+
+
+class CommandLine(list[str]):
+    """Words of a command line, and what is to be said of how they were chosen."""
+
+    def __init__(self, words: Iterable[str], diagnostics: Iterable[Diagnostic]) -> None:
+        super().__init__(words)
+        self.diagnostics = tuple(diagnostics)
