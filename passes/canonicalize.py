@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -19,6 +20,7 @@ from onnx24.rewrite.edits import remove_nodes
 from onnx24.rewrite.folds import Folds, is_weight, result_of
 from onnx24.rewrite.functions import inline_functions
 from onnx24.rewrite.identities import Identities
+from onnx24.rewrite.qdq_repairs import Repairs, may_be_recognised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class Canonicalize(Pass):
       computed once. The result keeps the weight's name where nothing else reads the original. A
       weight that several consumers share is folded only if all of them want the same, since each
       form would be one more copy. Quantize- and DequantizeLinear of a weight stay.
+    - int8 or uint8 behind Cast and a Mul by a constant scale is a quantized weight, and stands
+      behind DequantizeLinear then (O24-257); Quantize- and DequantizeLinear of com.microsoft become
+      ONNX's where the opset has their types (O24-258).
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.
@@ -52,6 +57,8 @@ class Canonicalize(Pass):
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
     codes: ClassVar[tuple[str, ...]] = (
         "O24-018",
+        "O24-257",
+        "O24-258",
         "O24-320",
         "O24-321",
         "O24-322",
@@ -74,7 +81,7 @@ class Canonicalize(Pass):
         state = _State(model, ctx)
         while True:
             before = sum(counts.values())
-            for step in (_constants, _identities, _folds):
+            for step in (_constants, _identities, _recognised, _folds):
                 counts[step.__name__[1:]] = counts.get(step.__name__[1:], 0) + step(state)
             if sum(counts.values()) == before:
                 break
@@ -124,6 +131,26 @@ def _identities(state: _State) -> int:
             identities.remove(removal)
     identities.commit()
     return len(identities.removals)
+
+
+def _recognised(state: _State) -> int:
+    """Weights and values that are quantized in other words, in ONNX's. Returns: how many nodes."""
+    if not may_be_recognised(state.model):
+        return 0
+    uses = state.ctx.analysis(state.model, WeightUses)
+    count = 0
+    with state.model.surgeon() as root:
+        for repair in Repairs(state.model, uses, root, state.ctx.admit).recognise():
+            state.ctx.record(
+                "recognised",
+                repair.code,
+                node=repair.node,
+                op=repair.op,
+                scope=repair.scope,
+                reason=repair.reason,
+            )
+            count += 1
+    return count
 
 
 def _folds(state: _State) -> int:

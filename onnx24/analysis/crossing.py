@@ -8,7 +8,7 @@ the same ones: there is no second list. *Source:* TensorRT documentation, explic
 from __future__ import annotations
 
 from onnx24.ir.index import Index, NodeSite
-from onnx24.ir.ops import attribute, is_onnx, op
+from onnx24.ir.ops import AnyNode, attribute, is_onnx, op, type_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,6 +18,7 @@ __all__ = [
     "SELECTING",
     "crosses",
     "dq_behind",
+    "is_qdq",
     "is_quantized_ahead",
     "swish",
 ]
@@ -47,6 +48,18 @@ ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "Relu"})
 """What TensorRT fuses behind a product as its activation."""
 
 
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+
+def is_qdq(node: AnyNode, *names: str) -> bool:
+    """Whether a node is a QuantizeLinear or DequantizeLinear, of `names` where any are given:
+    ONNX's, or those of com.microsoft, which ONNX Runtime writes below opset 21 and TensorRT takes
+    alike. *Source:* experiment with tensorrt-rtx 1.7.1, whose parser does not look at the domain.
+    """
+    domain, name = type_of(node)
+    return domain in ("", "com.microsoft") and name in _QDQ and (not names or name in names)
+
+
 def crosses(site: NodeSite) -> bool:
     """Whether the node computes the same from rounded values as it would round: it copies or
     selects values of its first input."""
@@ -60,7 +73,7 @@ def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
     producer = index.producer(value, scope)
     while producer is not None and producer.proto.input:
         node = producer.proto
-        if is_onnx(producer, "DequantizeLinear"):
+        if is_qdq(producer, "DequantizeLinear"):
             return producer
         if not crosses(producer) or value != node.output[0]:
             return None
@@ -75,7 +88,7 @@ def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
     uses = index.consumers(value, scope)
     while uses:
         use = uses.pop()
-        if use.input == 0 and is_onnx(use.site, "QuantizeLinear"):
+        if use.input == 0 and is_qdq(use.site, "QuantizeLinear"):
             continue
         if use.input or not crosses(use.site):
             return False

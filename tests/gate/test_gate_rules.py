@@ -24,6 +24,12 @@ ALL_QDQ = "[qdq]\n" + "\n".join(
         "residual",
         "sparse-output",
         "implied-zero-point",
+        "scale",
+        "domain",
+        "constant",
+        "fp8",
+        "int4",
+        "small-bias",
     )
 )
 
