@@ -334,6 +334,22 @@ _TABLE = (
         "pass the files that trtexec's --exportLayerInfo, --exportProfile and --exportTimes wrote",
     ),
     Code(
+        "O24-049",
+        "warning",
+        "function not inlined",
+        "A local function stays: its operators mean something else in the model's opset, or "
+        "runtimes have operators of its domain and never call it.",
+        "export with the function's opset, or give the function a domain of its own",
+    ),
+    Code(
+        "O24-050",
+        "error",
+        "name used twice",
+        "An initializer of a branch or loop body has the name of another value outside. ONNX does "
+        "not allow it, and which value is read is up to the runtime.",
+        "rename the initializer in the body",
+    ),
+    Code(
         "O24-056",
         "error",
         "values became NaN or infinite",
@@ -343,6 +359,14 @@ _TABLE = (
         "leave the layers in float32 that leave the 16-bit range, or exclude them",
     ),
     # --- 1xx pruning -----------------------------------------------------------------------
+    Code(
+        "O24-057",
+        "note",
+        "weight computed in the graph",
+        "Nodes compute an operand of a product from constants alone: no tensor holds it, so it is "
+        "not 2:4. It counts as not covered.",
+        "run canonicalize, which computes such values once",
+    ),
     Code(
         "O24-100",
         "note",
@@ -969,6 +993,21 @@ _TABLE = (
     Code("O24-343", "note", "equalized", "Both weights reach equally far in every channel."),
     Code("O24-344", "note", "cannot be equalized", "The product does not follow another alone."),
     Code("O24-345", "note", "equal already", "No channel is off by a factor of 2."),
+    Code(
+        "O24-346",
+        "note",
+        "nodes renamed",
+        "Nodes of one graph shared a name, which ONNX Runtime refuses: later ones got "
+        "`_2`, `_3`, …",
+    ),
+    Code(
+        "O24-347",
+        "note",
+        "input made a constant",
+        "A weight was also a graph input, which a caller could override. Now it is the constant "
+        "that TensorRT has always taken it for.",
+        "canonicalize{constant-inputs=false} keeps such inputs",
+    ),
     # --- 4xx target ------------------------------------------------------------------------
     Code("O24-353", "note", "stored packed", "A 2:4 weight is stored without its zeros."),
     Code(
@@ -1261,6 +1300,23 @@ _TABLE = (
         "error",
         "numeric check failed",
         "A pass that should preserve the function changed the outputs.",
+    ),
+    Code(
+        "O24-904",
+        "warning",
+        "pass taken back",
+        "A pass that says that it keeps the function changed the outputs, by more than rounding "
+        "explains. The guard took it back, and the run went on without it: the result is right, "
+        "and lacks what the pass would have done. The reproducer folder shows it.",
+        "please report it with the reproducer",
+    ),
+    Code(
+        "O24-905",
+        "note",
+        "not guarded",
+        "Whether passes kept the function was not checked: ONNX Runtime can't run the model, or "
+        "its outputs can't be compared, or it is too large; the message says which.",
+        "compare the result with `onnx24 compare` on real data",
     ),
 )
 

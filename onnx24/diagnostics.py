@@ -129,6 +129,10 @@ class Diagnostics:
         for item in items:
             self.add(item)
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` only."""
+        del self._items[length:]
+
     def __iter__(self) -> Iterator[Diagnostic]:
         return iter(self._items)
 

@@ -10,13 +10,15 @@ from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.opset import leave_ir_version_3
 from onnx24.ir.packed import unpack
 from onnx24.ir.repair import repair
+from onnx24.ir.verify import make_constant
+from onnx24.ir.weights import element_count
 from onnx24.passmgr.base import Context, Effects, Pass
 from onnx24.rewrite import dead_code
 from onnx24.rewrite.constants import constant_nodes, make_initializers
 from onnx24.rewrite.edits import remove_nodes
+from onnx24.rewrite.expressions import Expressions
 from onnx24.rewrite.folds import Folds, is_weight, result_of
 from onnx24.rewrite.functions import inline_functions
 from onnx24.rewrite.identities import Identities
@@ -36,47 +38,52 @@ class Canonicalize(Pass):
     - int8 or uint8 behind Cast and a Mul by a constant scale is a quantized weight, and stands
       behind DequantizeLinear then (O24-257); Quantize- and DequantizeLinear of com.microsoft become
       ONNX's where the opset has their types (O24-258).
+    - What other nodes compute from constants alone (weight_norm, unmerged LoRA, `w * gain`, a scale
+      that is the weight's largest magnitude) is computed once, by ONNX Runtime, in bodies too: but
+      no random numbers, no Quantize- and DequantizeLinear, nothing that grows the model by more
+      than 4 MiB (a weight that is stored in integers: at all), and no output.
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.
+    - Calls of local functions are replaced by the functions' bodies, since most passes do not look
+      into functions; `inline-functions=false` keeps them. SpMM24, which spmm-plugin writes, stays,
+      and so does, with a warning (O24-049), a function whose operators mean something else in the
+      model's opset, or that no runtime would call: ONNX's own domain, ai.onnx.ml and com.microsoft
+      have operators, whatever functions a model has.
     - Weights that pack24 stored without their zeros are made whole again.
-    - `inline-functions` replaces calls of local functions by their bodies, but of SpMM24, which
-      spmm-plugin writes. upgrade-opset,
-      matmul-to-conv1x1 and cast16 need that for models that have functions: they do not look
-      into them.
-    - A model of IR version 3 or older lists its initializers as inputs although they are
-      constants there; the IR version becomes 4 and those inputs go. In newer models such an
-      input can be overridden by the caller: it is left alone (O24-018).
-    - Defects that runtimes overlook (nodes out of order, a graph without a name) are repaired.
+    - Weights that are also graph inputs (`keep_initializers_as_inputs`; Brevitas and Keras write
+      such files) could be overridden by a caller. TensorRT takes them for constants all the
+      same, and so does `constant-inputs`: they leave the interface (O24-347), and the metadata
+      entry `onnx24.constant-inputs` names them. What the calibration data feed stays an input,
+      and so does a single number in a model whose other initializers are no inputs: somebody
+      made it a parameter. What stays is no constant (O24-018).
+    - Defects that runtimes overlook (nodes out of order, a graph without a name) are repaired, and
+      nodes that share a name, which ONNX Runtime refuses, get names apart (O24-346).
 
-    Example: `canonicalize{inline-functions=true}`.
+    Example: `canonicalize{inline-functions=false}`.
     *Source:* onnx/docs/IR.md (initializers and inputs), onnx/docs/Operators.md.
     """
 
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
     codes: ClassVar[tuple[str, ...]] = (
-        "O24-018",
-        "O24-257",
-        "O24-258",
-        "O24-320",
-        "O24-321",
-        "O24-322",
-        "O24-331",
-        "O24-355",
-        "O24-357",
+        *("O24-018", "O24-257", "O24-258", "O24-320", "O24-321", "O24-322", "O24-049"),
+        *("O24-346", "O24-347", "O24-355", "O24-357"),
     )
 
-    inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = False
+    constant_inputs: Annotated[bool, "make constants of weights that are also inputs"] = True
+    inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = True
 
     def run(self, model: Model, ctx: Context) -> None:
-        repair(model)
+        if "duplicate-names" in repair(model):
+            what = "nodes that shared a name have names apart now"
+            ctx.diagnostics.add(diagnostic("O24-346", what))
         for _, weight in unpack(model):
             ctx.record("unpacked", "O24-355", weight=weight.name, scope=weight.scope)
         if self.inline_functions and model.proto.functions:
             _inline(model, ctx)
-        if leave_ir_version_3(model.proto):
-            model.touch(Effects.STRUCTURE)
+        if self.constant_inputs:
+            _make_inputs_constant(model, ctx)
         counts = ctx.statistics
         state = _State(model, ctx)
         while True:
@@ -84,7 +91,10 @@ class Canonicalize(Pass):
             for step in (_constants, _identities, _recognised, _folds):
                 counts[step.__name__[1:]] = counts.get(step.__name__[1:], 0) + step(state)
             if sum(counts.values()) == before:
-                break
+                computed = _expressions(state)
+                counts["computed"] = counts.get("computed", 0) + computed
+                if not computed:
+                    break
         _remove_dead(model, ctx)
         for name in [name for name, count in counts.items() if not count]:
             del counts[name]
@@ -109,11 +119,32 @@ class _State:
         return False
 
 
+def _make_inputs_constant(model: Model, ctx: Context) -> None:
+    inputs = {value.name for value in model.proto.graph.input}
+    initializers = model.proto.graph.initializer
+    fed = set(ctx.calibration.names) if ctx.calibration is not None else set()
+    is_habit = all(tensor.name in inputs for tensor in initializers)
+    chosen = [
+        tensor.name
+        for tensor in initializers
+        if tensor.name in inputs - fed and (is_habit or element_count(tensor) > 1)
+    ]
+    chosen = [name for name in chosen if ctx.admit(f"input {name}")]
+    if not chosen:
+        return
+    make_constant(model, frozenset(chosen))
+    for name in chosen:
+        ctx.record("made constant", "O24-347", weight=name)
+
+
 def _inline(model: Model, ctx: Context) -> None:
     if not ctx.admit("functions"):
         return
-    for name in inline_functions(model):
+    done = inline_functions(model)
+    for name in done.gone:
         ctx.record("inlined", "O24-322", scope=name)
+    for name, why in done.kept.items():
+        ctx.diagnostics.add(diagnostic("O24-049", why, scope=name))
 
 
 def _constants(state: _State) -> int:
@@ -172,6 +203,31 @@ def _folds(state: _State) -> int:
             )
     folds.commit()
     return len(folds.folded)
+
+
+def _expressions(state: _State) -> int:
+    """Compute what depends on constants alone. Returns: how many nodes went."""
+    expressions = Expressions(state.model)
+    chosen = [
+        found
+        for found in expressions.find(leave=state.refused)
+        if state.admit(result_of(found.site), "fold")
+    ]
+    computed = expressions.compute(chosen)
+    state.refused |= {result_of(found.site) for found in chosen if found not in computed}
+    for found in computed:
+        source = max(found.sources, key=lambda key: element_count(state.model.weights.tensor(key)))
+        state.ctx.record(
+            "folded",
+            "O24-320",
+            weight=source.name,
+            node=found.site.name,
+            op=found.site.proto.op_type,
+            scope=found.site.scope,
+            tensor=result_of(found.site).name,
+        )
+    expressions.commit()
+    return len(computed)
 
 
 def _remove_dead(model: Model, ctx: Context) -> None:

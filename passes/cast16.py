@@ -19,7 +19,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label
 from onnx24.ir.weights import INLINE_BYTES
-from onnx24.passmgr.base import Context, Effects, Pass
+from onnx24.passmgr.base import Context, Effects, Numeric, Pass
 from onnx24.rewrite.precision import Rewriter, Stored
 from onnx24.rewrite.shared import move_claims_of_products
 from onnx24.runtime.ranges import largest_magnitudes
@@ -64,10 +64,9 @@ class Cast16(Pass):
 
     name: ClassVar[str] = "cast16"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar[tuple[type, ...]] = (Shapes,)
     codes: ClassVar[tuple[str, ...]] = ("O24-240", "O24-241", "O24-242", "O24-243", "O24-244")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "prune24", "matmul-to-conv1x1")
-    numeric: ClassVar[str] = "close"
+    numeric: ClassVar[Numeric] = "close"
 
     dtype: Annotated[Dtype, "the 16-bit type"] = Dtype.FP16
     fp32_ops: Annotated[tuple[str, ...], "operators that stay in FP32"] = SENSITIVE

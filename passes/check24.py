@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from onnx24.analysis.eligibility import Eligibility, judge
+from onnx24.analysis.eligibility import judge
 from onnx24.analysis.invariants import broken_weights
 from onnx24.analysis.packed24 import packed_product
 from onnx24.analysis.weight_uses import WeightUses
@@ -39,7 +39,7 @@ class Check24(Pass):
 
     name: ClassVar = "check24"
     effects: ClassVar = Effects.NONE
-    requires: ClassVar = (WeightUses, Eligibility)
+    numeric: ClassVar = "exact"
     codes: ClassVar = ("O24-102", "O24-610", "O24-612", "O24-807")
 
     require: Annotated[Require, "which weights must be 2:4"] = Require.CLAIMS

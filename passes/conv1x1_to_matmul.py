@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.pointwise import PointwiseConvs
 from onnx24.analysis.products import conflicts
+from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label
 from onnx24.passmgr.base import Context, Effects, Pass
@@ -37,14 +38,13 @@ class Conv1x1ToMatmul(Pass):
 
     name: ClassVar[str] = "conv1x1-to-matmul"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar[tuple[type, ...]] = (Shapes,)
     codes: ClassVar[tuple[str, ...]] = ("O24-301", "O24-313")
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
 
     all: Annotated[bool, "also convolutions that no Reshape shows to have been products"] = False
 
     def run(self, model: Model, ctx: Context) -> None:
-        if not any(n.op_type == "Conv" for s in model.scopes() for n in s.graph.node):
+        if not any(ops.is_onnx(n, "Conv") for s in model.scopes() for n in s.graph.node):
             return
         shapes = ctx.analysis(model, Shapes)
         with model.surgeon() as view:

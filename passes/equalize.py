@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.placement import Flow, Layer
 from onnx24.analysis.scaling import Link, find_links
 from onnx24.analysis.weight_uses import WeightUses
@@ -42,7 +42,6 @@ class Equalize(Pass):
 
     name: ClassVar[str] = "equalize"
     effects: ClassVar[Effects] = Effects.WEIGHTS | Effects.STRUCTURE  # tensors of Constant nodes
-    requires: ClassVar[tuple[type, ...]] = (Dataflow, Shapes, WeightUses)
     codes: ClassVar[tuple[str, ...]] = ("O24-343", "O24-344", "O24-345")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "upgrade-opset")
 

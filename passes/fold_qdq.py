@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnx24.analysis.dataflow import Dataflow
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.effects import Effects
 from onnx24.ir.model import Model
@@ -43,7 +42,7 @@ class FoldQdq(Pass):
 
     name: ClassVar = "fold-qdq"
     effects: ClassVar = Effects.STRUCTURE
-    requires: ClassVar = (Dataflow, WeightUses)
+    numeric: ClassVar = "exact"
     after: ClassVar = ("qdq",)
     codes: ClassVar = ("O24-008", "O24-230", "O24-231", "O24-232")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.qdq_rules import Finding, Quantized, findings, quantized_products
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
@@ -57,7 +56,6 @@ class Lint(Pass):
 
     name: ClassVar = "lint"
     effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar = (Dataflow, Shapes, WeightUses)
     after: ClassVar = ("qdq", "fold-qdq")
     numeric: ClassVar = "close"
     codes: ClassVar = (

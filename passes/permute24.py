@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from onnx24.analysis.coupling import Coupling, Group
-from onnx24.analysis.eligibility import Eligibility, Verdict, judge
+from onnx24.analysis.eligibility import Verdict, judge
 from onnx24.analysis.selection import Selection
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
@@ -57,7 +57,6 @@ class Permute24(Pass):
 
     name: ClassVar = "permute24"
     effects: ClassVar = Effects.WEIGHTS | Effects.STRUCTURE  # tensors of Constant nodes
-    requires: ClassVar = (WeightUses, Eligibility, Coupling)
     after: ClassVar = ("canonicalize",)
     codes: ClassVar = (
         "O24-034",

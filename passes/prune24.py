@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnx24.analysis.coupling import Coupling
-from onnx24.analysis.eligibility import Eligibility, Verdict, judge
+from onnx24.analysis.eligibility import Verdict, judge
 from onnx24.analysis.invariants import stale_claims
 from onnx24.analysis.weight_choice import WeightChoice
 from onnx24.analysis.weight_uses import WeightUses
@@ -18,7 +18,7 @@ from onnx24.ir.model import Model
 from onnx24.layerwise.effort import Effort
 from onnx24.layerwise.oneshot import solve_weights
 from onnx24.layerwise.prune import Solved
-from onnx24.passmgr.base import Context, Pass
+from onnx24.passmgr.base import Context, Numeric, Pass
 from onnx24.rewrite.kept_dense import DenseKeeper
 from onnx24.rewrite.magnitude import Magnitude
 from onnx24.rewrite.permutation import permute_channels
@@ -90,9 +90,8 @@ class Prune24(WeightChoice, Effort, Pass):
 
     name: ClassVar = "prune24"
     effects: ClassVar = Effects.WEIGHTS | Effects.STRUCTURE  # the record of 2:4 is metadata
-    requires: ClassVar = (WeightUses, Eligibility, Coupling)
     after: ClassVar = ("permute24",)
-    numeric: ClassVar = "close"
+    numeric: ClassVar[Numeric] = "close"
     heavy: ClassVar = True
     codes: ClassVar = tuple(
         f"O24-{n}" for n in ("008", "035", 100, 102, 103, *range(110, 130), *range(131, 138), 140)

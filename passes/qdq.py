@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from threadpoolctl import threadpool_limits
 
-from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.format_choice import (
     Choice,
     Kernels,
@@ -107,7 +107,6 @@ class Qdq(Pass):
 
     name: ClassVar = "qdq"
     effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar = (Dataflow, Shapes, WeightUses)
     after: ClassVar = (
         "canonicalize", "upgrade-opset", "equalize", "smooth-quant", "prune24", "matmul-to-conv1x1",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from onnx24.analysis.dataflow import Dataflow, Shapes
+from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.placement import Flow
 from onnx24.analysis.scaling import Link, NoLink, find_links
 from onnx24.analysis.weight_uses import WeightUses
@@ -53,7 +53,6 @@ class SmoothQuant(Pass):
 
     name: ClassVar[str] = "smooth-quant"
     effects: ClassVar[Effects] = Effects.WEIGHTS | Effects.STRUCTURE  # tensors of Constant nodes
-    requires: ClassVar[tuple[type, ...]] = (Dataflow, Shapes, WeightUses)
     codes: ClassVar[tuple[str, ...]] = ("O24-035", "O24-340", "O24-341", "O24-342")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "upgrade-opset", "equalize")
 

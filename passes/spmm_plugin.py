@@ -14,7 +14,7 @@ from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.weights import payload_bytes
-from onnx24.passmgr.base import Context, Pass
+from onnx24.passmgr.base import Context, Numeric, Pass
 from onnx24.rewrite.shared import move_claims_of_products
 from onnx24.rewrite.spmm24 import (
     MIN_OPSET,
@@ -67,9 +67,8 @@ class SpmmPlugin(Pass):
 
     name: ClassVar[str] = "spmm-plugin"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    requires: ClassVar[tuple[type, ...]] = (WeightUses,)
     after: ClassVar[tuple[str, ...]] = ("upgrade-opset", "prune24", "cast16", "fold-qdq")
-    numeric: ClassVar[str] = "close"
+    numeric: ClassVar[Numeric] = "close"
     codes: ClassVar[tuple[str, ...]] = (
         "O24-120",
         "O24-332",

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.shapes import Dim
@@ -127,7 +127,7 @@ class NodeAxes:
 
     @property
     def op(self) -> str:
-        return self.site.proto.op_type
+        return ops.type_of(self.site)[1]
 
     def has(self, i: int) -> bool:
         return i < len(self.inputs) and self.inputs[i] is not None
@@ -150,10 +150,7 @@ class NodeAxes:
         return self.y()
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        for attr in self.site.proto.attribute:
-            if attr.name == name:
-                return onnx.helper.get_attribute_value(attr)
-        return default
+        return ops.attribute(self.site, name, default)
 
     def numbers(self, position: int, name: str) -> list[int] | None:
         """Constant integers of an input, or of the attribute that they were in older opsets; None
@@ -279,16 +276,16 @@ class NodeAxes:
 
 def relate(node: NodeAxes) -> Relations:
     """What the node demands of the axes of its operands; all of them stay where it is unknown."""
-    proto = node.site.proto
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
-    rule = _RULES.get((domain, proto.op_type))
+    name = ops.full_name(node.site)
+    rule = _RULES.get(ops.type_of(node.site))
     if rule is None:
-        name = f"{domain}.{proto.op_type}" if domain else proto.op_type
         return node.refuse(f"{name} is not followed")
+    if open_name := ops.open_attribute(node.site):
+        return node.refuse(f"the caller of a function decides {open_name} of {name}")
     try:
         rule(node)
     except _Unknown as err:
-        return node.refuse(f"{proto.op_type}: {err}")
+        return node.refuse(f"{name}: {err}")
     return node.finish()
 
 
@@ -419,8 +416,7 @@ def _matmul(node: NodeAxes) -> None:
 
 def _einsum(node: NodeAxes) -> None:
     """Every letter is an axis, in whichever operands it stands."""
-    equation = node.attribute("equation", b"")
-    text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
+    text = node.attribute("equation", "").replace(" ", "")
     left, arrow, out = text.partition("->")
     terms = left.split(",")
     if "." in text or len(terms) != len(node.inputs):
@@ -753,9 +749,9 @@ def _pad(node: NodeAxes) -> None:
 def _resize(node: NodeAxes) -> None:
     """An axis whose scale is exactly 1 is only copied, whatever the interpolation."""
     x, y = node.x(), node.y()
-    if node.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
+    if node.attribute("coordinate_transformation_mode", "") == "tf_crop_and_resize":
         raise _Unknown("it crops")
-    if node.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+    if node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise _Unknown("it keeps the aspect ratio")
     named = node.attribute("axes")
     axes = [a % x.rank for a in named] if named else list(range(x.rank))
@@ -781,7 +777,7 @@ def _depth_to_space(node: NodeAxes) -> None:
     rows, columns = node.virtual(0, b), node.virtual(1, b)
     if node.op == "SpaceToDepth":
         node.block([y.at(1)], [rows, columns, x.at(1)])
-    elif node.attribute("mode", b"DCR") == b"DCR":
+    elif node.attribute("mode", "DCR") == "DCR":
         node.block([x.at(1)], [rows, columns, y.at(1)])
     else:
         node.block([x.at(1)], [y.at(1), rows, columns])

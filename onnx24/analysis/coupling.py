@@ -33,10 +33,11 @@ from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.analysis.dataflow import Dataflow
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import scopes
+from onnx24.ir.scopes import is_in_function, scopes
 from onnx24.ir.shapes import Dim, value_type
 
 if TYPE_CHECKING:
@@ -255,10 +256,10 @@ class _Builder:
         return self._groups()
 
     def _read(self) -> None:
-        functions = {(f.domain, f.name) for f in self._model.proto.functions}
+        functions = ops.functions(self._model.proto)
         for site in self._index.nodes:
             proto = site.proto
-            if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
+            if ops.is_onnx(proto, "Constant"):
                 continue
             node = NodeAxes(
                 site,
@@ -267,8 +268,7 @@ class _Builder:
                 lambda i, site=site: self._value(site, i),  # type: ignore[misc]
                 self._model.opset,
             )
-            local = (proto.domain, proto.op_type) in functions
-            if site.scope.startswith("function:") or local:
+            if is_in_function(site.scope) or ops.called(site) in functions:
                 relations = node.refuse("it belongs to a local function")
             else:
                 relations = relate(node)
@@ -300,7 +300,7 @@ class _Builder:
             if isinstance(size, int):
                 self._sizes[Slot(key, axis)] = size
         made = self._index.producer(name, scope)
-        if made is not None and made.proto.op_type == "Constant" and key not in self._constants:
+        if made is not None and ops.is_onnx(made, "Constant") and key not in self._constants:
             # A Constant without a tensor: its values stay.
             self._pin_all(key, _Pin("O24-142", f"{name!r} holds its values in attributes", made))
         return operand
@@ -328,14 +328,7 @@ class _Builder:
         if key in self._constants:
             return self._model.weights.read(self._constants[key])
         made = self._index.producer(name, site.scope)
-        if made is None or made.proto.op_type != "Constant":
-            return None
-        for attr in made.proto.attribute:
-            if attr.name in ("value_int", "value_ints"):
-                return np.asarray(onnx.helper.get_attribute_value(attr), np.int64)
-            if attr.name in ("value_float", "value_floats"):
-                return np.asarray(onnx.helper.get_attribute_value(attr), np.float32)
-        return None
+        return None if made is None else ops.constant_of(self._model, made)
 
     def _pin(self, slot: Slot, pin: _Pin) -> None:
         self._pins.setdefault(slot, []).append(pin)
@@ -654,7 +647,7 @@ class _Heads:
         return True
 
     def _separates(self, site: NodeSite, relations: Relations, inner: int, outer: int) -> bool:
-        if relations.blocks and site.proto.op_type not in ("Reshape", "Flatten"):
+        if relations.blocks and not ops.is_onnx(site, "Reshape", "Flatten"):
             touched = {g for b in relations.blocks for s in (*b[0], *b[1]) for g in self._groups[s]}
             if inner in touched:
                 return False
@@ -699,16 +692,12 @@ def _slots_of(relations: Relations) -> Iterable[Slot]:
 
 
 def _constants(model: Model, index: Index, found: WeightUses) -> dict[ValueKey, TensorProto]:
-    """Tensors whose values can be permuted: initializers that nobody overrides, and Constants.
-
-    Source: onnx/docs/IR.md; before IR 4 every initializer had to be listed as an input.
-    """
-    overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
+    """Tensors whose values can be permuted: initializers that nobody overrides, and Constants."""
     return {
         key: tensor
         for key, tensor in found.tensors.items()
-        if key not in overridable and tensor.data_type != TensorProto.STRING
-        if not key.scope.startswith("function:")
+        if key not in index.graph_inputs and tensor.data_type != TensorProto.STRING
+        if not is_in_function(key.scope)
     }
 
 
@@ -772,10 +761,9 @@ them, or not in every opset."""
 def _make_identity(node: NodeProto, opsets: Mapping[str, int]) -> None:
     """For inference only: a node that keeps the shape, and that ONNX does not know, is as good as
     an Identity."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    if (domain, node.op_type) not in _SAME_SHAPE:
+    if ops.type_of(node) not in _SAME_SHAPE:
         return
-    if _is_defined(node, opsets) and node.op_type != "GroupNormalization":
+    if _is_defined(node, opsets) and not ops.is_onnx(node, "GroupNormalization"):
         return
     node.op_type, node.domain = "Identity", ""
     del node.attribute[:]
@@ -785,9 +773,9 @@ def _make_identity(node: NodeProto, opsets: Mapping[str, int]) -> None:
 
 def _is_defined(node: NodeProto, opsets: Mapping[str, int]) -> bool:
     """Whether ONNX knows the operator in the model's opset, and so infers its shapes."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain, name = ops.type_of(node)
     try:
-        onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        onnx.defs.get_schema(name, opsets.get(domain, 1), domain)
     except onnx.defs.SchemaError:
         return False
     return True

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
 
+from onnx24.ir import ops
 from onnx24.ir.weights import numpy_dtype
 
 Array = np.ndarray
@@ -22,7 +23,7 @@ _Attributes = dict[str, Any]
 
 def can_fold(node: NodeProto) -> bool:
     """Whether the operator is one that `fold` knows."""
-    return node.domain in ("", "ai.onnx") and node.op_type in _FOLDERS and len(node.output) == 1
+    return ops.op(node) in _FOLDERS and len(node.output) == 1 and not ops.open_attribute(node)
 
 
 def fold(node: NodeProto, inputs: Sequence[Array | None]) -> Array | None:
@@ -30,7 +31,7 @@ def fold(node: NodeProto, inputs: Sequence[Array | None]) -> Array | None:
     not certain to the last bit, or the node is invalid."""
     attributes = {attr.name: _value(attr) for attr in node.attribute}
     try:
-        return _FOLDERS[node.op_type](list(inputs), attributes)
+        return _FOLDERS[ops.op(node)](list(inputs), attributes)
     except (ValueError, IndexError, TypeError, KeyError):
         return None  # an invalid node: whoever runs the model says so
 

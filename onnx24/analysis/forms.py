@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
-import onnx
-
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 
 __all__ = [
     "Form",
-    "attribute",
     "channel_axis",
     "foreign_operand",
-    "is_onnx",
     "is_product",
-    "open_attribute",
     "product_form",
 ]
 
@@ -77,41 +72,24 @@ _FOREIGN: dict[tuple[str, str], tuple[int, ...]] = {
 judged: TensorRT's parser has no sparse layer for them."""
 
 
-def is_onnx(site: NodeSite) -> bool:
-    return site.proto.domain in ("", "ai.onnx")
-
-
-def attribute(site: NodeSite, name: str, default: Any = None) -> Any:
-    for attr in site.proto.attribute:
-        if attr.name == name:
-            return default if attr.ref_attr_name else onnx.helper.get_attribute_value(attr)
-    return default
-
-
-def open_attribute(site: NodeSite) -> str:
-    """The name of an attribute that the caller of a function decides; "" where none is."""
-    return next((attr.name for attr in site.proto.attribute if attr.ref_attr_name), "")
-
-
 def is_product(site: NodeSite, position: int) -> bool:
     """Whether the input of a Conv, ConvTranspose, Gemm, MatMul or Einsum is multiplied and
     summed; the other operand of a convolution is data and never a weight."""
-    return is_onnx(site) and position in _PRODUCTS.get(site.proto.op_type, ())
+    return position in _PRODUCTS.get(ops.op(site), ())
 
 
 def foreign_operand(site: NodeSite, position: int) -> bool:
     """Whether an operator whose products are not judged multiplies and sums the input."""
-    domain = "" if is_onnx(site) else site.proto.domain
-    return position in _FOREIGN.get((domain, site.proto.op_type), ())
+    return position in _FOREIGN.get(ops.type_of(site), ())
 
 
 def channel_axis(site: NodeSite, position: int, rank: int) -> int:
     """Of the output channels in the operand of a Conv, ConvTranspose, Gemm or MatMul."""
-    op = site.proto.op_type
+    op = ops.op(site)
     if op in ("Conv", "ConvTranspose"):
         return int(op == "ConvTranspose")
     if op == "Gemm":
-        transposed = bool(attribute(site, "transB" if position else "transA", 0))
+        transposed = bool(ops.attribute(site, "transB" if position else "transA", 0))
         return int(transposed != bool(position))
     return rank - 1 if position else max(rank - 2, 0)
 
@@ -133,7 +111,7 @@ class Form:
 
 def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form | None:
     """How the input of that shape is reduced; None where it is no operand of a product."""
-    op = site.proto.op_type
+    op = ops.op(site)
     decided = _DECISIVE.intersection(a.name for a in site.proto.attribute if a.ref_attr_name)
     if is_product(site, position) and decided:
         reason = f"the caller of a function decides {min(decided)}"
@@ -141,7 +119,7 @@ def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form 
     if op in ("Conv", "ConvTranspose"):
         return _conv_form(site, shape) if position == 1 and len(shape) >= 3 else None
     if op == "Gemm" and position < 2 and len(shape) == 2:
-        transposed = bool(attribute(site, "transB" if position else "transA", 0))
+        transposed = bool(ops.attribute(site, "transB" if position else "transA", 0))
         # A is [M, K], B is [K, N], each before its transposition.
         k_axis = int(transposed) if position else int(not transposed)
         return Form(k_axis=k_axis, K=shape[k_axis], N=shape[1 - k_axis])
@@ -157,14 +135,14 @@ def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form 
 
 
 def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> Form:
-    groups = int(attribute(site, "group", 1))
+    groups = int(ops.attribute(site, "group", 1))
     spatial = math.prod(shape[2:])
     notes = []
     if len(shape) == 5:
         notes.append("3-D convolution")
-    if any(d != 1 for d in attribute(site, "dilations") or ()):
+    if any(d != 1 for d in ops.attribute(site, "dilations") or ()):
         notes.append("dilation")
-    if site.proto.op_type == "ConvTranspose":
+    if ops.is_onnx(site, "ConvTranspose"):
         return Form(
             k_axis=0,
             K=shape[0] // groups,
@@ -188,8 +166,7 @@ def _conv_form(site: NodeSite, shape: tuple[int, ...]) -> Form:
 
 def _einsum_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form | None:
     """A plain product: two operands, one letter summed, each letter once in an operand."""
-    equation = attribute(site, "equation", b"")
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    text = ops.attribute(site, "equation", "").replace(" ", "")
     left, arrow, output = text.partition("->")
     terms = left.split(",")
     if len(terms) != 2 or len(site.proto.input) != 2:

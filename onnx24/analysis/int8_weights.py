@@ -11,6 +11,7 @@ import numpy as np
 from onnx24.analysis.layer_rows import form_of
 from onnx24.analysis.placement import Flow, Layer
 from onnx24.analysis.weight_uses import WeightUses, consumer_view, stored_values
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.quant.rounding import adaptive, mse_amax
@@ -142,7 +143,7 @@ def bias_of(flow: Flow, layer: Layer) -> Bias | None:
         factor = numbers.get("alpha", 1.0) / beta if beta else 0.0
     if layer.op == "MatMul":
         use = flow.only_reader(node.output[0])
-        if use is None or use.site.proto.op_type != "Add" or layer.use.input != 1:
+        if use is None or not ops.is_onnx(use.site, "Add") or layer.use.input != 1:
             return None
         name = use.site.proto.input[1 - use.input]
         reader = (use.site.position, 1 - use.input)

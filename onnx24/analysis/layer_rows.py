@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-import onnx
-
 from onnx24.analysis.placement import Layer
+from onnx24.ir import ops
 from onnx24.quant.rows import Form
 
 __all__ = ["form_of"]
@@ -17,29 +16,28 @@ def form_of(layer: Layer, weight_shape: tuple[int, ...]) -> Form | None:
 
     weight_shape: of the weight as the product sees it.
     """
-    attributes = {
-        attr.name: onnx.helper.get_attribute_value(attr) for attr in layer.site.proto.attribute
-    }
     if layer.is_conv:
-        return _conv_form(layer, weight_shape, attributes)
+        return _conv_form(layer, weight_shape)
     if len(weight_shape) != 2 or layer.use.k_axis_consumer is None:
         return None
     weight_is_right = layer.use.input == 1
     k_axis = -1 if weight_is_right else -2
-    if layer.op == "Gemm" and attributes.get("transA" if weight_is_right else "transB", 0):
+    if layer.op == "Gemm" and ops.attribute(
+        layer.site, "transA" if weight_is_right else "transB", 0
+    ):
         k_axis = -3 - k_axis
     w_axis = layer.use.k_axis_consumer % 2
     return Form("matrix", weight_shape[w_axis], k_axis=k_axis, w_axis=w_axis)
 
 
-def _conv_form(layer: Layer, shape: tuple[int, ...], attributes: dict) -> Form | None:
+def _conv_form(layer: Layer, shape: tuple[int, ...]) -> Form | None:
     kernel = shape[2:]
     rank = len(kernel)
-    groups = int(attributes.get("group", 1))
+    groups = int(ops.attribute(layer.site, "group", 1))
     if layer.op == "ConvTranspose":
         return Form("deconv", shape[0] // groups, groups=groups, kernel=kernel)
-    pads = tuple(attributes.get("pads", [0] * (2 * rank)))
-    auto = attributes.get("auto_pad", b"NOTSET").decode()
+    pads = tuple(ops.attribute(layer.site, "pads", [0] * (2 * rank)))
+    auto = ops.attribute(layer.site, "auto_pad", "NOTSET")
     if auto == "VALID":
         pads = (0,) * (2 * rank)
     return Form(
@@ -47,8 +45,8 @@ def _conv_form(layer: Layer, shape: tuple[int, ...], attributes: dict) -> Form |
         shape[1] * math.prod(kernel),
         groups=groups,
         kernel=kernel,
-        strides=tuple(attributes.get("strides", [1] * rank)),
-        dilations=tuple(attributes.get("dilations", [1] * rank)),
+        strides=tuple(ops.attribute(layer.site, "strides", [1] * rank)),
+        dilations=tuple(ops.attribute(layer.site, "dilations", [1] * rank)),
         begins=pads[:rank],
         ends=pads[rank:],
         same=auto if auto.startswith("SAME") else "",

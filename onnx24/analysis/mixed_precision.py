@@ -18,9 +18,10 @@ from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.precision import Range16, Slots, dtype16, rounding_loss, slots
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import is_onnx, label, walk
+from onnx24.ir.surgeon import label, walk
 
 __all__ = ["LIMIT", "SENSITIVE", "Finding", "Plan", "is_cast"]
 
@@ -85,7 +86,7 @@ class Finding:
 
 
 def is_cast(node: gs.Node) -> bool:
-    return node.op == "Cast" and is_onnx(node)
+    return ops.is_onnx(node, "Cast")
 
 
 class Plan:
@@ -237,7 +238,7 @@ class Plan:
             return "it has bodies"
         if not any((*inputs, *outputs)) or is_cast(node):
             return None
-        domain = "" if is_onnx(node) else node.domain
+        domain = "" if ops.is_onnx(node) else node.domain
         opset = self.model.opsets.get(domain, 1)
         found = slots(node.op, domain, opset, inputs, outputs, self.to)
         if found is None:
@@ -250,14 +251,14 @@ class Plan:
             return "the type of an operand is unknown"
         if not self._any16(node):
             return "the operator has no 16-bit form in this opset" if any(inputs) else None
-        if node.op in self.sensitive:
+        if ops.op(node) in self.sensitive:
             return "the operator loses precision or range in 16 bit"
         sparse = next((t for t in (*node.inputs, *node.outputs) if self.is_sparse(t)), None)
         if sparse is not None:
             return f"constant {sparse.name!r} is stored sparse"
         for constant in self.constants(node):
             single = int(np.prod(constant.shape, dtype=np.int64)) == 1
-            scale = node.op in _QDQ and constant is node.inputs[1]
+            scale = ops.op(node) in _QDQ and constant is node.inputs[1]
             if not single and not scale:
                 loss = self.loss_of(constant)
                 if loss > 2 * float(ml_dtypes.finfo(dtype16(self.to)).eps):
@@ -284,7 +285,7 @@ class Plan:
 
     def _is_integer_arithmetic(self, node: gs.Node) -> str | None:
         """Sizes and positions: above 2,048 a 16-bit float skips integers."""
-        if node.op in _PRODUCTS:
+        if ops.op(node) in _PRODUCTS:
             return None
         inputs = list(self.computed(node))
         if inputs and all(self._comes_from_integers(tensor) for tensor in inputs):
@@ -298,7 +299,7 @@ class Plan:
         if is_cast(producer):
             dtype = self.shapes.dtype(producer.inputs[0].name)
             return dtype in _INTEGERS
-        return producer.op == "Range" or self.kept.get(id(producer)) == _FROM_INTEGERS
+        return ops.is_onnx(producer, "Range") or self.kept.get(id(producer)) == _FROM_INTEGERS
 
     def _keep_beyond_range(self) -> list[Finding]:
         """Constants that would become infinite, and what is computed from them."""
@@ -321,7 +322,7 @@ class Plan:
             seen.add(id(node))
             if id(node) not in self.kept and self._any16(node):
                 self.kept[id(node)] = "a constant beyond the 16-bit range goes into it"
-            if node.op in _BOUNDED or node.op in _PRODUCTS:
+            if ops.op(node) in _BOUNDED or ops.op(node) in _PRODUCTS:
                 continue
             for tensor in node.outputs:
                 if self.is_float32(tensor):
@@ -341,13 +342,13 @@ class Plan:
         for node in self.root.nodes:
             for tensor in node.outputs:
                 # A Q/DQ pair is one: its halves share the scale.
-                pair = node.op == "QuantizeLinear" and id(node) not in self.kept
+                pair = ops.is_onnx(node, "QuantizeLinear") and id(node) not in self.kept
                 if not pair and not self.gives16(tensor):
                     continue
                 for reader in tensor.outputs:
                     if id(reader) in group and (pair or self.wants16(reader, tensor)):
                         group[find(id(reader))] = find(id(node))
-        worth = {find(id(node)) for node in self.root.nodes if node.op in _PRODUCTS}
+        worth = {find(id(node)) for node in self.root.nodes if ops.op(node) in _PRODUCTS}
         for node in self.root.nodes:
             if self._any16(node) and find(id(node)) not in worth:
                 self.kept.setdefault(id(node), "")
@@ -355,20 +356,22 @@ class Plan:
     def _is_quantized_in_float32(self, node: gs.Node) -> str | None:
         """Q/DQ pairs and the layers between them are of one precision: a Cast between a
         DequantizeLinear and its layer keeps TensorRT from seeing an INT8 layer."""
-        if node.op in _QDQ:
+        if ops.op(node) in _QDQ:
             partners = [self.producer(node.inputs[0])]
             partners += [reader for tensor in node.outputs for reader in tensor.outputs]
             for other in partners:
                 if other is None or id(other) not in self.kept:
                     continue
-                if other.op in _QDQ or (node.op == "DequantizeLinear" and other.op in _PRODUCTS):
+                if ops.op(other) in _QDQ or (
+                    ops.is_onnx(node, "DequantizeLinear") and ops.op(other) in _PRODUCTS
+                ):
                     return f"{label(other)} ({other.op}) of the same Q/DQ layer is float32"
             return None
-        if node.op not in _PRODUCTS:
+        if ops.op(node) not in _PRODUCTS:
             return None
         for tensor in self.computed(node):
             producer = self.producer(tensor)
-            if producer is None or producer.op != "DequantizeLinear":
+            if producer is None or not ops.is_onnx(producer, "DequantizeLinear"):
                 continue
             if id(producer) in self.kept:
                 return f"its operand's DequantizeLinear ({label(producer)}) is float32"
@@ -376,7 +379,7 @@ class Plan:
 
     def _is_between_kept(self, node: gs.Node) -> str | None:
         """A cheap node whose inputs come in FP32 and whose readers want FP32."""
-        if node.op in _PRODUCTS or node.op in _QDQ:
+        if ops.op(node) in _PRODUCTS or ops.op(node) in _QDQ:
             return None
         inputs = list(self.computed(node))
         readers = [
@@ -435,7 +438,7 @@ class Plan:
     def _cast_gives16(self, cast: gs.Node) -> bool:
         """A Cast to float32 goes to 16 bit at once where all its readers want that."""
         result = cast.outputs[0]
-        if cast.attrs.get("to") != FLOAT or id(result) in self.outputs | self.body_outputs:
+        if ops.attribute(cast, "to") != FLOAT or id(result) in self.outputs | self.body_outputs:
             return False
         readers = result.outputs
         return bool(readers) and all(

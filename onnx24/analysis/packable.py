@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from onnx24.analysis.forms import attribute
 from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.weight_uses import Step, WeightUse, WeightUses, consumer_view
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.weights import numpy_dtype
 
 __all__ = ["Packable", "Refusal", "find_packable"]
@@ -59,7 +60,7 @@ class Packable:
         """float32 [N] or [1]: those of weight and activation, and Gemm's alpha."""
         scale = _scale_of_n(self.use)
         assert scale is not None
-        alpha = np.float32(attribute(self.site, "alpha", 1.0))
+        alpha = np.float32(ops.attribute(self.site, "alpha", 1.0))
         return (scale * np.float32(self.x_scale) * alpha).astype(np.float32)
 
 
@@ -106,7 +107,7 @@ def _packable(
     model: Model, found: WeightUses, key: ValueKey, use: WeightUse, storage: bool
 ) -> Packable:
     assert use.consumer is not None
-    if use.scope.startswith("function:"):
+    if is_in_function(use.scope):
         raise _No("O24-333", "it stands in a local function; canonicalize inlines it first")
     if use.code is not None:
         raise _No("O24-333", use.reason)
@@ -183,7 +184,7 @@ def _check_sizes(use: WeightUse, multiple: int, dtype: np.dtype) -> None:
 def _activation(model: Model, found: WeightUses, use: WeightUse) -> tuple[str, float]:
     """The int8 activation's name and scale. Raises: _No where it is not int8 about 0."""
     producer = found.index.producer(use.data, use.scope)
-    if producer is None or producer.proto.op_type != "DequantizeLinear":
+    if producer is None or not ops.is_onnx(producer, "DequantizeLinear"):
         raise _No("O24-334", "the weight is int8 and the activation is not")
     if producer.scope != use.scope:
         raise _No("O24-333", "the activation is dequantized outside the body")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from onnx24.analysis.forms import attribute
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -36,7 +36,7 @@ DOMAIN, OP = "onnx24", "SpMM24"
 
 
 def is_packed(site: NodeSite) -> bool:
-    return site.proto.domain == DOMAIN and site.proto.op_type == OP
+    return ops.type_of(site) == (DOMAIN, OP)
 
 
 def packed_product(index: Index, key: ValueKey) -> NodeSite | None:
@@ -53,7 +53,7 @@ def packed_problem(model: Model, index: Index, site: NodeSite) -> str | None:
     inputs = site.proto.input
     if len(inputs) != 4:
         return f"{site.name} has {len(inputs)} inputs, expected x, values, metadata and scale"
-    k, n = (int(attribute(site, name, 0)) for name in ("K", "N"))
+    k, n = (int(ops.attribute(site, name, 0)) for name in ("K", "N"))
     tensors = []
     for name in (inputs[1], inputs[2]):
         key = index.resolve(name, site.scope)
@@ -66,9 +66,9 @@ def packed_problem(model: Model, index: Index, site: NodeSite) -> str | None:
             f"{site.name} has values {list(values.shape)} and metadata {words.dtype}"
             f"{list(words.shape)}, which are no packed [{k}, {n}]"
         )
-    if int(attribute(site, "dtype", 0)) not in TensorProto.DataType.values():
+    if int(ops.attribute(site, "dtype", 0)) not in TensorProto.DataType.values():
         return f"{site.name} has no dtype"
-    if values.dtype != numpy_dtype(int(attribute(site, "dtype"))):
+    if values.dtype != numpy_dtype(int(ops.attribute(site, "dtype"))):
         return f"{site.name} has values of type {values.dtype}, which is not its dtype"
     metadata = np.ascontiguousarray(words.astype("<i4")).view(np.uint8)
     used = -(-k // 8)

@@ -24,8 +24,9 @@ from onnx24.analysis.crossing import (
     swish,
 )
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.forms import attribute, channel_axis
+from onnx24.analysis.forms import channel_axis
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.weights import numpy_dtype
@@ -57,7 +58,7 @@ class Layer:
 
     @property
     def op(self) -> str:
-        return self.site.proto.op_type
+        return ops.op(self.site)
 
     @property
     def name(self) -> str:
@@ -132,7 +133,7 @@ class Flow:
                 continue
             node = site.proto
             depth = 1 + max((self.depth.get(name, 0) for name in node.input), default=0)
-            behind = node.op_type in OPS or any(n in self._behind_product for n in node.input)
+            behind = ops.op(node) in OPS or any(n in self._behind_product for n in node.input)
             for name in node.output:
                 self.depth[name] = depth
                 if behind:
@@ -180,8 +181,8 @@ class Flow:
         value = layer.site.proto.output[0]
         while (use := self.only_reader(value)) is not None:
             node = use.site.proto
-            is_norm = layer.is_conv and node.op_type == "BatchNormalization" and use.input == 0
-            is_bias = node.op_type == "Add" and self.is_constant(node.input[1 - use.input])
+            is_norm = layer.is_conv and ops.is_onnx(node, "BatchNormalization") and use.input == 0
+            is_bias = ops.is_onnx(node, "Add") and self.is_constant(node.input[1 - use.input])
             if not is_norm and not is_bias:
                 break
             value = node.output[0]
@@ -195,14 +196,14 @@ class Flow:
         """The Add of two activations behind a convolution's own activation, as in YOLO's blocks."""
         value = self.epilogue(layer)
         use = self.only_reader(value)
-        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+        if use is not None and ops.op(use.site) in ACTIVATIONS and use.input == 0:
             return self._add_of(use.site.proto.output[0]) if layer.is_conv else None
         swish = self._swish(value)
         return self._add_of(swish) if layer.is_conv and swish is not None else None
 
     def _add_of(self, value: str) -> Use | None:
         use = self.only_reader(value)
-        if use is None or use.site.proto.op_type != "Add":
+        if use is None or not ops.is_onnx(use.site, "Add"):
             return None
         return use if is_residual(self.shapes, use.site) else None
 
@@ -212,7 +213,7 @@ class Flow:
         if (add := self.residual_add(layer)) is not None:
             value = add.site.proto.output[0]
         use = self.only_reader(value)
-        if use is not None and use.site.proto.op_type in ACTIVATIONS and use.input == 0:
+        if use is not None and ops.op(use.site) in ACTIVATIONS and use.input == 0:
             return use.site.proto.output[0]
         return self._swish(value) or value
 
@@ -222,9 +223,9 @@ class Flow:
         if not layer.is_conv or self.residual_add(layer) is not None:
             return None
         use = self.only_reader(self.epilogue(layer))
-        while use is not None and use.input == 0 and use.site.proto.op_type in REARRANGING:
+        while use is not None and use.input == 0 and ops.op(use.site) in REARRANGING:
             use = self.only_reader(use.site.proto.output[0])
-        if use is None or use.input or use.site.proto.op_type != "LayerNormalization":
+        if use is None or use.input or not ops.is_onnx(use.site, "LayerNormalization"):
             return None
         return use
 
@@ -236,7 +237,7 @@ class Flow:
         """(code, reason) why a product of two activations is not quantized on request."""
         if site.scope:
             return "O24-219", "calibration observes the main graph only, this is a body"
-        if site.proto.op_type != "MatMul":
+        if not ops.is_onnx(site, "MatMul"):
             return "O24-213", "both operands are computed at run time"
         if any(self.is_dequantized(name) for name in site.proto.input):
             return "O24-214", "an operand already stands behind Q/DQ"
@@ -288,7 +289,9 @@ class Flow:
         if len(shape) == 1:
             return 1
         if layer.op == "Gemm":
-            transposed = bool(attribute(layer.site, "transA" if layer.use.input else "transB", 0))
+            transposed = bool(
+                ops.attribute(layer.site, "transA" if layer.use.input else "transB", 0)
+            )
             reduced = int(transposed != bool(layer.use.input))
         else:
             reduced = len(shape) - (1 if layer.use.input else 2)
@@ -524,7 +527,7 @@ class Site:
 
     def commutes(self, node: NodeSite) -> bool:
         """Whether pairs of this format move over the node."""
-        return crosses(node) and (not self.fp8 or node.proto.op_type in FP8_COPIES)
+        return crosses(node) and (not self.fp8 or ops.op(node) in FP8_COPIES)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""
@@ -619,7 +622,7 @@ def _move_up(site: Site) -> bool:
         source = above.proto.input[0]
         if not flow.read_only_by(value, edges) or not site.fits(source):
             continue
-        if above.proto.op_type in SELECTING and not site.is_as_narrow(source, value):
+        if ops.op(above) in SELECTING and not site.is_as_narrow(source, value):
             continue
         for rule in placement.rules[value]:
             placement.add(source, [(above.position, 0)], rule)
@@ -637,7 +640,7 @@ def _share_over_concat(site: Site) -> bool:
     flow, placement = site.flow, site.placement
     for value, edges in placement.edges.items():
         above = flow.index.producer(value)
-        if above is None or above.proto.op_type != "Concat":
+        if above is None or not ops.is_onnx(above, "Concat"):
             continue
         inputs = list(above.proto.input)
         seats = [placement.seat(name) for name in inputs]

@@ -16,8 +16,9 @@ from onnx24.analysis.products import (
     dtypes_of,
     producer_of,
 )
+from onnx24.ir import ops
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import is_onnx, label, walk
+from onnx24.ir.surgeon import label, walk
 
 Sizes = tuple[int | str | None, ...]
 
@@ -86,7 +87,7 @@ class PointwiseConvs(ViewFacts):
     def _kernels_of_one(self) -> Iterator[tuple[Any, gs.Node]]:
         for graph in walk(self.root):
             for node in graph.nodes:
-                if node.op != "Conv" or not is_onnx(node):
+                if not ops.is_onnx(node, "Conv"):
                     continue
                 weight, _ = _kernel(node)
                 if weight is not None and len(weight.shape) > 2 and set(weight.shape[2:]) == {1}:
@@ -115,11 +116,11 @@ class PointwiseConvs(ViewFacts):
         path: tuple[gs.Node, ...],
         shape: Sizes | None,
     ) -> str:
-        if node.attrs.get("group", 1) != 1:
+        if ops.attribute(node, "group", 1) != 1:
             return f"it has {node.attrs['group']} groups"
-        if any(stride != 1 for stride in node.attrs.get("strides", ())):
+        if any(stride != 1 for stride in ops.attribute(node, "strides", ())):
             return f"its strides are {node.attrs['strides']}"
-        if any(node.attrs.get("pads", ())):
+        if any(ops.attribute(node, "pads", ())):
             return f"it pads by {node.attrs['pads']}"
         if not self.has_values(weight):
             return "the kernel is a sparse initializer"
@@ -128,7 +129,7 @@ class PointwiseConvs(ViewFacts):
         if 0 in shape or 0 in weight.shape:
             return "it has no elements"
         for step in path:
-            if step.attrs.get("block_size", 0) or not all(
+            if ops.attribute(step, "block_size", 0) or not all(
                 isinstance(t, gs.Constant) for t in step.inputs[1:]
             ):
                 return "the scales of the kernel are computed, or one a block"
@@ -141,7 +142,7 @@ def _kernel(node: gs.Node) -> tuple[gs.Constant | None, tuple[gs.Node, ...]]:
     tensor, path = node.inputs[1], []
     for op in ("DequantizeLinear", "QuantizeLinear"):
         producer = producer_of(tensor)
-        if producer is not None and producer.op == op:
+        if producer is not None and ops.is_onnx(producer, op):
             path.append(producer)
             tensor = producer.inputs[0]
     return (tensor, tuple(reversed(path))) if isinstance(tensor, gs.Constant) else (None, ())

@@ -13,21 +13,22 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.surgeon import label, walk
 from onnx24.ir.weights import numpy_dtype
 
-_DEFAULT_DOMAINS = ("", "ai.onnx", None)
 _PRODUCTS = ("MatMul", "Gemm")
 
 
 def has_products(model: Model) -> bool:
     """Whether the view of the model, which local functions are no part of, has any product."""
     return any(
-        node.op_type in _PRODUCTS
+        ops.op(node) in _PRODUCTS
         for scope in model.scopes()
-        if not scope.path.startswith("function:")
+        if not is_in_function(scope.path)
         for node in scope.graph.node
     )
 
@@ -93,11 +94,11 @@ class Product:
     @property
     def chain(self) -> tuple[gs.Node, ...]:
         """The quantizing nodes of the path, nearest to the weight first."""
-        return tuple(node for node in self.path if node.op != "Transpose")
+        return tuple(node for node in self.path if not ops.is_onnx(node, "Transpose"))
 
     @property
     def transposes(self) -> tuple[gs.Node, ...]:
-        return tuple(node for node in self.path if node.op == "Transpose")
+        return tuple(node for node in self.path if ops.is_onnx(node, "Transpose"))
 
     @property
     def leading_ones(self) -> int:
@@ -172,13 +173,15 @@ class Products(ViewFacts):
     def _judge(self) -> Iterator[Product | Refusal]:
         for graph in walk(self.root):
             for node in graph.nodes:
-                if node.op not in _PRODUCTS or node.domain not in _DEFAULT_DOMAINS:
+                if ops.op(node) not in _PRODUCTS:
                     continue
                 weight = ""
                 try:
                     weight = self._operands(graph, node).weight.name
                     yield (
-                        self._gemm(graph, node) if node.op == "Gemm" else self._matmul(graph, node)
+                        self._gemm(graph, node)
+                        if ops.is_onnx(node, "Gemm")
+                        else self._matmul(graph, node)
                     )
                 except _No as no:
                     yield Refusal(graph, node, no.code, no.reason, weight)
@@ -225,7 +228,7 @@ class Products(ViewFacts):
     def _gemm(self, graph: Any, node: gs.Node) -> Product:
         operands = self._operands(graph, node)
         self._activation(graph, operands.x)
-        flip_a, flip_b = (bool(node.attrs.get(name, 0)) for name in ("transA", "transB"))
+        flip_a, flip_b = (bool(ops.attribute(node, name, 0)) for name in ("transA", "transB"))
         if operands.is_right:
             n_axis, x_axis, out_axis = 0 if flip_b else 1, -2 if flip_a else -1, -1
         else:
@@ -233,12 +236,12 @@ class Products(ViewFacts):
         if len(operands.weight.shape) != 2:
             raise _No("O24-311", f"the weight is {list(operands.weight.shape)}, not a matrix")
         site = self._site(graph, node, operands, n_axis=n_axis, x_axis=x_axis, out_axis=out_axis)
-        alpha = float(node.attrs.get("alpha", 1.0))
+        alpha = float(ops.attribute(node, "alpha", 1.0))
         if site.chain:
             site.post_scale = alpha
         else:
             site.scale = alpha
-        site.bias_scale = float(node.attrs.get("beta", 1.0))
+        site.bias_scale = float(ops.attribute(node, "beta", 1.0))
         if len(node.inputs) > 2 and not node.inputs[2].is_empty() and site.bias_scale != 0.0:
             addend = node.inputs[2]
             fits = (
@@ -288,13 +291,13 @@ class Products(ViewFacts):
                 "which gets no sparse kernels",
             )
         n_axes = []
-        flips = sum(step.op == "Transpose" for step in path)
+        flips = sum(ops.is_onnx(step, "Transpose") for step in path)
         n_axis ^= flips % 2  # as stored, before the Transposes
         here = n_axis
         for step in path:
-            if step.op == "Transpose":
+            if ops.is_onnx(step, "Transpose"):
                 here ^= 1
-            elif step.attrs.get("block_size", 0) or len(_rank_of(step.inputs[1])) > 1:
+            elif ops.attribute(step, "block_size", 0) or len(_rank_of(step.inputs[1])) > 1:
                 raise _No("O24-311", "the weight has one scale a block")
             elif not all(isinstance(t, gs.Constant) for t in step.inputs[1:]):
                 raise _No("O24-311", "the scales of the weight are computed at run time")
@@ -321,7 +324,7 @@ class Products(ViewFacts):
         if id(product) in self.outputs or len(product.outputs) != 1 or site.out_axis is None:
             return None
         add = product.outputs[0]
-        if add.op != "Add" or add.domain not in _DEFAULT_DOMAINS:
+        if not ops.is_onnx(add, "Add"):
             return None
         if not any(add is other for other in site.graph.nodes):
             return None  # in a body of another node
@@ -351,7 +354,7 @@ def _trace(graph: Any, tensor: gs.Tensor) -> tuple[gs.Constant | None, tuple[gs.
     path: list[gs.Node] = []
     wanted = ["DequantizeLinear", "QuantizeLinear"]
     while (producer := producer_of(tensor)) is not None:
-        if producer.op in wanted:
+        if ops.op(producer) in wanted:
             del wanted[: wanted.index(producer.op) + 1]
         elif not _swaps_last_axes(producer) or not any(producer is n for n in graph.nodes):
             break
@@ -359,15 +362,15 @@ def _trace(graph: Any, tensor: gs.Tensor) -> tuple[gs.Constant | None, tuple[gs.
         tensor = producer.inputs[0]
     if not isinstance(tensor, gs.Constant):
         return None, ()
-    if any(step.op == "Transpose" for step in path) and len(_rank_of(tensor)) < 2:
+    if any(ops.is_onnx(step, "Transpose") for step in path) and len(_rank_of(tensor)) < 2:
         return None, ()
     return tensor, tuple(reversed(path))
 
 
 def _swaps_last_axes(node: gs.Node) -> bool:
-    if node.op != "Transpose" or node.domain not in _DEFAULT_DOMAINS:
+    if not ops.is_onnx(node, "Transpose"):
         return False
-    perm = list(node.attrs.get("perm", ()))
+    perm = list(ops.attribute(node, "perm", ()))
     rank = len(perm) or len(_rank_of(node.inputs[0]))
     if not perm:
         return rank == 2
@@ -391,7 +394,7 @@ def _constant_source(tensor: gs.Tensor) -> gs.Node | None:
         if any(not isinstance(t, gs.Constant) for t in node.inputs[1:]):
             return None
         node = producer_of(node.inputs[0])
-    return first if node is not None and node.op == "Constant" else None
+    return first if node is not None and ops.is_onnx(node, "Constant") else None
 
 
 def _rank_of(tensor: gs.Tensor) -> tuple:

@@ -22,6 +22,7 @@ import onnx
 
 from onnx24.analysis.placement import Flow, Layer, find_layers
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view, stored_values
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -178,9 +179,7 @@ class _Search:
         """What the node absorbs is added to `above`. Returns: (the kind of link, where the node
         absorbs all; the value to go on with, where it does not)."""
         node = site.proto
-        op = node.op_type
-        if node.domain not in ("", "ai.onnx"):
-            raise _No(f"it comes from {node.domain}.{op}")
+        op = ops.full_name(node)
         if op in _NORMALIZATIONS:
             above += self._normalization(site)
             return "normalization", ""
@@ -197,14 +196,14 @@ class _Search:
 
     def _normalization(self, site: NodeSite) -> list[Part]:
         node = site.proto
-        if node.op_type == "BatchNormalization":
+        if ops.is_onnx(node, "BatchNormalization"):
             if self.axis != 1 and self.rank != 2:
                 raise _No("BatchNormalization scales another axis")
         else:
-            axes = [a.i for a in node.attribute if a.name == "axis"]
-            if self.axis != -1 or any(axis not in (-1, (self.rank or 0) - 1) for axis in axes):
+            axis = ops.attribute(node, "axis", -1)
+            if self.axis != -1 or axis not in (-1, (self.rank or 0) - 1):
                 raise _No(f"{node.op_type} scales another axis")
-        numbers = [i for i in _NORMALIZATIONS[node.op_type] if i < len(node.input)]
+        numbers = [i for i in _NORMALIZATIONS[ops.op(node)] if i < len(node.input)]
         parts = [self._constant(site, i) for i in numbers if node.input[i]]
         if any(len(self._shape(part)) != 1 for part in parts):
             raise _No(f"{node.op_type} scales more than one axis")
@@ -219,10 +218,10 @@ class _Search:
         other = node.input[1 - number]
         key = flow.index.resolve(node.input[number])
         assert key is not None
-        if node.op_type == "Mul" and np.prod(tuple(flow.found.tensors[key].dims)) == 1:
+        if ops.is_onnx(node, "Mul") and np.prod(tuple(flow.found.tensors[key].dims)) == 1:
             return None, other
         above.append(self._constant(site, number))
-        return ("multiplication" if node.op_type == "Mul" else None), other
+        return ("multiplication" if ops.is_onnx(node, "Mul") else None), other
 
     def _product(self, layer: Layer) -> list[Part]:
         if layer.is_conv != (self.axis == 1) and self.rank != 2:
@@ -242,7 +241,7 @@ class _Search:
         """A constant operand with one value for each channel. last: it has its channels last
         whatever the activation's axis is; so have vectors of normalizations."""
         flow, name = self.flow, site.proto.input[number]
-        op = site.proto.op_type
+        op = ops.op(site)
         if not flow.is_constant(name):
             raise _No(f"input {number} of {op} is computed at run time")
         if not flow.read_only_by(name, {(site.position, number)}):

@@ -16,28 +16,22 @@ from typing import Any, ClassVar, Literal
 
 import ml_dtypes
 import numpy as np
-import onnx
 from onnx import GraphProto, SparseTensorProto, TensorProto
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
-from onnx24.analysis.dataflow import Dataflow
+from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.folding import can_fold
-from onnx24.analysis.forms import (
-    attribute,
-    foreign_operand,
-    is_onnx,
-    is_product,
-    open_attribute,
-    product_form,
-)
+from onnx24.analysis.forms import foreign_operand, is_product, product_form
 from onnx24.analysis.layout import Layout, axis_with_stride
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.weights import numpy_dtype
 
 __all__ = [
+    "COMPUTED",
     "FOLLOWED",
     "Kind",
     "Step",
@@ -53,6 +47,8 @@ sparse); so does a recurrent layer; so does an operator whose products are not j
 nobody knows; takes them as scale or zero point; rearranges or computes in a way that is not
 followed, on the way to a product; shows them outside the graph; anything else."""
 
+COMPUTED = "O24-057"
+"""The code of an operand that is constant and that no tensor holds."""
 _SPMM24 = "function:onnx24:SpMM24"
 """The scope of the function that says what SpMM24 means (analysis.packed24): its product has a
 weight, the packed one."""
@@ -192,8 +188,8 @@ class WeightUses(Analysis):
     constants: frozenset[ValueKey]
     """Those that are Constant nodes."""
     unheld: dict[ValueKey, tuple[TensorProto, list[WeightUse]]]
-    """Numbers that no TensorProto holds (sparse initializers, lists in Constant nodes): a tensor
-    without values, and uses of which none is eligible."""
+    """Numbers that no TensorProto holds (sparse initializers, lists in Constant nodes, what nodes
+    compute from constants): a tensor without values, and uses of which none is eligible."""
     dynamic: list[NodeSite]
     """Products whose operands are both computed at run time."""
     index: Index
@@ -219,15 +215,21 @@ class WeightUses(Analysis):
             for use in found
             if use.kind == "product" and use.consumer
         }
-        dynamic = [
-            site
-            for site in index.nodes
-            if is_product(site, 1)
-            and site.scope != _SPMM24
-            and len(site.proto.input) > 1
-            and id(site.proto) not in weighted
-            and not any(tracer.is_fixed(name, site.scope) for name in site.proto.input[:2])
-        ]
+        dynamic = []
+        for site in index.nodes:
+            if (
+                not is_product(site, 1)
+                or site.scope == _SPMM24
+                or len(site.proto.input) < 2
+                or id(site.proto) in weighted
+            ):
+                continue
+            fixed = [tracer.is_fixed(name, site.scope) for name in site.proto.input[:2]]
+            if not any(fixed):
+                dynamic.append(site)
+            elif not all(fixed) and is_product(site, fixed.index(True)):
+                key, tensor, use = _computed(site, fixed.index(True), cache.get(model, Shapes))
+                elsewhere.setdefault(key, (tensor, []))[1].append(use)
         return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index, tracer.fixed)
 
     def read(self, model: Model, key: ValueKey) -> np.ndarray:
@@ -336,17 +338,17 @@ def _is_foldable(site: NodeSite) -> bool:
     """Whether the node's results depend on nothing but its inputs."""
     proto = site.proto
     return (
-        is_onnx(site)
-        and (any(proto.input) or proto.op_type == "Constant")
-        and proto.op_type not in _RANDOM
+        ops.is_onnx(site)
+        and (any(proto.input) or ops.is_onnx(proto, "Constant"))
+        and ops.op(proto) not in _RANDOM
         and not any(attr.HasField("g") or attr.graphs for attr in proto.attribute)
-        and not open_attribute(site)
+        and not ops.open_attribute(site)
     )
 
 
 def _constant_tensors(index: Index) -> Iterator[tuple[ValueKey, TensorProto]]:
     for site in index.nodes:
-        if site.proto.op_type != "Constant" or not is_onnx(site) or not site.proto.output:
+        if not ops.is_onnx(site, "Constant") or not site.proto.output:
             continue
         for attr in site.proto.attribute:
             if attr.name == "value" and attr.HasField("t"):
@@ -361,7 +363,7 @@ def _unheld(model: Model, index: Index) -> Iterator[tuple[ValueKey, tuple[Tensor
             for proto in scope.graph.sparse_initializer:
                 yield ValueKey(scope.path, proto.values.name), (_dense_shape(proto), sparse)
     for site in index.nodes:
-        if site.proto.op_type != "Constant" or not is_onnx(site) or not site.proto.output:
+        if not ops.is_onnx(site, "Constant") or not site.proto.output:
             continue
         key = ValueKey(site.scope, site.proto.output[0])
         for attr in site.proto.attribute:
@@ -370,6 +372,29 @@ def _unheld(model: Model, index: Index) -> Iterator[tuple[ValueKey, tuple[Tensor
                 yield key, (tensor, "a list in a Constant node; canonicalize makes it a tensor")
             elif attr.name == "sparse_value" and attr.HasField("sparse_tensor"):
                 yield key, (_dense_shape(attr.sparse_tensor), sparse)
+
+
+def _computed(
+    site: NodeSite, position: int, shapes: Shapes
+) -> tuple[ValueKey, TensorProto, WeightUse]:
+    """A product's operand that nodes compute from constants, as a tensor without values; empty
+    where its size is not known."""
+    name = site.proto.input[position]
+    shape = shapes.shape(name, site.scope)
+    known = shape is not None and all(isinstance(size, int) for size in shape)
+    tensor = TensorProto(
+        dims=shape if known else [0],  # type: ignore[arg-type]
+        data_type=shapes.dtype(name, site.scope) or TensorProto.FLOAT,
+    )
+    use = WeightUse(
+        kind="product",
+        consumer=site,
+        input=position,
+        op=site.proto.op_type,
+        code=COMPUTED,
+        reason="nodes compute it from constants, and canonicalize has not folded them",
+    )
+    return shapes.table.index.resolve(name, site.scope) or ValueKey(site.scope, name), tensor, use
 
 
 def _dense_shape(sparse: SparseTensorProto) -> TensorProto:
@@ -396,10 +421,8 @@ class _Tracer:
     def __init__(self, model: Model, index: Index) -> None:
         self._model = model
         self._index = index
-        # Source: onnx/docs/IR.md. Before IR 4 every initializer had to be listed as an input, and
-        # runtimes take it for a constant (onnxruntime, Graph::CanOverrideInitializer).
-        self._overridable = index.graph_inputs if model.proto.ir_version >= 4 else set()
-        self._functions = {(f.domain, f.name) for f in model.proto.functions}
+        self._overridable = index.graph_inputs
+        self._functions = ops.functions(model.proto)
         self._behind: dict[ValueKey, str] = {}
         self.fixed = self._fixed_values(model)
 
@@ -489,10 +512,10 @@ class _Tracer:
     # --- chains ----------------------------------------------------------------------------
     def _pass_through(self, value: _Value, site: NodeSite, position: int) -> _Value | None:
         """The value behind a node that only rearranges, casts, quantizes or dequantizes it."""
-        op = site.proto.op_type
-        if position != 0 or not self._is_plain(site) or op not in FOLLOWED:
+        op = ops.op(site)
+        if position != 0 or op not in FOLLOWED:
             return None
-        if not site.proto.output or open_attribute(site):
+        if not site.proto.output or ops.open_attribute(site):
             return None
         layout, dtype = value.layout, value.dtype
         step: Step | None = None
@@ -500,7 +523,7 @@ class _Tracer:
             pass
         elif op == "Transpose":
             rank = len(layout.dims)
-            perm = tuple(attribute(site, "perm") or range(rank - 1, -1, -1))
+            perm = tuple(ops.attribute(site, "perm") or range(rank - 1, -1, -1))
             if sorted(perm) != list(range(rank)):
                 return None
             layout = layout.transposed(perm)
@@ -513,7 +536,7 @@ class _Tracer:
             layout = reshaped
             step = Step("Reshape", site, layout.shape, dtype)
         elif op == "Cast":
-            target = numpy_dtype(attribute(site, "to", TensorProto.FLOAT))
+            target = numpy_dtype(ops.attribute(site, "to", TensorProto.FLOAT))
             if _is_integer(target) or target.kind not in "fV" or target in _WITHOUT_ZERO:
                 return None
             dtype = target
@@ -532,16 +555,16 @@ class _Tracer:
         return None if out is None else _Value(out, layout, dtype, steps, layouts)
 
     def _new_shape(self, shape: tuple[int, ...], site: NodeSite) -> tuple[int, ...] | None:
-        op = site.proto.op_type
+        op = ops.op(site)
         if op == "Flatten":
-            axis = attribute(site, "axis", 1)
+            axis = ops.attribute(site, "axis", 1)
             axis += len(shape) if axis < 0 else 0
             return math.prod(shape[:axis]), math.prod(shape[axis:])
         if op == "Reshape":
             wanted = self._numbers(site, 1, "shape")
             if wanted is None:
                 return None
-            if not attribute(site, "allowzero", 0):
+            if not ops.attribute(site, "allowzero", 0):
                 wanted = [
                     shape[i] if n == 0 and i < len(shape) else n for i, n in enumerate(wanted)
                 ]
@@ -573,7 +596,7 @@ class _Tracer:
         if len(site.proto.input) > position and site.proto.input[position]:
             array = self._constant(site.proto.input[position], site.scope)
             return None if array is None else [int(n) for n in array.reshape(-1)]
-        given = attribute(site, name)
+        given = ops.attribute(site, name)
         return None if given is None else [int(n) for n in given]
 
     def _quantizer(self, site: NodeSite, shape: tuple[int, ...]) -> Step | None:
@@ -587,8 +610,8 @@ class _Tracer:
             zero_point = self._constant(inputs[2], site.scope)
             if zero_point is None:
                 return None
-        block = int(attribute(site, "block_size", 0))
-        axis: int | None = int(attribute(site, "axis", 1)) if shape else None
+        block = int(ops.attribute(site, "block_size", 0))
+        axis: int | None = int(ops.attribute(site, "axis", 1)) if shape else None
         if axis is not None and -len(shape) <= axis < len(shape):
             axis %= len(shape)
         elif scale.size > 1:
@@ -600,15 +623,15 @@ class _Tracer:
             actual = scale.shape[axis] if block and scale.ndim == len(shape) else scale.size
             if actual != expected:
                 return None
-        output = attribute(site, "output_dtype", 0)
-        if site.proto.op_type == "DequantizeLinear":
+        output = ops.attribute(site, "output_dtype", 0)
+        if ops.is_onnx(site, "DequantizeLinear"):
             dtype = numpy_dtype(output) if output else scale.dtype
         elif zero_point is not None:
             dtype = zero_point.dtype
         else:
             dtype = numpy_dtype(output or TensorProto.UINT8)
         return Step(
-            site.proto.op_type,
+            ops.op(site),
             site,
             shape,
             dtype,
@@ -619,46 +642,25 @@ class _Tracer:
         )
 
     def _constant(self, name: str, scope: str) -> np.ndarray | None:
-        """The value of an initializer or Constant node that nothing can override."""
-        site = self._index.producer(name, scope)
-        while site is not None and site.proto.op_type == "Identity" and self._is_plain(site):
-            name, scope = site.proto.input[0], site.scope
-            site = self._index.producer(name, scope)
-        key = self._index.resolve(name, scope)
-        if key is None or key in self._overridable:
-            return None
-        if key in self._index.initializers:
-            return self._model.weights.read(self._index.initializers[key])
-        if site is None or site.proto.op_type != "Constant" or not self._is_plain(site):
-            return None
-        for attr in site.proto.attribute:
-            if attr.name == "value" and attr.HasField("t"):
-                return self._model.weights.read(attr.t)
-            if attr.ref_attr_name:
-                return None
-            if attr.name in ("value_int", "value_ints"):
-                return np.asarray(onnx.helper.get_attribute_value(attr), np.int64)
-            if attr.name in ("value_float", "value_floats"):
-                return np.asarray(onnx.helper.get_attribute_value(attr), np.float32)
-        return None
+        return ops.constant_behind(self._model, self._index, name, scope)
 
     # --- final consumers -------------------------------------------------------------------
     def _consumer(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
-        op, steps = site.proto.op_type, value.steps
+        op, steps = ops.full_name(site), value.steps
         shape = value.layout.shape
 
         def unfollowed(kind: Kind, why: str) -> WeightUse:
             return self._unfollowed(kind, site, position, steps, why)
 
-        if f"function:{site.proto.domain}:{op}" == _SPMM24:
+        if op == "onnx24.SpMM24":
             return unfollowed("other", "a part of a packed weight; only SpMM24 knows what it means")
-        if (site.proto.domain, op) in self._functions:
-            why = f"goes into {op}, which is not inlined; canonicalize{{inline-functions=true}}"
+        if ops.called(site) in self._functions:
+            why = f"goes into {op}, which is not inlined; canonicalize inlines it"
             return unfollowed("untraced", why)
         if foreign_operand(site, position):
             return unfollowed("foreign", f"a weight of {op}, whose products are not judged")
-        if not is_onnx(site):
-            why = f"{site.proto.domain}.{op} is unknown"
+        if not ops.is_onnx(site):
+            why = f"{op} is unknown"
             may_multiply = len(shape) > 1 and math.prod(shape) >= 4
             return unfollowed("foreign" if may_multiply else "other", why)
         if op in _SHAPE_ONLY:
@@ -694,10 +696,6 @@ class _Tracer:
             why = f"{op} makes a constant of it for {behind}; fold constants when exporting"
         return unfollowed("untraced", why)
 
-    def _is_plain(self, site: NodeSite) -> bool:
-        """Whether the node means what ONNX's operator of that name means."""
-        return is_onnx(site) and (site.proto.domain, site.proto.op_type) not in self._functions
-
     def _product_behind(self, site: NodeSite) -> str:
         """The first product that multiplies what the node makes of a weight; "" where none is
         found behind nodes that move values or compute constants."""
@@ -715,10 +713,10 @@ class _Tracer:
             if key in self._index.graph_outputs and key.scope:
                 answer = f"the outside of the body {key.scope!r}"
             for use in self._index.consumers(key.name, key.scope):
-                node, op = use.site.proto, use.site.proto.op_type
+                node, op = use.site.proto, ops.full_name(use.site)
                 multiplied = is_product(use.site, use.input) or foreign_operand(use.site, use.input)
-                recurrent = op in _RECURRENT and use.input in (1, 2) and is_onnx(use.site)
-                if multiplied or recurrent or op in _BODIES or not self._is_plain(use.site):
+                recurrent = op in _RECURRENT and use.input in (1, 2)
+                if multiplied or recurrent or op in _BODIES or not ops.is_onnx(use.site):
                     answer = f"{use.site.name} ({op})"
                     break
                 outputs = [ValueKey(use.site.scope, name) for name in node.output if name]
@@ -738,7 +736,7 @@ class _Tracer:
             kind=kind,
             consumer=site,
             input=position,
-            op=site.proto.op_type,
+            op=ops.full_name(site),
             code=_CODES.get(kind, "O24-110"),
             reason=why,
             chain=steps,
@@ -758,7 +756,7 @@ class _Tracer:
             kind="product",
             consumer=site,
             input=position,
-            op=site.proto.op_type,
+            op=ops.full_name(site),
             code=form.code,
             reason=form.reason,
             chain=value.steps,
@@ -787,7 +785,7 @@ class _Tracer:
         if use.code is not None:
             return use
         if form.K % 4:
-            where = "input channels" if site.proto.op_type == "Conv" else "K"
+            where = "input channels" if ops.is_onnx(site, "Conv") else "K"
             return replace(use, code="O24-113", reason=f"{where} = {form.K} is not a multiple of 4")
         if stride is None:
             why = "a reshape between weight and consumer cuts through the groups of four"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
 
@@ -119,11 +120,11 @@ def _precisions(model: onnx.ModelProto) -> Iterator[str]:
         for value in (*graph.input, *graph.output):
             yield from _named(value.type.tensor_type.elem_type)
         for node in graph.node:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if ops.is_onnx(node, "QuantizeLinear", "DequantizeLinear"):
                 fp8 = onnx.TensorProto.FLOAT8E4M3FN in (kinds.get(name) for name in node.input)
                 yield "fp8" if fp8 else "int8"
             for attribute in node.attribute:
-                if node.op_type == "Cast" and attribute.name == "to":
+                if ops.is_onnx(node, "Cast") and attribute.name == "to":
                     yield from _named(attribute.i)
                 graphs += [attribute.g] if attribute.HasField("g") else attribute.graphs
 

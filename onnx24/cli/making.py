@@ -58,11 +58,12 @@ class Making:
     report: o.ReportFile = None
     external: o.External = "auto"
     provenance: o.Provenance = "auto"
+    guard: o.GuardMode = "off"
     json: o.Json = False
 
     def making(self) -> dict[str, Any]:
         """Those that the driver takes under the same name."""
-        names = ("target", "calib", "seed", "shapes", "external", "provenance")
+        names = ("target", "calib", "seed", "shapes", "external", "provenance", "guard")
         return {name: getattr(self, name) for name in names}
 
     def checked_output(self, *, writes: bool = True, engine: str | None = None) -> str:
@@ -140,6 +141,7 @@ class Compile(Effort, Making, Command):
     ] = None
     timeout: o.Timeout = None
     verify: o.Verify = True
+    guard: o.GuardMode = "on"
 
     def run(self) -> int:
         from onnx24.driver.compiling import compile
@@ -216,36 +218,23 @@ class Opt(Effort, Making, Command):
     ] = None
     dump_onnx: Annotated[bool, flag("--dump-onnx", "", "With --dump, as .onnx too.")] = False
     time: Annotated[bool, flag("--time", "", "Time and peak memory of each pass.")] = False
-    numeric: Annotated[
-        bool,
-        flag(
-            "--numeric",
-            "",
-            "Run the model before and after each pass and compare (on --calib, or on random "
-            "samples).",
-        ),
-    ] = False
     verify: o.Verify = True
     stop_after: Annotated[
         int | None, flag("--stop-after", "N", "Transform no more than N sites.", min=0)
     ] = None
 
     def run(self) -> int:
-        from onnx24.passmgr.instrument import Numeric, Timing
+        from onnx24.passmgr.instrument import Timing
         from onnx24.passmgr.pipeline import parse
 
         pipeline = parse(self.pipeline)
-        timing, numeric = Timing(), Numeric()
+        timing = Timing()
         hooks: list[Instrument] = [timing] if self.time else []
-        hooks += [numeric] if self.numeric else []
         console = Console(as_json=self.json, stdout_is_taken=True)
 
         def say() -> None:
             if self.time:
                 console.note(timing.render())
-            for drift in numeric.drifts if self.numeric else []:
-                moved = f"output {drift.output!r} moved by {drift.rel_l2:.3g} (rel L2)"
-                console.note(f"{drift.text}: {moved if drift.output else 'no output moved'}")
 
         return run_passes(
             self,

@@ -90,6 +90,16 @@ External = Annotated[
         "model, or into OUT.data beside it.",
     ),
 ]
+GuardMode = Annotated[
+    str,
+    typer.Option(
+        "--guard",
+        metavar="off|on|each",
+        help="Run the model before and after passes that say that they keep its function, in ONNX "
+        "Runtime on a few samples (of --calib, else random ones), and take back what does not; "
+        "each: look at every pass by itself.",
+    ),
+]
 Provenance = Annotated[
     Literal["auto", "full", "fast", "off"],
     typer.Option(

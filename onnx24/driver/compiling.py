@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
+from onnx24.analysis.coverage import covered
 from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
@@ -35,6 +36,7 @@ from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.model import External, Model
 from onnx24.passmgr import manager
 from onnx24.passmgr.base import Pass
+from onnx24.passmgr.guard import Guard, guard_of
 from onnx24.passmgr.instrument import Instrument
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
@@ -75,6 +77,7 @@ def optimize(
     seed: int = 0,
     shapes: ShapesLike = None,
     verify: bool = True,
+    guard: str = "off",
     stop_after: int | None = None,
     instruments: Sequence[Instrument] = (),
     external: External = "auto",
@@ -92,7 +95,9 @@ def optimize(
     pipeline: text such as "canonicalize,prune24{include=encoder.*},check24" or "@sparse", or
     passes. output: a file to write the model into; without it nothing is written, and
     `Result.save` does. calib: calibration data (docs/api.md says in which forms). stop_after:
-    transform no more than so many sites. instruments: what watches the passes. reproducer_dir:
+    transform no more than so many sites. guard: "on" runs the model before and after passes that
+    say that they keep its function, and takes back what does not; "each" looks at every pass by
+    itself. instruments: what watches the passes. reproducer_dir:
     where a folder that replays a fault of onnx24 goes; without it the exception can write one.
     progress: a function that is called with each `Progress`.
 
@@ -127,6 +132,7 @@ def optimize(
         calibration=calibration,
         instruments=instruments,
         verify=verify,
+        guard=_guard(guard),
         site_limit=stop_after,
         progress=shows.progress,
         work_dir=folder,
@@ -134,7 +140,8 @@ def optimize(
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    recorder.record(result, row, calibration, verdicts)
+    found = covered(made, row)
+    recorder.record(result, row, calibration, verdicts, found)
     if output is not None:
         made.save(output, external=external)
     report = build_report(
@@ -145,6 +152,7 @@ def optimize(
         output=_written(output),
         written=output is not None,
         verdicts=verdicts,
+        found=found,
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
@@ -159,6 +167,14 @@ def _pipeline(given: str | Pass | Iterable[Pass]) -> Pipeline:
 
 def _target(given: str | Target) -> Target:
     return targets.load(given) if isinstance(given, str) else given
+
+
+def _guard(mode: str) -> Guard | None:
+    """Raises: InputError O24-043."""
+    try:
+        return guard_of(mode)
+    except ValueError as err:
+        raise usage(f"guard: {err}", "see --help") from err
 
 
 def _log_run(result: manager.RunResult) -> None:
@@ -189,6 +205,7 @@ def compile(
     external: External = "auto",
     provenance: str = "auto",
     verify: bool = True,
+    guard: str = "on",
     memory: str | int = DEFAULT_MEMORY,
     workers: int | None = None,
     executor: str = "local",
@@ -207,6 +224,7 @@ def compile(
     max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
     by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
+    guard: "on", "off" or "each", as for `optimize`.
     memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
     progress: a function that is called with each `Progress`.
 
@@ -261,13 +279,15 @@ def compile(
         target=plan.target,
         calibration=calibration,
         verify=verify,
+        guard=_guard(guard),
         progress=plan.shows.progress,
         work_dir=folder,
         resources=resources,
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    recorder.record(result, plan.target, calibration, verdicts)
+    found = covered(compiled, plan.target)
+    recorder.record(result, plan.target, calibration, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     unmet += [item for item in notes if item.severity is Severity.ERROR]
@@ -288,6 +308,7 @@ def compile(
         output=None if unmet else _written(output),
         written=output is not None,
         verdicts=verdicts,
+        found=found,
         data=used,
         comparison=comparison,
         limits=limits,
@@ -411,7 +432,7 @@ def _compare(
         raise InternalError.of(
             "O24-900",
             f"the compiled model is refused: {message}",
-            hint="`onnx24 opt --numeric` with the same pipeline names the pass; please report it",
+            hint="`onnx24 opt --guard each` with this pipeline names the pass; please report it",
         ) from err
     if data is None:
         return None, [], []

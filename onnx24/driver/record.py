@@ -17,6 +17,7 @@ from onnx24.passmgr import manager, provenance
 from onnx24.report.model import ModelFacts, build_report, findings_digest
 
 if TYPE_CHECKING:
+    from onnx24.analysis.coverage import Covered
     from onnx24.runtime.data import Calibration
     from onnx24.targets import Target
 
@@ -46,6 +47,7 @@ class Recorder:
         target: Target,
         calibration: Calibration | None,
         verdicts: Mapping[ValueKey, Any],
+        found: Covered,
     ) -> None:
         """Unless nothing was done: then the model stays as it was."""
         model, source = self._model, self._source
@@ -63,6 +65,7 @@ class Recorder:
             target=target,
             output=None,
             verdicts=verdicts,
+            found=found,
         ).findings()
         provenance.record(
             model,

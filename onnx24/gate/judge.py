@@ -60,8 +60,7 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
             runs = running.findings(replace(subject, policy=_without_runs(policy)))
         found += _with_severities(runs, policy)
     threshold = fail_on(policy)
-    inspection = subject.inspection
-    eligible = inspection.eligible_elements
+    coverage = subject.inspection.coverage
     return Checked(
         file=shown,
         policy=policy.name,
@@ -70,9 +69,9 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
         facts={
             "sha256": subject.facts.sha256,
             "target": row.name,
-            "coverage": inspection.sparse_elements / eligible if eligible else None,
-            "eligible_elements": eligible,
-            "sparse_elements": inspection.sparse_elements,
+            "coverage": coverage.share,
+            "eligible_elements": coverage.eligible_elements,
+            "sparse_elements": coverage.sparse_elements,
             "opset": model.opset,
             "bytes": subject.facts.nbytes,
             "nodes": subject.facts.nodes,

@@ -15,7 +15,9 @@ from onnx24.analysis.invariants import broken_claims
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.gate import qdq
 from onnx24.gate.subject import Subject
+from onnx24.ir import ops
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import node_label
 from onnx24.ir.verify import verify
 from onnx24.passmgr.provenance import Provenance, version_at_least
 from onnx24.report.inspection import WeightRow
@@ -49,16 +51,14 @@ def _sparsity(subject: Subject) -> Iterator[Diagnostic]:
             yield _named(problem, subject.path, "sparsity.claims")
     least = policy.get("sparsity.min_coverage")
     if least is not None:
-        seen = subject.inspection
+        seen = subject.inspection.coverage
         yield from _coverage(
             subject, "min_coverage", least, seen.sparse_elements, seen.eligible_elements, "elements"
         )
     least = policy.get("sparsity.min_weights")
     if least is not None:
-        sparse = sum(bool(row.is_24) for row in subject.eligible)
-        yield from _coverage(
-            subject, "min_weights", least, sparse, len(subject.eligible), "weights"
-        )
+        seen = subject.inspection.coverage
+        yield from _coverage(subject, "min_weights", least, seen.sparse, seen.eligible, "weights")
     for pattern in policy.get("sparsity.layers", ()):
         yield from _layer(subject, pattern)
 
@@ -149,7 +149,7 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
     if not policy.has("model"):
         return
     nodes = sum(1 for _ in subject.nodes())
-    opset, ir_version = model.opset, model.proto.ir_version
+    opset, ir_version = model.opset, model.file_ir_version
     for key, actual in (
         ("min_opset", opset),
         ("max_opset", opset),
@@ -275,23 +275,27 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
     allow, domains = policy.get("operators.allow"), policy.get("operators.domains")
     deny = set(policy.get("operators.deny", ()))
     also = set(policy.get("operators.also", ()))
-    own = {(function.domain, function.name) for function in subject.model.proto.functions}
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], tuple[str, str]] = {}
+    own = ops.functions(subject.model.proto)
+    counts: Counter[ops.FunctionId] = Counter()
+    first: dict[ops.FunctionId, tuple[str, onnx.NodeProto]] = {}
     for scope, node in subject.nodes():
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        key = (domain, node.op_type)
+        key = ops.called(node)
         counts[key] += 1
-        first.setdefault(key, (scope, node.name or next(iter(node.output), "")))
-    for (domain, op), count in counts.items():
-        scope, node_name = first[domain, op]
-        where = {"scope": scope, "node": node_name, "op": op, "facts": {"count": count}}
-        full = f"{domain}.{op}" if domain else op
+        first.setdefault(key, (scope, node))
+    for key, count in counts.items():
+        scope, node = first[key]
+        op, domain, full = node.op_type, key.domain, ops.full_name(node)
+        where = {
+            "scope": scope,
+            "node": node_label(node),
+            "op": op,
+            "facts": {"count": count},
+        }
         times = f" ({count:,} times)" if count > 1 else ""
         if full in deny:
             message = f"the policy denies {full}{times}"
             yield subject.finding("O24-621", message, "operators.deny", **where)
-        elif not (allow is None or full in also or full in allow or (domain, op) in own):
+        elif not (allow is None or full in also or full in allow or key in own):
             message = f"the policy does not list {full}{times}"
             yield subject.finding("O24-621", message, "operators.allow", **where)
         if not (domains is None or full in also or (domain or "ai.onnx") in domains):

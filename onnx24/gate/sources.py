@@ -1,13 +1,11 @@
-"""From what a user names to model files: paths, patterns, folders, an OCI image layout, a snapshot
-in a Hugging Face cache.
+"""From what a user names to model files: paths, patterns, folders, an OCI image layout.
 
-An OCI layout and a Hugging Face cache keep files under their digests, in a folder of their own.
-So that a model finds its data files, and only its own, they are put side by side in a temporary
-folder, as hard links where the file system allows.
+An OCI layout keeps files under their digests, in a folder of their own. So that a model finds its
+data files, and only its own, they are put side by side in a temporary folder, as hard links where
+the file system allows. (A Hugging Face cache has links, which `ir.weights` follows.)
 
 *Source:* OCI image layout 1.0 (`oci-layout`, `index.json`, `blobs/sha256/…`; ORAS names a file in
-the annotation `org.opencontainers.image.title`); huggingface_hub documentation, cache system
-(`snapshots/REVISION/NAME` is a link to `blobs/DIGEST`).
+the annotation `org.opencontainers.image.title`).
 """
 
 from __future__ import annotations
@@ -90,27 +88,7 @@ class Sources:
             yield from self._file(path)
 
     def _file(self, path: str) -> Iterator[ModelFile]:
-        yield ModelFile(self._beside_its_data(Path(path)), path)
-
-    # --- a Hugging Face cache --------------------------------------------------------------
-    def _beside_its_data(self, path: Path) -> str:
-        """The path, or that of a copy where it is a link of a Hugging Face snapshot."""
-        if not path.is_symlink():
-            return str(path)
-        repository = next(
-            (p.parent for p in path.absolute().parents if p.name == "snapshots"), None
-        )
-        if repository is None:
-            return str(path)
-        blobs = (repository / "blobs").resolve()
-        if not path.resolve().is_relative_to(blobs):
-            return str(path)
-        target = self._new_folder()
-        for entry in sorted(path.parent.rglob("*")):
-            real = entry.resolve()
-            if entry.is_symlink() and real.is_file() and real.is_relative_to(blobs):
-                _link(real, target / entry.relative_to(path.parent))
-        return str(target / path.name)
+        yield ModelFile(path, path)
 
     # --- an OCI image layout ---------------------------------------------------------------
     def _oci(self, layout: Path) -> Iterator[ModelFile]:

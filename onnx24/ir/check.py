@@ -13,8 +13,10 @@ import onnx
 from onnx import GraphProto
 
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.repair import dependencies, find_defects, is_sorted, repair_proto
 from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.shadowing import settle_shadows
 from onnx24.ir.weights import Reference, reference_of, set_reference
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.
 def check_input(model: Model) -> None:
     """Refuse an invalid model. Harmless defects (ir.repair) are noted in `model.defects`.
 
-    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015.
+    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015, O24-050.
     """
     file = str(model.path or "-")
     proto = model.proto
@@ -67,6 +69,7 @@ def check_input(model: Model) -> None:
     model.defects = find_defects(proto)
     for scope in scopes(proto) if "unsorted" in model.defects else ():  # sorted nodes form no cycle
         _check_acyclic(scope, file)
+    settle_shadows(model, file)
     if problem := run_checker(model):
         raise InputError.of("O24-015", f"onnx.checker: {problem}", file=file)
 
@@ -144,7 +147,7 @@ def _check_inline(model: Model, tensor: onnx.TensorProto) -> None:
 def _check_opset(model: Model, file: str) -> None:
     newest = onnx.defs.onnx_opset_version()
     if "" not in model.opsets:
-        if any(not node.domain for scope in model.scopes() for node in scope.graph.node):
+        if any(ops.is_onnx(node) for scope in model.scopes() for node in scope.graph.node):
             raise InputError.of("O24-015", "no opset is imported for ai.onnx", file=file)
         return
     if model.opset < MIN_OPSET:
@@ -161,7 +164,7 @@ def _check_opset(model: Model, file: str) -> None:
 
 def _check_operators(scope: Scope, file: str) -> None:
     for node in scope.graph.node:
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+        if ops.is_onnx(node) and not onnx.defs.has(ops.op(node)):
             raise InputError.of(
                 "O24-011",
                 f"ai.onnx defines no operator {node.op_type!r}",
@@ -184,7 +187,7 @@ def _check_operators(scope: Scope, file: str) -> None:
 def _attribute_problem(node: onnx.NodeProto) -> str | None:
     """What onnx.checker lets pass, and everybody who reads the node would divide by or index with;
     None where nothing is wrong."""
-    if node.domain not in ("", "ai.onnx"):
+    if not ops.is_onnx(node):
         return None
     for attr in node.attribute:
         if attr.ref_attr_name:
@@ -194,7 +197,7 @@ def _attribute_problem(node: onnx.NodeProto) -> str | None:
         is_default = attr.i == 0 and attr.name != "to"
         if attr.name in _TYPES and not is_default and attr.i not in _DATA_TYPES:
             return f"{attr.name} = {attr.i} is no data type"
-        is_perm = node.op_type == "Transpose" and attr.name == "perm"
+        is_perm = ops.is_onnx(node, "Transpose") and attr.name == "perm"
         if is_perm and sorted(attr.ints) != list(range(len(attr.ints))):
             return f"perm = {list(attr.ints)} is no order of {len(attr.ints)} axes"
     return None

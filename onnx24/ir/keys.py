@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 class ValueKey(NamedTuple):
     """`scope` is "" for the main graph; a body is "<node>.<attribute>", nested bodies are joined
-    with "/"; a local function is "function:<domain>:<name>"."""
+    with "/"; a local function is "function:<domain>:<name>", and ":<overload>" where it has
+    one."""
 
     scope: str
     name: str

@@ -22,10 +22,11 @@ from onnx import ModelProto, TensorProto
 
 from onnx24.effects import Effects
 from onnx24.errors import InputError
-from onnx24.ir import wire
+from onnx24.ir import ops, wire
 from onnx24.ir.claims import Claims24
 from onnx24.ir.files import AtomicFiles, copy_range
 from onnx24.ir.keys import ValueKey
+from onnx24.ir.opset import leave_ir_version_3
 from onnx24.ir.overlay import DataLayout
 from onnx24.ir.scopes import Scope, scopes, tensors
 from onnx24.ir.weights import (
@@ -34,6 +35,7 @@ from onnx24.ir.weights import (
     OVERLAY,
     Reference,
     Weights,
+    data_folders,
     map_file,
     payload_bytes,
     reference_of,
@@ -116,9 +118,13 @@ class Model:
         self.defects: frozenset[str] = frozenset()
         """Harmless defects of the input that `ir.repair` knows, found by `ir.check`."""
         self.proto = _parse(source, str(path or "standard input"))
+        self.file_ir_version = self.proto.ir_version
+        """What the file says. The document is of version 4 at least, so that nobody has to know of
+        initializers that are listed as inputs and are none."""
+        leave_ir_version_3(self.proto)
         self.weights = Weights(
             source,
-            self.base_dir,
+            data_folders(path, self.base_dir),
             self._initializers,
             lambda: self.touch(Effects.WEIGHTS),
             file,
@@ -214,10 +220,7 @@ class Model:
     @property
     def opsets(self) -> dict[str, int]:
         """Domain → version; ai.onnx is ""."""
-        return {
-            "" if entry.domain == "ai.onnx" else entry.domain: entry.version
-            for entry in self.proto.opset_import
-        }
+        return {ops.own_domain(entry.domain): entry.version for entry in self.proto.opset_import}
 
     @property
     def opset(self) -> int:
@@ -350,7 +353,8 @@ class Model:
         if not target.exists() or self.base_dir is None:
             return
         inputs = [self.path] if self.path else []
-        inputs += [self.base_dir / name for name in self._input_locations]
+        folders = data_folders(self.path, self.base_dir)
+        inputs += [folder / name for folder in folders for name in self._input_locations]
         for source in inputs:
             if source.exists() and target.samefile(source):
                 raise InputError.of("O24-041", "the output is the input", file=str(target))
@@ -440,7 +444,7 @@ def _parse(source: memoryview, name: str) -> ModelProto:
         raise InputError.of("O24-002", "the file is empty", file=name)
     try:
         elided: set[int] = set()
-        rope = wire.rewrite(source, lambda *span: _elide(elided, *span))
+        rope = wire.rewrite(source, lambda *span: _elide(elided, *span), children=wire.DENSE)
         lean = bytes(source) if rope is None else b"".join(bytes(p) for p in rope)  # type: ignore[arg-type]
         proto = ModelProto.FromString(lean)
     except (wire.WireError, DecodeError) as err:

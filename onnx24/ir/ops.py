@@ -1,24 +1,26 @@
 """Which operator a node is, what its attributes say, and which constant stands behind a value.
 
 The only room that compares an operator's name or domain. A node may be given as the document has it
-(NodeProto), as the index has it (anything with a `proto`) or as a view has it (gs.Node).
+(NodeProto), as the index has it (NodeSite) or as a view has it (gs.Node).
 
 A node of ONNX's own domain, which has the two names "" and "ai.onnx", is ONNX's operator, whatever
 local functions the model has; a node of any other domain is not, whatever its name is. So a local
-function is never taken for an operator: only a function of another domain is ever called.
-*Source:* IR.md leaves it to the runtime which of the two a node of ONNX's domain means where the
-model has a function of that name; ONNX Runtime 1.32 (at every optimization level, also for a node
-with an `overload`) and onnx 1.23's reference evaluator take the operator.
+function is never taken for an operator: only a function of a domain that no runtime has operators
+of is ever called.
+*Source:* IR.md leaves it to the runtime what a node means where the model has a function of its
+name and domain. ONNX Runtime 1.32 takes its own operator, in com.microsoft and ai.onnx.ml too, at
+every optimization level, with an `overload` as well; onnx 1.23's reference evaluator does so
+in ONNX's own domain, and onnx.inliner takes the function.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto
 
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
@@ -56,6 +58,43 @@ def is_onnx(node: AnyNode, *names: str) -> bool:
     return found in names if names else bool(found)
 
 
+def full_name(node: AnyNode) -> str:
+    """What a node computes, as messages and records say it: "Relu", "com.example.Relu". Equal to an
+    ONNX operator's name only where the node is that operator."""
+    return ".".join(filter(None, type_of(node)))
+
+
+class FunctionId(NamedTuple):
+    """What a call and the function it calls have in common."""
+
+    domain: str
+    name: str
+    overload: str
+
+
+def function_id(function: FunctionProto) -> FunctionId:
+    return FunctionId(own_domain(function.domain), function.name, function.overload)
+
+
+def called(node: NodeProto | NodeSite) -> FunctionId:
+    """The function that a node calls, if the model has it: see functions."""
+    return FunctionId(*type_of(node), _plain(node).overload)
+
+
+_RUNTIMES_OWN = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+"""Domains that runtimes have operators of"""
+
+
+def can_be_called(function: FunctionProto) -> bool:
+    """Whether a node of the function's name and domain means the function."""
+    return own_domain(function.domain) not in _RUNTIMES_OWN
+
+
+def functions(model: ModelProto) -> dict[FunctionId, FunctionProto]:
+    """The local functions that can be called."""
+    return {function_id(f): f for f in model.functions if can_be_called(f)}
+
+
 def attribute(node: AnyNode, name: str, default: Any = None) -> Any:
     """What an attribute says: int, float, str, a list of those, or what onnx (a view: surgeon)
     makes of other kinds. `default` where it is missing, and where the caller of a function decides
@@ -85,7 +124,7 @@ def constant_behind(model: Model, index: Index, value: str, scope: str = "") -> 
     seen: set[ValueKey] = set()
     while (key := index.resolve(value, scope)) is not None and key not in seen:
         seen.add(key)
-        if key in index.graph_inputs and (key.scope or model.proto.ir_version >= 4):
+        if key in index.graph_inputs:
             return None
         if key in index.initializers:
             return _read(model, index.initializers[key])

@@ -34,9 +34,9 @@ import onnx.version_converter
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.scopes import bodies, node_label
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 _AHEAD_DOMAIN = "onnx24.ahead"
 _CONVERTER_ERRORS = (
     onnx.version_converter.ConvertError,
@@ -58,7 +58,7 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     work.CopyFrom(proto)
     del work.functions[:]
     for entry in work.opset_import:
-        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
+        entry.domain = ops.own_domain(entry.domain)
     _prepare(work, start, to)
     try:
         work = onnx.version_converter.convert_version(work, to)
@@ -67,11 +67,10 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     _finish(work, start, to)
 
     rewritten: list[str] = []
-    leave_ir_version_3(proto)
     names = _Names(proto)
     _merge(proto.graph, work.graph, names, rewritten)
     for entry in proto.opset_import:
-        if entry.domain in _DEFAULT_DOMAINS:
+        if not ops.own_domain(entry.domain):
             entry.version = to
     oldest = onnx.helper.find_min_ir_version_for(
         [onnx.helper.make_opsetid("", to)], ignore_unknown=True
@@ -80,25 +79,23 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     return rewritten
 
 
-def leave_ir_version_3(proto: ModelProto) -> bool:
-    """Raise the IR version to 4, where it is older and the model has constants. Returns: whether.
+def leave_ir_version_3(proto: ModelProto) -> None:
+    """Raise the IR version to 4, where it is older.
 
     Before version 4 every initializer had to be listed as an input, without being one; those
     inputs go. *Source:* onnx/docs/IR.md, "Graphs"; ONNX Runtime does not let them be fed either.
     """
-    has_constants = any(_is(node, "Constant") for g in _graphs(proto.graph) for node in g.node)
-    if proto.ir_version >= 4 or not (proto.graph.initializer or has_constants):
-        return False
+    if proto.ir_version >= 4:
+        return
     proto.ir_version = 4
     names = {tensor.name for tensor in proto.graph.initializer}
     for position in reversed(range(len(proto.graph.input))):
         if proto.graph.input[position].name in names:
             del proto.graph.input[position]
-    return True
 
 
 def _opset(proto: ModelProto) -> int:
-    return next((e.version for e in proto.opset_import if e.domain in _DEFAULT_DOMAINS), 1)
+    return next((e.version for e in proto.opset_import if not ops.own_domain(e.domain)), 1)
 
 
 def _refuse_impossible(proto: ModelProto, start: int, to: int) -> None:
@@ -112,11 +109,11 @@ def _refuse_impossible(proto: ModelProto, start: int, to: int) -> None:
             "O24-331",
             f"opset {start} → {to}: the model has {len(proto.functions)} local functions, which "
             "the converter does not look into",
-            hint="inline them first: canonicalize{inline-functions=true}",
+            hint="inline them first: canonicalize",
         )
     for graph in _graphs(proto.graph):
         for node in graph.node:
-            if _is(node, "Scan") and start < 9 <= to:
+            if ops.is_onnx(node, "Scan") and start < 9 <= to:
                 raise InputError.of(
                     "O24-331",
                     f"opset {start} → {to}: Scan of opset 8 has a batch dimension, which opset 9 "
@@ -124,7 +121,7 @@ def _refuse_impossible(proto: ModelProto, start: int, to: int) -> None:
                     node=node_label(node),
                     op="Scan",
                 )
-            if not _is(node, "Dropout") or len(node.output) < 2 or not node.output[1]:
+            if not ops.is_onnx(node, "Dropout") or len(node.output) < 2 or not node.output[1]:
                 continue
             if start < 12 <= to and node.output[1] in _read_names(proto.graph):
                 raise InputError.of(
@@ -166,11 +163,15 @@ def _prepare(model: ModelProto, start: int, to: int) -> None:
             graph.initializer.append(stub)
         del graph.sparse_initializer[:]
         for node in graph.node:
-            if start < 12 <= to and _is(node, "Dropout") and set(node.output[1:]).isdisjoint(read):
+            if (
+                start < 12 <= to
+                and ops.is_onnx(node, "Dropout")
+                and set(node.output[1:]).isdisjoint(read)
+            ):
                 del node.output[1:]
-            if start < 18 <= to and _is(node, "Split") and list(node.input[1:]) == [""]:
+            if start < 18 <= to and ops.is_onnx(node, "Split") and list(node.input[1:]) == [""]:
                 del node.input[1:]
-            if start < 17 <= to and _is(node, "LayerNormalization"):
+            if start < 17 <= to and ops.is_onnx(node, "LayerNormalization"):
                 node.domain = _AHEAD_DOMAIN
     if start < 13 <= to:
         ranks = _ranks(model)
@@ -201,9 +202,9 @@ def _ranks(model: ModelProto) -> dict[str, int]:
 def _written_out(node: NodeProto, ranks: dict[str, int]) -> list[NodeProto]:
     """Softmax and its relatives as opsets below 13 mean them: over all axes from `axis` on,
     flattened. Over the last axis alone that is what they mean later too."""
-    if not any(_is(node, op) for op in ("Softmax", "LogSoftmax", "Hardmax")):
+    if not ops.is_onnx(node, "Softmax", "LogSoftmax", "Hardmax"):
         return [node]
-    axis = next((attr.i for attr in node.attribute if attr.name == "axis"), 1)
+    axis = ops.attribute(node, "axis", 1)
     rank = ranks.get(node.input[0])
     core = NodeProto()
     core.CopyFrom(node)
@@ -228,7 +229,7 @@ def _finish(model: ModelProto, start: int, to: int) -> None:
         for node in graph.node:
             if node.domain == _AHEAD_DOMAIN:
                 node.domain = ""
-            if start < 11 <= to and _is(node, "Resize"):
+            if start < 11 <= to and ops.is_onnx(node, "Resize"):
                 _keep_resize_grid(node, model)
 
 
@@ -241,8 +242,7 @@ def _keep_resize_grid(node: NodeProto, model: ModelProto) -> None:
     node.attribute.append(
         onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
     )
-    mode = next((attr.s for attr in node.attribute if attr.name == "mode"), b"nearest")
-    if mode == b"nearest":
+    if ops.attribute(node, "mode", "nearest") == "nearest":
         scales = _constant(model, node.input[2]) if len(node.input) > 2 else None
         shrinks = scales is not None and scales.size > 0 and bool(scales.min() < 1)
         rounding = "ceil" if shrinks else "floor"
@@ -256,7 +256,7 @@ def _constant(model: ModelProto, name: str) -> np.ndarray | None:
         found += [
             attr.t
             for node in graph.node
-            if _is(node, "Constant") and name in node.output
+            if ops.is_onnx(node, "Constant") and name in node.output
             for attr in node.attribute
             if attr.name == "value"
         ]
@@ -313,7 +313,7 @@ def _merge(old: GraphProto, new: GraphProto, names: _Names, rewritten: list[str]
             for name in node.output:
                 if name and name not in known:
                     fresh[name] = names.fresh(f"{label}.{node.op_type.lower()}")
-        if origin is None and _is(node, "Constant") and node.attribute[0].name == "value":
+        if origin is None and ops.is_onnx(node, "Constant") and node.attribute[0].name == "value":
             name = node.output[0]
             constants.append(_renamed(node.attribute[0].t, fresh.get(name, name)))
             continue
@@ -345,8 +345,10 @@ def _restore_results(old: GraphProto, new: GraphProto) -> None:
     after = {name for node in new.node for name in node.output}
     names: dict[str, str] = {}
     for op, successor in _REPLACED.items():
-        gone = [n.output[0] for n in old.node if _is(n, op) and n.output[0] not in after]
-        came = [n.output[0] for n in new.node if _is(n, successor) and n.output[0] not in before]
+        gone = [n.output[0] for n in old.node if ops.is_onnx(n, op) and n.output[0] not in after]
+        came = [
+            n.output[0] for n in new.node if ops.is_onnx(n, successor) and n.output[0] not in before
+        ]
         if len(gone) == len(came):
             names.update(zip(came, gone, strict=True))
     for graph in _graphs(new) if names else ():
@@ -485,7 +487,3 @@ def _edit_nodes(graph: GraphProto, edit: Callable[[NodeProto], list[NodeProto]])
         copies.node.extend(edited)
         del graph.node[:]
         graph.node.extend(copies.node)
-
-
-def _is(node: NodeProto, op_type: str) -> bool:
-    return node.op_type == op_type and node.domain in _DEFAULT_DOMAINS

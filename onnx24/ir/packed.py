@@ -28,6 +28,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 
 from onnx24.effects import Effects
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -117,7 +118,7 @@ def function_conflict(model: Model) -> bool:
     return any(
         _is_ours(function)
         and not any(
-            entry.domain in ("", "ai.onnx")
+            not ops.own_domain(entry.domain)
             and list(unpack_function(entry.version).node) == list(function.node)
             for entry in function.opset_import
         )

@@ -3,6 +3,8 @@
 - "unsorted": a node stands before one whose result it needs (ONNX demands topological order);
 - "no-output-shape": a graph output without a shape field (onnx.checker demands one);
 - "no-graph-name": a graph without a name (likewise);
+- "duplicate-names": two nodes of one graph with one name (ONNX Runtime refuses the model, nobody
+  else minds);
 - "ahead-of-opset": LayerNormalization in a model whose opset is below 17. ONNX Runtime has
   registered it for all opsets since it was a contrib op, and its transformer exporters use it so.
   Only raising the opset repairs that; the checker is shown another domain.
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 from onnx import GraphProto, ModelProto, NodeProto
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.scopes import Scope, bodies, scopes
 from onnx24.ir.shapes import infer
 
@@ -69,6 +72,8 @@ def find_defects(proto: ModelProto) -> frozenset[str]:
             found.add("unsorted")
         if isinstance(scope.graph, GraphProto) and not scope.graph.name:
             found.add("no-graph-name")
+        if _repeats_name(scope.graph.node):
+            found.add("duplicate-names")
         if any(_is_ahead(node, opset) for node in scope.graph.node):
             found.add("ahead-of-opset")
         if any(_lacks_shape(value.type) for value in _main_outputs(scope)):
@@ -84,7 +89,7 @@ def repair(model: Model) -> list[str]:
     found = sorted(find_defects(model.proto))
     if not found:
         return []
-    repair_proto(model.proto, frozenset(found) & {"unsorted", "no-graph-name"})
+    repair_proto(model.proto, frozenset(found) & {"unsorted", "no-graph-name", "duplicate-names"})
     if "no-output-shape" in found:
         table = infer(model)
         for value in model.proto.graph.output:
@@ -104,6 +109,15 @@ def repair(model: Model) -> list[str]:
     return found
 
 
+def runnable(model: Model) -> Model:
+    """The model, or a throw-away copy without the defect that ONNX Runtime minds."""
+    if "duplicate-names" not in model.defects:
+        return model
+    proto = model.skeleton()
+    repair_proto(proto, frozenset({"duplicate-names"}))
+    return model.variant(proto)
+
+
 def repair_proto(proto: ModelProto, defects: frozenset[str]) -> None:
     """Repair in place, with placeholders where the model does not say: an unknown output shape
     becomes rank 0 and an operator ahead of its opset moves to another domain, so the result is
@@ -116,6 +130,8 @@ def repair_proto(proto: ModelProto, defects: frozenset[str]) -> None:
             _sort(scope)
         if "no-graph-name" in defects and isinstance(scope.graph, GraphProto):
             scope.graph.name = scope.graph.name or "graph"
+        if "duplicate-names" in defects:
+            _name_apart(scope.graph.node)
         if "ahead-of-opset" in defects:
             for node in scope.graph.node:
                 if _is_ahead(node, opset):
@@ -137,15 +153,35 @@ def _sort(scope: Scope) -> None:
     nodes.extend(copies.node)
 
 
+def _repeats_name(nodes: Sequence[NodeProto]) -> bool:
+    names = [node.name for node in nodes if node.name]
+    return len(set(names)) < len(names)
+
+
+def _name_apart(nodes: Sequence[NodeProto]) -> None:
+    """The first node keeps a name, later ones get `_2`, `_3`, …"""
+    taken = {node.name for node in nodes}
+    seen: set[str] = set()
+    for node in nodes:
+        name, count = node.name, 1
+        while node.name and node.name in seen:
+            count += 1
+            candidate = f"{name}_{count}"
+            if candidate not in taken:
+                node.name = candidate
+                taken.add(candidate)
+        seen.add(node.name)
+
+
 _AHEAD_DOMAIN = "onnx24.ahead"
 
 
 def _opset(proto: ModelProto) -> int:
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    return max((o.version for o in proto.opset_import if not ops.own_domain(o.domain)), default=1)
 
 
 def _is_ahead(node: NodeProto, opset: int) -> bool:
-    return opset < 17 and node.op_type == "LayerNormalization" and node.domain in ("", "ai.onnx")
+    return opset < 17 and ops.is_onnx(node, "LayerNormalization")
 
 
 def _main_outputs(scope: Scope):

@@ -40,8 +40,18 @@ class ScopeNames:
         return path if count == 1 else f"{path}#{count}"
 
 
+FUNCTION = "function:"
+
+
 def function_path(function: FunctionProto) -> str:
-    return f"function:{function.domain}:{function.name}"
+    """One for each function: two of one name differ by their overload."""
+    path = f"{FUNCTION}{function.domain}:{function.name}"
+    return f"{path}:{function.overload}" if function.overload else path
+
+
+def is_in_function(path: str) -> bool:
+    """Whether a scope is a local function's, or of a body in it."""
+    return path.startswith(FUNCTION)
 
 
 def scopes(model: ModelProto) -> Iterator[Scope]:

@@ -26,6 +26,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnx24.effects import Effects
 from onnx24.errors import InputError, InternalError
+from onnx24.ir import ops
 from onnx24.ir.scopes import ScopeNames
 from onnx24.ir.shapes import value_type
 from onnx24.ir.weights import INLINE_BYTES, numpy_dtype, payload_bytes, reference_of
@@ -141,11 +142,6 @@ def walk(graph: gs.Graph) -> Iterator[gs.Graph]:
 def label(node: gs.Node) -> str:
     """What a node is called in messages: its name, else its first output."""
     return node.name or next((t.name for t in node.outputs if t.name), node.op)
-
-
-def is_onnx(node: gs.Node) -> bool:
-    """Whether a node is of ONNX's own domain."""
-    return (node.domain or "") in ("", "ai.onnx")
 
 
 def redirect(value: gs.Tensor, instead: gs.Tensor) -> None:
@@ -431,7 +427,7 @@ class _Commit:
         domain = node.domain or ""
         origin = self.session.nodes.get(node) if isinstance(node, Node) else None
         inherited = origin is not None and origin.proto.domain == domain
-        if not inherited and domain not in ("", "ai.onnx", *self.model.opsets):
+        if not inherited and ops.own_domain(domain) not in {"", *self.model.opsets}:
             raise _refuse(f"domain {domain!r} has no opset import", node=node.name, op=node.op)
         inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
         attributes, same_attributes = self._attributes(node, origin)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import AttributeProto, GraphProto, TensorProto
 
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.scopes import Scope, ScopeNames, bodies, function_path
 from onnx24.ir.shapes import ValueType, value_type
@@ -105,7 +106,7 @@ def _tensor(model: Model, tensor: TensorProto) -> str:
 
 
 def _node(model: Model, node: NodeProto) -> str:
-    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    op = ops.full_name(node)
     attrs = [
         f"{a.name}={_attribute(model, a)}"
         for a in sorted(node.attribute, key=lambda a: a.name)

@@ -1,7 +1,8 @@
 """The invariants that hold after every pass, and what is said when one does not.
 
 1. onnx.checker accepts the model (O24-800).
-2. Inputs and outputs keep names, types and shapes; what was unknown may become known (O24-801).
+2. Inputs and outputs keep names, types and shapes; what was unknown may become known. An input
+   that has a default value may become a constant where the model's metadata says so (O24-801).
 3. Every name is defined once in its scope and shadows no outer name (O24-802).
 4. Every read name is defined in its scope or an enclosing one (O24-803).
 5. Nodes are topologically sorted (O24-804).
@@ -15,17 +16,20 @@ Defects that the input itself had (ir.repair) are not held against a pass.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnx import GraphProto
 
 from onnx24.diagnostics import Diagnostic, diagnostic
+from onnx24.effects import Effects
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.check import run_checker
 from onnx24.ir.index import Index
 from onnx24.ir.repair import is_sorted
-from onnx24.ir.scopes import Scope, node_label, scopes, tensors
+from onnx24.ir.scopes import Scope, is_in_function, node_label, scopes, tensors
 from onnx24.ir.shapes import ValueType, value_type
 
 if TYPE_CHECKING:
@@ -34,20 +38,45 @@ if TYPE_CHECKING:
     from onnx24.ir.model import Model
 
 
+CONSTANT_INPUTS = "onnx24.constant-inputs"
+"""The metadata entry: a JSON list of names."""
+
+
 @dataclass(frozen=True)
 class Interface:
-    """Names and types of a model's inputs and outputs, in order."""
+    """Names and types of a model's inputs and outputs, in order. initializers: of the main graph;
+    one that is an input too is that input's default. constant_inputs: names of former inputs."""
 
     inputs: tuple[tuple[str, ValueType | bytes], ...]
     outputs: tuple[tuple[str, ValueType | bytes], ...]
+    initializers: frozenset[str] = frozenset()
+    constant_inputs: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: Model) -> Interface:
         graph = model.proto.graph
-        # Before IR version 4 every initializer is listed as an input, and is none (docs/IR.md).
-        constants = {t.name for t in graph.initializer} if model.proto.ir_version < 4 else set()
-        inputs = [value for value in graph.input if value.name not in constants]
-        return cls(_signature(inputs), _signature(graph.output))
+        return cls(
+            _signature(graph.input),
+            _signature(graph.output),
+            frozenset(tensor.name for tensor in graph.initializer),
+            constant_inputs(model),
+        )
+
+
+def constant_inputs(model: Model) -> frozenset[str]:
+    """Inputs with a default value that `make_constant` took off this model's interface."""
+    return frozenset(json.loads(model.metadata.get(CONSTANT_INPUTS, "[]")))
+
+
+def make_constant(model: Model, names: frozenset[str]) -> None:
+    """Take inputs that have an initializer off the interface, for good and on the record: nothing
+    else may (O24-801)."""
+    inputs = model.proto.graph.input
+    for position in reversed(range(len(inputs))):
+        if inputs[position].name in names:
+            del inputs[position]
+    model.metadata[CONSTANT_INPUTS] = json.dumps(sorted(names | constant_inputs(model)))
+    model.touch(Effects.STRUCTURE)
 
 
 def _signature(values) -> tuple[tuple[str, ValueType | bytes], ...]:
@@ -76,8 +105,8 @@ def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]
         if not isinstance(scope.graph, GraphProto):
             continue  # a function brings its own opset imports; the checker looks at them
         for node in scope.graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            if domain not in domains and not scope.path.startswith("function:"):
+            domain = ops.domain(node)
+            if domain not in domains and not is_in_function(scope.path):
                 problems.append(
                     diagnostic(
                         "O24-805",
@@ -109,8 +138,10 @@ def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]
 
 def _check_interface(before: Interface, after: Interface) -> list[Diagnostic]:
     problems = []
+    made_constant = (after.constant_inputs - before.constant_inputs) & before.initializers
+    inputs = tuple(entry for entry in before.inputs if entry[0] not in made_constant)
     for kind, old, new in (
-        ("input", before.inputs, after.inputs),
+        ("input", inputs, after.inputs),
         ("output", before.outputs, after.outputs),
     ):
         if [name for name, _ in old] != [name for name, _ in new]:

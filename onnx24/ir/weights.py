@@ -57,6 +57,7 @@ __all__ = [
     "Reference",
     "WeightInfo",
     "Weights",
+    "data_folders",
     "element_count",
     "map_file",
     "numpy_dtype",
@@ -84,6 +85,8 @@ _PACKED_BITS = {
         ("FLOAT4E2M1", 4),
         ("UINT2", 2),
         ("INT2", 2),
+        ("FLOAT6E2M3", 6),
+        ("FLOAT6E3M2", 6),
     )
     if hasattr(TensorProto, name)
 }
@@ -158,23 +161,34 @@ def payload_bytes(tensor: TensorProto) -> int:
     return count * numpy_dtype(tensor.data_type).itemsize
 
 
+def data_folders(path: Path | None, base_dir: Path | None) -> list[Path]:
+    """Where the data files of a model may lie: in the folder of the path that was opened or, where
+    that is a link, of the file itself. A Hugging Face cache needs the second: in its snapshots
+    model and data are links to files beside each other in `blobs`."""
+    folders = [] if base_dir is None else [base_dir]
+    if path is not None and path.is_symlink():
+        folders.append(path.resolve().parent)
+    return folders
+
+
 class Weights:
     """Access to every tensor of one model. Keys are a main-graph name or a ValueKey."""
 
     def __init__(
         self,
         source: memoryview,
-        base_dir: Path | None,
+        folders: Sequence[Path],
         initializers: Callable[[], dict[ValueKey, TensorProto]],
         on_replace: Callable[[], None],
         file: IO[bytes] | None = None,
     ) -> None:
-        """source: the model file's bytes, and `file` that file where there is one."""
+        """source: the model file's bytes, and `file` that file where there is one. folders: where
+        its data files may lie."""
         self._source = source
         self._file = file
         if file is not None:
             weakref.finalize(self, file.close)
-        self._base_dir = base_dir
+        self._folders = [folder.resolve() for folder in folders]
         self._initializers = initializers
         self._on_replace = on_replace
         self._external: dict[str, memoryview] = {}
@@ -574,15 +588,18 @@ class Weights:
             )
 
     def external_path(self, location: str, name: str) -> Path:
-        """The file of an external tensor, which must lie in the model's folder."""
+        """The file of an external tensor. Once links are followed it must lie in the folder of the
+        model (see data_folders)."""
         if "\0" in location:
             raise InputError.of("O24-006", f"{location!r} is no file name", tensor=name)
-        if self._base_dir is None:
+        if not self._folders:
             raise InputError.of("O24-042", "the model has external data but no folder", tensor=name)
         relative = PurePosixPath(location)
-        base = self._base_dir.resolve()
-        path = (base / relative).resolve()
-        if not location or relative.is_absolute() or not path.is_relative_to(base):
+        folders = self._folders
+        found = ((folder / relative).resolve() for folder in folders)
+        path = next((p for p in found if os.path.isfile(p)), (folders[0] / relative).resolve())
+        is_inside = any(path.is_relative_to(folder) for folder in folders)
+        if not location or relative.is_absolute() or not is_inside:
             raise InputError.of(
                 "O24-006",
                 f"external data {location!r} leads to {path.name!r} outside the model's folder"

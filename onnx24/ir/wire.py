@@ -17,8 +17,11 @@ MAX_DEPTH = 200
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
+Children = dict[str, dict[int, str]]
+"""Kind of message → number of a field that holds messages → their kind."""
+
 TENSOR = "TensorProto"
-CHILDREN: dict[str, dict[int, str]] = {
+CHILDREN: Children = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
@@ -34,6 +37,10 @@ CHILDREN: dict[str, dict[int, str]] = {
         23: "SparseTensorProto",
     },
 }
+
+DENSE = {**CHILDREN, "SparseTensorProto": {}}
+"""Without the halves of sparse tensors: onnx's checker and inference read the indices, which
+therefore stay in the document."""
 
 
 class WireError(ValueError):
@@ -111,21 +118,32 @@ def skip(buf: memoryview, pos: int, end: int, wire_type: int) -> tuple[int, int]
 OnTensor = Callable[[memoryview, int, int], "Rope | None"]
 
 
-def rewrite(buf: memoryview, on_tensor: OnTensor, kind: str = "ModelProto") -> Rope | None:
+def rewrite(
+    buf: memoryview,
+    on_tensor: OnTensor,
+    kind: str = "ModelProto",
+    children: Children = CHILDREN,
+) -> Rope | None:
     """Replace every TensorProto of a message for which `on_tensor(buf, start, end)` returns a
-    rope; None means that nothing was replaced.
+    rope; None means that nothing was replaced. children: what is looked into.
 
     Raises: WireError, also for messages nested deeper than MAX_DEPTH.
     """
-    return _message(buf, 0, len(buf), kind, on_tensor, 0)
+    return _message(buf, 0, len(buf), kind, on_tensor, children, 0)
 
 
 def _message(
-    buf: memoryview, start: int, end: int, kind: str, on_tensor: OnTensor, depth: int
+    buf: memoryview,
+    start: int,
+    end: int,
+    kind: str,
+    on_tensor: OnTensor,
+    fields: Children,
+    depth: int,
 ) -> Rope | None:
     if depth > MAX_DEPTH:
         raise WireError(f"nested deeper than {MAX_DEPTH} levels", too_deep=True)
-    children = CHILDREN[kind]
+    children = fields[kind]
     out: Rope = []
     copied = pos = start
     while pos < end:
@@ -138,7 +156,7 @@ def _message(
         if child == TENSOR:
             new = on_tensor(buf, body, pos)
         else:
-            new = _message(buf, body, pos, child, on_tensor, depth + 1)
+            new = _message(buf, body, pos, child, on_tensor, fields, depth + 1)
         if new is None:
             continue
         out.append(buf[copied:field_start])

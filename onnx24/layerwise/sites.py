@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx24.analysis.forms import attribute
 from onnx24.analysis.weight_uses import WeightUse, consumer_view, stored_values
 from onnx24.errors import InputError
+from onnx24.ir import ops
 
 __all__ = ["Site", "site_of"]
 
@@ -108,7 +108,7 @@ def site_of(use: WeightUse) -> Site | None:
 
 def _attribute(use: WeightUse, name: str, default: Any) -> Any:
     assert use.consumer is not None
-    return attribute(use.consumer, name, default)
+    return ops.attribute(use.consumer, name, default)
 
 
 def _consumer_shape(use: WeightUse) -> tuple[int, ...]:

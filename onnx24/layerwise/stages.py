@@ -16,6 +16,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto
 
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -103,7 +104,7 @@ def draws(model: Model) -> str | None:
 
     def first(nodes: Iterable[NodeProto]) -> str | None:
         for node in nodes:
-            if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
+            if ops.op(node) in _RANDOM:
                 return f"{node_label(node)} ({node.op_type})"
             for _, graph in bodies(node):
                 if inner := first(graph.node):
@@ -158,18 +159,14 @@ class _Graph:
         self.inputs = {v.name for v in model.proto.graph.input}
         initializers = {t.name for t in model.proto.graph.initializer}
         initializers |= {t.values.name for t in model.proto.graph.sparse_initializer}
-        overridable = self.inputs if model.proto.ir_version >= 4 else set()
         self.initializers = initializers
-        # Source: onnx/docs/IR.md. Before IR 4 an initializer has to be an input as well, and the
-        # inputs stay as they are.
-        self.may_add = model.proto.ir_version >= 4
-        self.fixed = initializers - overridable
+        self.fixed = initializers - self.inputs
         self.inputs -= self.fixed
         self.order = _sorted(model.proto.graph, self.reads, self.inputs | initializers)
         self.producer: dict[str, NodeProto] = {}
         for node in self.order:
             self.producer.update((name, node) for name in node.output if name)
-            if node.op_type in _RANDOM:
+            if ops.op(node) in _RANDOM:
                 continue
             if all(name in self.fixed for name in self.reads[id(node)]):
                 self.fixed.update(name for name in node.output if name)
@@ -214,25 +211,23 @@ class _Graph:
     def _bias(self, site: Site, node: NodeProto, dtype: np.dtype) -> Bias | None:
         """dtype: what the product computes in."""
         size = site.use.N
-        if node.op_type in ("Conv", "Gemm"):
+        if ops.is_onnx(node, "Conv", "Gemm"):
             beta = 1.0
-            if node.op_type == "Gemm":
+            if ops.is_onnx(node, "Gemm"):
                 if site.use.input == 0:
                     return None
                 beta = next((float(a.f) for a in node.attribute if a.name == "beta"), 1.0)
                 if beta == 0:
                     return None
             given = node.input[2] if len(node.input) > 2 else ""
-            if not given and not self.may_add:
-                return None
             if not given:
                 name = self._fresh(f"{node_label(node)}.24.bias")
                 return Bias(node, 2, name, None, np.zeros(size, dtype), beta)
             return self._stored_bias(node, 2, given, size, beta)
-        if node.op_type != "MatMul" or site.use.input != 1:
+        if not ops.is_onnx(node, "MatMul") or site.use.input != 1:
             return None
         add = self._only_reader(node.output[0])
-        if add is None or add.op_type != "Add":
+        if add is None or not ops.is_onnx(add, "Add"):
             return None
         position = 1 if add.input[0] == node.output[0] else 0
         return self._stored_bias(add, position, add.input[position], size, 1.0)
@@ -249,8 +244,6 @@ class _Graph:
             return None
         alone = len(self.index.consumers(name)) == 1 and key not in self.index.graph_outputs
         own = name if alone and name in self.initializers else self._fresh(f"{name}.24")
-        if own != name and not self.may_add:
-            return None
         return Bias(node, position, own, name, values, factor)
 
     def _fresh(self, name: str) -> str:
@@ -266,7 +259,7 @@ class _Graph:
         if len(uses) != 1 or uses[0].site.scope or ValueKey("", value) in self.index.graph_outputs:
             return None
         node = uses[0].site.proto
-        return node if node.domain in ("", "ai.onnx") else None
+        return node if ops.is_onnx(node) else None
 
     def _residual(self, node: NodeProto, bias: Bias | None, stage: int) -> Residual | None:
         """The other operand of an Add behind the layer, where it is known before the layer is."""
@@ -274,12 +267,16 @@ class _Graph:
             node = bias.node
         value, factor = node.output[0], None
         after = self._only_reader(value)
-        if after is not None and after.op_type == "BatchNormalization" and node.op_type == "Conv":
+        if (
+            after is not None
+            and ops.is_onnx(after, "BatchNormalization")
+            and ops.is_onnx(node, "Conv")
+        ):
             factor = self._batch_norm_factor(after)
             if factor is None:
                 return None
             value, after = after.output[0], self._only_reader(after.output[0])
-        if after is None or after.op_type != "Add" or after.input[0] == after.input[1]:
+        if after is None or not ops.is_onnx(after, "Add") or after.input[0] == after.input[1]:
             return None
         other = after.input[1 if after.input[0] == value else 0]
         known = 0 if other in self.inputs else self.depth.get(other, stage + 1)

@@ -12,6 +12,7 @@ import numpy as np
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.product_rows import as_rows, from_rows, has_alpha
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view, stored_values
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.layerwise.dense import DenseLayer, KeptDense
@@ -260,10 +261,10 @@ def _bias_names(uses: WeightUses, use: WeightUse) -> Iterator[tuple[str, str]]:
     if use.consumer is None:
         return
     node, scope = use.consumer.proto, use.consumer.scope
-    if node.op_type in ("Conv", "Gemm"):
+    if ops.is_onnx(node, "Conv", "Gemm"):
         yield from ((name, scope) for name in node.input[2:3] if name)
     for reader in uses.index.consumers(node.output[0], scope):
-        if reader.site.proto.op_type == "Add":
+        if ops.is_onnx(reader.site, "Add"):
             yield from ((name, reader.site.scope) for name in reader.site.proto.input)
 
 

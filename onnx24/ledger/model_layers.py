@@ -16,6 +16,7 @@ from onnx24.analysis.invariants import seen_violations
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.backends.base import Profile
 from onnx24.codes import CODES
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import ShapeTable, infer
@@ -104,7 +105,7 @@ def _dynamic(table: ShapeTable, site: NodeSite) -> ModelLayer:
     data_type = table.dtype(node.input[0], scope)
     dtype = numpy_dtype(data_type) if data_type else np.dtype(np.float32)
     flops = moved = None
-    k = left[-1] if left and node.op_type == "MatMul" else 0
+    k = left[-1] if left and ops.is_onnx(node, "MatMul") else 0
     if left and right and out is not None and k:
         flops = 2 * math.prod(out) * k
         moved = sum(math.prod(sizes) for sizes in (left, right, out)) * dtype.itemsize

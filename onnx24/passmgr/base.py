@@ -11,7 +11,7 @@ import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.analysis.eligibility import Verdict
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Context", "Effects", "Pass", "SiteRecord"]
 
+Numeric = Literal["exact", "rounding", "close"]
+
 T = TypeVar("T")
 A = TypeVar("A", bound=Analysis)
 
@@ -39,12 +41,13 @@ class Pass(abc.ABC):
 
     name: ClassVar[str]
     effects: ClassVar[Effects]
-    requires: ClassVar[tuple[type[Analysis], ...]] = ()
     codes: ClassVar[tuple[str, ...]] = ()
     after: ClassVar[tuple[str, ...]] = ()
     """Passes that must stand earlier when both are in a pipeline."""
-    numeric: ClassVar[str] = "same"
-    """"same": outputs are equal to rounding; "close": they may differ (pruning, quantization)."""
+    numeric: ClassVar[Numeric] = "rounding"
+    """What becomes of the outputs; `passmgr.guard` holds a pass to it. "exact": the same operations
+    on the same numbers. "rounding": the same function, computed another way. "close": another
+    function, near the old one (pruning, quantization)."""
 
     heavy: ClassVar[bool] = False
     """Whether its command takes --memory, --workers, --executor and --work-dir."""
@@ -76,6 +79,14 @@ def _no_progress(items: Iterable[T], label: str, total: int | None = None) -> It
     yield from items
 
 
+class Mark(NamedTuple):
+    """How much a context holds."""
+
+    records: int
+    diagnostics: int
+    sites: int
+
+
 @dataclass
 class Context:
     """What the manager gives to a running pass."""
@@ -96,6 +107,14 @@ class Context:
     site_limit: int | None = None
     """`--stop-after N`: after N admitted sites, `admit` says no."""
     sites: list[str] = field(default_factory=list)
+
+    def mark(self) -> Mark:
+        return Mark(len(self.records), len(self.diagnostics), len(self.sites))
+
+    def rewind(self, mark: Mark) -> None:
+        """Unsay what came after the mark: the passes that said it were taken back."""
+        del self.records[mark.records :], self.sites[mark.sites :]
+        self.diagnostics.truncate(mark.diagnostics)
 
     def admit(self, site: str) -> bool:
         """Ask before transforming a site (a layer, a weight). Counts it; False once the limit

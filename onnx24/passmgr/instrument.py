@@ -1,4 +1,5 @@
-"""What watches the passes: verification, dumps, time and memory, numeric comparison.
+"""What watches the passes: verification, dumps, time and memory. What they do to the outputs is
+watched by `passmgr.guard`.
 
 Instruments nest. Before a pass they are called from the outermost to the innermost, after it in
 reverse. Each instrument whose `before_pass` returned gets exactly one of `after_pass` and
@@ -8,13 +9,10 @@ reverse. Each instrument whose `before_pass` returned gets exactly one of `after
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-import numpy as np
-from onnx import TensorProto
+from typing import Any, ClassVar, Literal
 
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
@@ -26,9 +24,6 @@ from onnx24.ir.text import dump
 from onnx24.ir.verify import Interface, verify
 from onnx24.passmgr.base import Context, Pass
 from onnx24.passmgr.options import to_text
-
-if TYPE_CHECKING:
-    from onnx24.runtime.data import Calibration
 
 
 @dataclass
@@ -71,6 +66,9 @@ class Instrument:
     def on_error(self, step: Step, err: BaseException) -> None:
         """The model is still as the failure left it; it is rolled back afterwards."""
 
+    def rolled_back(self, model: Model, context: Context) -> None:
+        """The model is back in an earlier state; passes after that count as never run."""
+
 
 class Ledger(Instrument):
     """Keeps the run's context, so that its diagnostics, records and sites can be read after a
@@ -99,6 +97,10 @@ class VerifyEach(Instrument):
         self._known = {_identity(p) for p in found}
         self._stale = _broken_records(found)
         self._records = set(model.claims.keys())
+
+    def rolled_back(self, model: Model, context: Context) -> None:
+        found = self._problems(model, context)
+        self._stale, self._records = _broken_records(found), set(model.claims.keys())
 
     def after_pass(self, step: Step) -> None:
         if step.changed == Effects.NONE:
@@ -284,190 +286,3 @@ def _status_bytes(key: str) -> int | None:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-TOLERANCES = {
-    # Relative L2 of an output. Reordering a sum of K products errs by about sqrt(K) units in the
-    # last place: 4e-6 for float32 and K = 4096. 16-bit types: four units in the last place,
-    # because each layer rounds its result. Quantized: a difference in the last place flips an
-    # occasional activation to the neighbouring level, 1/127 of the largest.
-    "float64": 1e-12,
-    "float32": 1e-5,
-    "float16": 4e-3,
-    "bfloat16": 3e-2,
-    "quantized": 2e-2,
-}
-
-
-@dataclass(frozen=True)
-class Drift:
-    """The worst output after one pass: relative L2 against the model before it."""
-
-    text: str
-    output: str
-    rel_l2: float
-    tolerance: float | None
-
-
-class Numeric(Instrument):
-    """Runs the model before and after each pass in ONNX Runtime and compares the outputs.
-
-    A pass that declares `numeric = "same"` must stay within the tolerance (by the model's
-    coarsest arithmetic, see TOLERANCES); of the others the drift is only noted, and that finite
-    outputs stay finite is checked.
-    data: the run's calibration data where None, or else random samples of the inputs' shapes.
-    samples: how many batches of it are run.
-    Raises: InternalError O24-902; InputError O24-016, O24-036.
-    """
-
-    depth = 0
-
-    def __init__(
-        self,
-        data: Calibration | None = None,
-        *,
-        samples: int = 2,
-        tolerance: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.data = data
-        self.samples = samples
-        self.tolerance = tolerance
-        self.seed = seed
-        self.drifts: list[Drift] = []
-        self._feeds: list[dict[str, np.ndarray]] = []
-        self._outputs: list[dict[str, Any]] | None = None
-
-    def before_pipeline(self, model: Model, context: Context) -> None:
-        from onnx24.runtime.data import load_data
-
-        data = context.calibration if self.data is None else self.data
-        if data is None:
-            data = load_data(f"random:{self.samples}", model, seed=self.seed)
-        self._feeds = []
-        for feeds in data.batches(model):
-            self._feeds.append(feeds)
-            if len(self._feeds) == self.samples:
-                break
-        self._outputs = None
-
-    def before_pass(self, step: Step) -> None:
-        if self._outputs is None:
-            self._outputs = self._run(step.model)
-
-    def after_pass(self, step: Step) -> None:
-        if step.changed == Effects.NONE:
-            return
-        before, after = self._outputs or [], self._run(step.model)
-        self._outputs = after
-        tolerance = None
-        if step.instance.numeric == "same":
-            kind = arithmetic(step.model)
-            tolerance = TOLERANCES[kind] if self.tolerance is None else self.tolerance
-        drift = self._worst(step, before, after, tolerance)
-        self.drifts.append(drift)
-        if tolerance is not None and not drift.rel_l2 <= tolerance:
-            raise InternalError.of(
-                "O24-902",
-                f"pass {step.name!r} changed output {drift.output!r}: relative L2 "
-                f"{drift.rel_l2:.3g}, allowed {tolerance:.3g}",
-                facts={"output": drift.output, "rel_l2": drift.rel_l2, "tolerance": tolerance},
-            )
-        for old, new in zip(before, after, strict=True):
-            for name, value in old.items():
-                if not stays_finite(value, new[name]):
-                    raise InternalError.of(
-                        "O24-902",
-                        f"pass {step.name!r} made output {name!r} NaN or infinite where it was "
-                        "finite, or changed its shape",
-                        facts={"output": name},
-                    )
-
-    def on_error(self, step: Step, err: BaseException) -> None:
-        self._outputs = None
-
-    def _run(self, model: Model) -> list[dict[str, Any]]:
-        from onnx24.runtime.session import Session
-
-        session = Session(model, None)
-        return [session.run(feeds) for feeds in self._feeds]
-
-    def _worst(
-        self,
-        step: Step,
-        before: Sequence[dict[str, Any]],
-        after: Sequence[dict[str, Any]],
-        tolerance: float | None,
-    ) -> Drift:
-        worst = Drift(step.text, "", 0.0, tolerance)
-        for old, new in zip(before, after, strict=True):
-            for name, value in old.items():
-                rel_l2 = relative_l2(value, new[name])
-                if not rel_l2 <= worst.rel_l2:
-                    worst = Drift(step.text, name, rel_l2, tolerance)
-        return worst
-
-
-def relative_l2(reference: Any, value: Any) -> float:
-    """|reference - value| / |reference| in float64; 0 where both are equal, NaN and infinities
-    in the same places included; inf where they differ in kind, shape or places of those."""
-    if isinstance(reference, (list, tuple)):
-        if not isinstance(value, (list, tuple)) or len(reference) != len(value):
-            return np.inf
-        pairs = zip(reference, value, strict=True)
-        return max((relative_l2(a, b) for a, b in pairs), default=0.0)
-    a, b = np.asarray(reference), np.asarray(value)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return np.inf
-    if a.dtype.kind in "OSU":
-        return 0.0 if np.array_equal(a, b) else np.inf
-    a, b = _widen(a), _widen(b)
-    finite = np.isfinite(a)
-    if (
-        not np.array_equal(a[~finite], b[~finite], equal_nan=True)
-        or not np.isfinite(b[finite]).all()
-    ):
-        return np.inf
-    error = float(np.linalg.norm(a[finite] - b[finite]))
-    norm = float(np.linalg.norm(a[finite]))
-    if error == 0:
-        return 0.0
-    return error / norm if norm else np.inf
-
-
-def stays_finite(reference: Any, value: Any) -> bool:
-    """Whether `value` has the shape and dtype of `reference` and is finite where that is."""
-    if isinstance(reference, (list, tuple)):
-        return len(reference) == len(value) and all(map(stays_finite, reference, value))
-    a, b = np.asarray(reference), np.asarray(value)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if a.dtype.kind in "OSU":
-        return True
-    return bool(np.isfinite(_widen(b)[np.isfinite(_widen(a))]).all())
-
-
-def _widen(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-
-
-def arithmetic(model: Model) -> str:
-    """The coarsest arithmetic of the model, as a key of TOLERANCES."""
-    quantizing = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
-    kinds: set[str] = set()
-    for scope in model.scopes():
-        kinds.update("quantized" for node in scope.graph.node if node.op_type in quantizing)
-        for tensor in scope.initializers:
-            kinds.add(_KINDS.get(tensor.data_type, ""))
-    for value in (*model.proto.graph.input, *model.proto.graph.output):
-        kinds.add(_KINDS.get(value.type.tensor_type.elem_type, ""))
-    order = ("quantized", "bfloat16", "float16", "float32", "float64")
-    return next((kind for kind in order if kind in kinds), "float32")
-
-
-_KINDS = {
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,13 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.model import Model
 from onnx24.layerwise.resources import Resources
-from onnx24.passmgr.base import Context, Pass, SiteRecord
+from onnx24.passmgr.base import Context, Mark, Pass, SiteRecord
+from onnx24.passmgr.guard import Guard, Stage
 from onnx24.passmgr.instrument import Instrument, Step, VerifyEach
 from onnx24.passmgr.pipeline import Pipeline
 from onnx24.passmgr.reproducer import Failure, write_reproducer
@@ -51,7 +54,8 @@ class PassRun:
 
     changed: from the fingerprints. seconds: of `Pass.run` alone. layer_seconds: of those layers
     that took any, by weight. peak_bytes: the process's peak
-    resident size during the pass [bytes], where `Timing` measured it.
+    resident size during the pass [bytes], where `Timing` measured it. rolled_back: the guard took
+    it back.
     """
 
     name: str
@@ -61,6 +65,7 @@ class PassRun:
     peak_bytes: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     layer_seconds: dict[str, float] = field(default_factory=dict)
+    rolled_back: bool = False
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -73,6 +78,8 @@ class PassRun:
             out["peak_bytes"] = self.peak_bytes
         if self.layer_seconds:
             out["layer_seconds"] = dict(self.layer_seconds)
+        if self.rolled_back:
+            out["rolled_back"] = True
         if self.statistics:
             out["statistics"] = dict(self.statistics)
         return out
@@ -80,7 +87,8 @@ class PassRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a pipeline did. `sites`: every admitted site as "pass: site", in order."""
+    """What a pipeline did. `sites`: every admitted site as "pass: site", in order. `guard`: the one
+    that watched, with what it checked and skipped."""
 
     diagnostics: list[Diagnostic]
     records: list[SiteRecord]
@@ -88,6 +96,7 @@ class RunResult:
     sites: list[str]
     pipeline_text: str
     changed: Effects
+    guard: Guard | None = None
 
 
 def run(
@@ -98,6 +107,7 @@ def run(
     calibration: Calibration | None = None,
     instruments: Sequence[Instrument] = (),
     verify: bool = True,
+    guard: Guard | None = None,
     work_dir: Path | None = None,
     resources: Resources | None = None,
     site_limit: int | None = None,
@@ -107,6 +117,7 @@ def run(
     """Run the passes over the model, in place.
 
     verify: check the invariants after every pass that changed something (`VerifyEach`).
+    guard: takes passes back that don't keep the function and say that they do.
     site_limit: transform no more than so many sites; see `Context.admit`.
     work_dir: where passes keep what a killed run can go on with. resources: memory, threads and
     where layers are solved; nothing in it changes the result.
@@ -118,7 +129,6 @@ def run(
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline(tuple(pipeline))
     pipeline.check_order()
-    text = str(pipeline)
     context = Context(
         target=target, calibration=calibration, work_dir=work_dir, site_limit=site_limit
     )
@@ -130,40 +140,18 @@ def run(
     hooks.sort(key=lambda hook: hook.depth)
     for hook in hooks:
         hook.before_pipeline(model, context)
+    if guard is not None:
+        guard.begin(context)
 
     start, origin = model.snapshot(), Fingerprint.of(model)
-    state, runs = origin, []
-    for index, instance in enumerate(pipeline):
-        step = Step(index, instance, model, context)
-        sites_before = len(context.sites)
-        snapshot = model.snapshot()
-        try:
-            state = _run_pass(step, hooks, state)
-        except BaseException as err:
-            model.restore(snapshot)
-            failure = Failure(
-                model=model,
-                rest=pipeline.rest(index),
-                target=target,
-                calibration=calibration,
-                site_limit=None if site_limit is None else site_limit - sites_before,
-                instruments=[type(hook).__name__ for hook in hooks],
-            )
-            explained = _explain(err, step, failure, reproducer_dir)
-            if explained is err:
-                raise
-            raise explained from err
-        finally:
-            context.diagnostics.pass_name = ""
-        if step.changed == Effects.NONE and model.changed != snapshot.changed:
-            model.restore(snapshot)  # touched, yet the same: it must still be copied verbatim
-        runs.append(_finished(step))
-
-    changed = origin.changed(state)
+    line = _Line(model, pipeline, context, hooks, guard, reproducer_dir, origin)
+    line.run()
+    changed = origin.changed(line.state)
     if changed == Effects.NONE:
         if model.changed != start.changed:
             model.restore(start)
     else:
+        text = ",".join(item.text for item in line.runs if not item.rolled_back)
         earlier = model.metadata.get(PIPELINE_KEY)
         model.metadata[PIPELINE_KEY] = f"{earlier},{text}" if earlier else text
         if site_limit is not None and len(context.sites) >= site_limit:
@@ -171,11 +159,116 @@ def run(
     return RunResult(
         diagnostics=list(context.diagnostics),
         records=context.records,
-        passes=runs,
+        passes=line.runs,
         sites=context.sites,
-        pipeline_text=text,
+        pipeline_text=str(pipeline),
         changed=changed,
+        guard=guard,
     )
+
+
+@dataclass(frozen=True)
+class _Unchecked:
+    """A pass that changed something and says that it keeps the function, until the guard has seen
+    it. mark, fingerprint: of the context and the model before it. run: its position in the runs."""
+
+    stage: Stage
+    index: int
+    run: int
+    mark: Mark
+    fingerprint: Fingerprint
+
+
+@dataclass
+class _Line:
+    """The passes of a run, one after the other."""
+
+    model: Model
+    pipeline: Pipeline
+    context: Context
+    hooks: Sequence[Instrument]
+    guard: Guard | None
+    reproducer_dir: Path | None
+    state: Fingerprint
+    runs: list[PassRun] = field(default_factory=list)
+    pending: list[_Unchecked] = field(default_factory=list)
+
+    def run(self) -> None:
+        passes = self.pipeline.passes
+        index = 0
+        while index < len(passes) or self.pending:
+            following = passes[index] if index < len(passes) else None
+            if self.guard and self.pending and self.guard.ends_before(following):
+                broken = self._check(self.guard)
+                index = broken.index + 1 if broken else index
+            elif following is not None:
+                self._step(index, following)
+                index += 1
+        if self.guard:
+            self.context.diagnostics.extend(self.guard.notes())
+
+    def _step(self, index: int, instance: Pass) -> None:
+        model, context = self.model, self.context
+        step = Step(index, instance, model, context)
+        mark, snapshot, before = context.mark(), model.snapshot(), self.state
+        try:
+            self.state = _run_pass(step, self.hooks, self.state)
+        except BaseException as err:
+            model.restore(snapshot)
+            failure = self._failure(self.pipeline.rest(index), mark)
+            explained = _explain(err, step, failure, self.reproducer_dir)
+            if explained is err:
+                raise
+            raise explained from err
+        finally:
+            context.diagnostics.pass_name = ""
+        if step.changed == Effects.NONE:
+            if model.changed != snapshot.changed:
+                model.restore(snapshot)  # touched, yet the same: it must be copied verbatim
+        elif self.guard and self.guard.watches(instance):
+            stage = Stage(instance, snapshot)
+            self.pending.append(_Unchecked(stage, index, len(self.runs), mark, before))
+        self.runs.append(_finished(step))
+
+    def _check(self, guard: Guard) -> _Unchecked | None:
+        """Let the guard look at what is pending. Returns: the pass that it took back; what ran
+        after that one is taken back too, and runs again. Raises: InternalError O24-902."""
+        pending, self.pending = self.pending, []
+        breach = guard.check([item.stage for item in pending], self.model)
+        if breach is None:
+            return None
+        broken = pending[breach.stage]
+        instance = broken.stage.instance
+        self.model.restore(broken.stage.before)
+        self.context.rewind(broken.mark)
+        self.state = broken.fingerprint
+        for hook in self.hooks:
+            hook.rolled_back(self.model, self.context)
+        err = InternalError([breach.diagnostic(instance, strict=guard.strict)])
+        failure = self._failure(Pipeline((instance,)), broken.mark, breach.feeds)
+        explained = _with_reproducer(err, err, failure, self.reproducer_dir)
+        if guard.strict:
+            raise explained
+        self.context.diagnostics.extend(explained.diagnostics)
+        taken_back = replace(
+            self.runs[broken.run], changed=Effects.NONE, statistics={}, rolled_back=True
+        )
+        self.runs[broken.run :] = [taken_back]
+        return broken
+
+    def _failure(
+        self, rest: Pipeline, mark: Mark, feeds: Mapping[str, np.ndarray] | None = None
+    ) -> Failure:
+        limit = self.context.site_limit
+        return Failure(
+            model=self.model,
+            rest=rest,
+            target=self.context.target,
+            calibration=self.context.calibration,
+            site_limit=None if limit is None else limit - mark.sites,
+            instruments=[type(hook).__name__ for hook in self.hooks],
+            feeds=feeds,
+        )
 
 
 def _run_pass(step: Step, hooks: Sequence[Instrument], before: Fingerprint) -> Fingerprint:
@@ -273,18 +366,24 @@ def _explain(
             "O24-040", f"pass {step.name!r} could not write a temporary file: {err.strerror}"
         )
     if isinstance(err, InternalError):
-        diagnostics = err.diagnostics
-    else:
-        cls = type(step.instance)
-        diagnostics = InternalError.of(
-            "O24-900",
-            f"pass {step.text!r} ({cls.__module__}.{cls.__qualname__}) raised "
-            f"{type(err).__name__}: {err}",
-        ).diagnostics
-    folder, hint = None, ""
+        return _with_reproducer(err, err, failure, reproducer_dir)
+    cls = type(step.instance)
+    diagnostics = InternalError.of(
+        "O24-900",
+        f"pass {step.text!r} ({cls.__module__}.{cls.__qualname__}) raised "
+        f"{type(err).__name__}: {err}",
+    ).diagnostics
+    return _with_reproducer(InternalError(diagnostics), err, failure, reproducer_dir)
+
+
+def _with_reproducer(
+    err: InternalError, cause: Exception, failure: Failure, reproducer_dir: Path | None
+) -> InternalError:
+    """The same error, with a reproducer and a hint that names it."""
+    folder, hint, diagnostics = None, "", err.diagnostics
     if reproducer_dir is not None:
         try:
-            folder = write_reproducer(failure, err, reproducer_dir)
+            folder = write_reproducer(failure, cause, reproducer_dir)
             hint = f"please report it, with the reproducer in {folder}"
         except (OSError, InputError) as trouble:
             hint = f"please report it; no reproducer could be written: {trouble}"

@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError, InternalError
-from onnx24.passmgr.base import Pass
+from onnx24.passmgr.base import Numeric, Pass
 from onnx24.passmgr.options import NAME, did_you_mean, field_options
 
 GROUP = "onnx24.passes"
@@ -115,6 +115,8 @@ def _fault(entry: Entry, found: Any) -> str:
         return f"the class calls itself {getattr(found, 'name', None)!r}"
     if not isinstance(getattr(found, "effects", None), Effects):
         return "the class declares no `effects`"
+    if found.numeric not in get_args(Numeric):
+        return f"its `numeric` is {found.numeric!r}: expected one of {', '.join(get_args(Numeric))}"
     try:
         field_options(found)
     except (TypeError, NameError) as err:

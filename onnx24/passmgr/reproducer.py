@@ -10,9 +10,12 @@ import os
 import platform
 import shutil
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 import onnx24
 from onnx24.ir.fingerprint import Fingerprint
@@ -29,7 +32,7 @@ _PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "networkx", "m
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """What a replay needs. `model` is already back in its state before the pass; `site_limit`
-    counts from there."""
+    counts from there. `feeds`: the inputs that show it, where it takes some."""
 
     model: Model
     rest: Pipeline
@@ -37,6 +40,7 @@ class Failure:
     calibration: Calibration | None
     site_limit: int | None
     instruments: list[str]
+    feeds: Mapping[str, np.ndarray] | None = None
 
 
 def write_reproducer(failure: Failure, err: BaseException, parent: Path) -> Path:
@@ -61,6 +65,8 @@ def write_reproducer(failure: Failure, err: BaseException, parent: Path) -> Path
             "".join(traceback.format_exception(err)), encoding="utf-8"
         )
         (part / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        if failure.feeds:
+            np.savez(part / "inputs.npz", **dict(failure.feeds))  # type: ignore[arg-type]
         (part / "README.txt").write_text(_readme(failure, info), encoding="utf-8")
         part.rename(folder)
     except BaseException:
@@ -97,6 +103,8 @@ def command(failure: Failure) -> str:
         f"--target {failure.target.name}",
         '--pipeline "$(cat pipeline.txt)"',
     ]
+    if failure.feeds:
+        parts.append("--guard each")
     if failure.calibration is not None:
         parts.append("--calib DATA")
     if failure.site_limit is not None:
@@ -106,6 +114,8 @@ def command(failure: Failure) -> str:
 
 def _readme(failure: Failure, info: dict[str, object]) -> str:
     data = "" if failure.calibration is None else f"\nDATA was: {info['calibration']}\n"
+    if failure.feeds:
+        data += "\ninputs.npz holds inputs on which the outputs change.\n"
     return (
         "An internal error of onnx24. model.onnx is the model before the pass that failed,\n"
         "pipeline.txt begins with that pass, traceback.txt says where it failed. To replay it:\n\n"

@@ -18,6 +18,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -300,15 +301,16 @@ def _folded(key: ValueKey, tensor: TensorProto, model: Model, index: Index) -> _
     found = set()
     for use in uses:
         node = use.site.proto
-        attributes = {a.name: a.i for a in node.attribute}
-        if node.op_type != "DequantizeLinear" or use.input != 0 or attributes.get("block_size"):
+        if not ops.is_onnx(node, "DequantizeLinear") or use.input != 0:
+            return None
+        if ops.attribute(node, "block_size", 0):
             return None
         scale, *zero_points = (index.resolve(name, use.site.scope) for name in node.input[1:])
         if scale is None or scale not in model.weights:
             return None
         if any(_may_differ_from_0(z, model) for z in zero_points):
             return None
-        found.add(_Folded(scale, attributes.get("axis", 1)))
+        found.add(_Folded(scale, ops.attribute(node, "axis", 1)))
     return found.pop() if len(found) == 1 else None
 
 
@@ -331,7 +333,7 @@ def _is_scale(key: ValueKey, index: Index) -> bool:
     return (
         bool(uses)
         and not is_shown
-        and all(use.input == 1 and use.site.proto.op_type in quantizers for use in uses)
+        and all(use.input == 1 and ops.op(use.site) in quantizers for use in uses)
     )
 
 
@@ -340,8 +342,7 @@ def _is_trainable(key: ValueKey, tensor: TensorProto, index: Index) -> bool:
     if not uses or int(np.prod(tensor.dims)) <= 1 or key in index.graph_outputs:
         return False
     return not any(
-        use.input in _FIXED_INPUTS.get(use.site.proto.op_type, ())
-        or use.site.proto.op_type in _COMPARISONS
+        use.input in _FIXED_INPUTS.get(ops.op(use.site), ()) or ops.op(use.site) in _COMPARISONS
         for use in uses
     )
 
@@ -397,7 +398,7 @@ def _last_reads(nodes: Sequence[Node], outputs: Sequence[str]) -> list[tuple[str
 
 
 def _node(model: Model, proto: NodeProto, scope: str, names: ScopeNames, index: Index) -> Node:
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    domain, op = ops.type_of(proto)
     attributes, bodies = {}, {}
     for attribute in proto.attribute:
         if attribute.type == AttributeProto.GRAPH:
@@ -419,7 +420,7 @@ def _node(model: Model, proto: NodeProto, scope: str, names: ScopeNames, index: 
     ]
     first = proto.output[0] if proto.output else ""
     return Node(
-        op=proto.op_type,
+        op=op,
         domain=domain,
         opset=model.opsets.get(domain, 1),
         name=node_label(proto),
@@ -429,7 +430,7 @@ def _node(model: Model, proto: NodeProto, scope: str, names: ScopeNames, index: 
         attributes=attributes,
         wanted=tuple(shown),
         integer_output=index.resolve(first, scope) in index.graph_outputs
-        or any(use.site.proto.op_type != "DequantizeLinear" for use in readers),
+        or any(not ops.is_onnx(use.site, "DequantizeLinear") for use in readers),
         is_weight=_is_weight(proto, scope, index),
         bodies=bodies,
     )
@@ -437,11 +438,11 @@ def _node(model: Model, proto: NodeProto, scope: str, names: ScopeNames, index: 
 
 def _is_weight(node: NodeProto, scope: str, index: Index) -> bool:
     """Whether a quantizer's values come from an initializer."""
-    if not node.op_type.endswith("QuantizeLinear") and node.op_type != "DequantizeLinear":
+    if not ops.op(node).endswith("QuantizeLinear"):
         return False
     name = node.input[0]
     maker = index.producer(name, scope)
-    if maker is not None and maker.proto.op_type == "QuantizeLinear":
+    if maker is not None and ops.is_onnx(maker, "QuantizeLinear"):
         name = maker.proto.input[0]
     return index.resolve(name, scope) in index.initializers
 

@@ -13,6 +13,7 @@ from typing import Literal
 from onnx import TensorProto, ValueInfoProto
 
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.model import Model
 from onnx24.recovery._torch import functional, torch
@@ -196,7 +197,7 @@ def _is_one_score(value: ValueInfoProto) -> bool:
 def _softmax_input(name: str, index: Index, opset: int) -> str | None:
     """What the output is the softmax of, along its last axis; None where it is none."""
     site = _producer_through(name, index, _THROUGH - {"Reshape", "Flatten"})
-    if site is None or site.proto.op_type not in ("Softmax", "LogSoftmax"):
+    if site is None or not ops.is_onnx(site, "Softmax", "LogSoftmax"):
         return None
     axis = next((a.i for a in site.proto.attribute if a.name == "axis"), -1 if opset >= 13 else 1)
     return site.proto.input[0] if axis in (-1, 1) else None
@@ -204,7 +205,7 @@ def _softmax_input(name: str, index: Index, opset: int) -> str | None:
 
 def _producer_through(name: str, index: Index, through: frozenset[str]) -> NodeSite | None:
     site = index.producer(name)
-    while site is not None and site.proto.op_type in through:
+    while site is not None and ops.op(site) in through:
         site = index.producer(site.proto.input[0])
     return site
 
@@ -213,10 +214,10 @@ def _last_attention(index: Index) -> tuple[str, str, str] | None:
     """(queries, transposed keys, values) of the last MatMul(Softmax(… MatMul(Q, Kᵀ)), V)."""
     found = None
     for site in index.nodes:
-        if site.scope or site.proto.op_type != "MatMul":
+        if site.scope or not ops.is_onnx(site, "MatMul"):
             continue
         weights = _producer_through(site.proto.input[0], index, _THROUGH)
-        if weights is None or weights.proto.op_type != "Softmax":
+        if weights is None or not ops.is_onnx(weights, "Softmax"):
             continue
         scores = _scores(weights.proto.input[0], index)
         if scores is not None:
@@ -230,8 +231,8 @@ def _scores(name: str, index: Index) -> NodeSite | None:
     for _ in range(8):
         made = [site for site in map(index.producer, names) if site is not None]
         for site in made:
-            if site.proto.op_type == "MatMul":
+            if ops.is_onnx(site, "MatMul"):
                 return site
-        steps = [site for site in made if site.proto.op_type in _SCORE_STEPS]
+        steps = [site for site in made if ops.op(site) in _SCORE_STEPS]
         names = [value for site in steps for value in site.proto.input if value]
     return None

@@ -25,6 +25,7 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import broken_claims
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError, InternalError
+from onnx24.ir import ops
 from onnx24.ir.files import atomic_write
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -157,7 +158,7 @@ def _recover(
 
 def _is_quantized(model: Model) -> bool:
     quantizers = ("QuantizeLinear", "DequantizeLinear")
-    return any(node.op_type in quantizers for node in model.proto.graph.node)
+    return any(ops.op(node) in quantizers for node in model.proto.graph.node)
 
 
 def _identity(

@@ -18,8 +18,10 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from onnx24.analysis.cache import AnalysisCache
-from onnx24.analysis.invariants import seen_violations
+from onnx24.analysis.coverage import is_24
+from onnx24.analysis.eligibility import Eligibility
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
@@ -140,7 +142,7 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change
 def _header(model: Model) -> dict[str, str]:
     proto = model.proto
     out = {f"opset {domain or 'ai.onnx'}": str(v) for domain, v in sorted(model.opsets.items())}
-    out["ir_version"] = str(proto.ir_version)
+    out["ir_version"] = str(model.file_ir_version)
     for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         value = getattr(proto, name)
         if value:
@@ -234,7 +236,7 @@ def _how(old: _Node, new: _Node) -> str:
 
 
 def _what(model: Model, node: NodeProto) -> str:
-    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    op = ops.full_name(node)
     attributes = ", ".join(
         f"{a.name}={_attribute_text(model, a)}"
         for a in sorted(node.attribute, key=lambda a: a.name)
@@ -276,25 +278,19 @@ def _initializers(a: Model, b: Model) -> tuple[list[Change], list[ValueChange]]:
     ]
     if not differ:
         return moved, []
-    uses = [AnalysisCache().get(model, WeightUses) for model in (a, b)]
+    caches = AnalysisCache(), AnalysisCache()
     return moved, [
         replace(
             _value_change(a, b, key, before[key]),
-            is_24=(_is_24(a, uses[0], key), _is_24(b, uses[1], key)),
+            is_24=(_is_24(a, caches[0], key), _is_24(b, caches[1], key)),
         )
         for key in differ
     ]
 
 
-def _is_24(model: Model, uses: WeightUses, key: ValueKey) -> bool | None:
-    read = [
-        use
-        for use in (uses.products(key) if key in uses.uses else ())
-        if use.k_axis_consumer is not None and use.K % 4 == 0
-    ]
-    if not read:
-        return None
-    return not any(seen_violations(model, uses, key, use).violating for use in read)
+def _is_24(model: Model, cache: AnalysisCache, key: ValueKey) -> bool | None:
+    verdict = cache.get(model, Eligibility).verdicts.get(key)
+    return None if verdict is None else is_24(model, cache.get(model, WeightUses), verdict)
 
 
 def _types(model: Model) -> dict[ValueKey, str]:

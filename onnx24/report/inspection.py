@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
 from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.coverage import Coverage, is_24, whole
 from onnx24.analysis.eligibility import Verdict, judge
-from onnx24.analysis.invariants import seen_violations
-from onnx24.analysis.packed24 import packed_problem, packed_product
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
 from onnx24.codes import CODES
 from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.packed import has_packed, unpack
 from onnx24.ir.text import dtype_name
 from onnx24.ir.weights import element_count, payload_bytes
 from onnx24.report.jsontext import plain
@@ -146,17 +144,9 @@ class Inspection:
     target: str
     opset: int
     min_channels: int
+    coverage: Coverage
     rows: tuple[WeightRow, ...]
     dynamic: tuple[DynamicProduct, ...]
-
-    @property
-    def eligible_elements(self) -> int:
-        return _elements(row for row in self.rows if row.eligible)
-
-    @property
-    def sparse_elements(self) -> int:
-        """Elements of eligible weights that are 2:4."""
-        return _elements(row for row in self.rows if row.eligible and row.is_24)
 
     def codes(self) -> dict[str, int]:
         """How many weights and products got each code, sorted by code."""
@@ -165,19 +155,12 @@ class Inspection:
         return {code: count for code, count in sorted(counts.items()) if count}
 
     def to_json(self) -> dict[str, Any]:
-        eligible = [row for row in self.rows if row.eligible]
         return plain(
             {
                 "file": self.file,
                 "target": self.target,
                 "opset": self.opset,
-                "coverage": {
-                    "eligible_weights": len(eligible),
-                    "eligible_elements": self.eligible_elements,
-                    "sparse_weights": sum(bool(row.is_24) for row in eligible),
-                    "sparse_elements": self.sparse_elements,
-                    "all_elements": _elements(self.rows),
-                },
+                "coverage": self.coverage.to_json(),
                 "codes": self.codes(),
                 "weights": [row.to_json() for row in self.rows],
                 "dynamic": [vars(product) for product in self.dynamic],
@@ -185,37 +168,28 @@ class Inspection:
         )
 
 
-def _elements(rows: Iterable[WeightRow]) -> int:
-    return sum(row.elements for row in rows)
-
-
 def inspect(model: Model, target: Target, file: str) -> Inspection:
     """Look at every weight of every scope, those of Constant nodes included. Sizes, indices,
     scales and zero points are no weights."""
     cache = AnalysisCache()
-    model, packed = _whole(model)
+    model, packed = whole(model)
     uses = cache.get(model, WeightUses)
     claimed = set(model.claims.keys())
+    verdicts = judge(model, cache, target).values()
     rows = [
         replace(_row(model, uses, verdict, claimed), packed=verdict.key in packed)
-        for verdict in judge(model, cache, target).values()
+        for verdict in verdicts
     ]
+    found = zip(verdicts, (row.is_24 for row in rows), strict=True)
     return Inspection(
         file=file,
         target=target.name,
         opset=model.opset,
         min_channels=target.sparse_min_channels,
+        coverage=Coverage.of(found),
         rows=tuple(rows),
         dynamic=tuple(DynamicProduct.of(site) for site in uses.dynamic),
     )
-
-
-def _whole(model: Model) -> tuple[Model, set[ValueKey]]:
-    """The model with the weights that pack24 stored made whole, and which those are."""
-    if not has_packed(model):
-        return model, set()
-    copy = model.reading_copy()
-    return copy, {weight for _, weight in unpack(copy)}
 
 
 def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey]) -> WeightRow:
@@ -239,7 +213,7 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
         k=first.k if first else None,
         n=first.n if first else None,
         density=1 - count_zeros(uses.read(model, key)) / size if held and size else None,
-        is_24=_is_24(model, uses, verdict) if held else None,
+        is_24=is_24(model, uses, verdict),
         claimed=key in claimed,
         eligible=verdict.eligible,
         code=verdict.code,
@@ -249,17 +223,6 @@ def _row(model: Model, uses: WeightUses, verdict: Verdict, claimed: set[ValueKey
     )
     model.weights.release_pages()
     return row
-
-
-def _is_24(model: Model, uses: WeightUses, verdict: Verdict) -> bool | None:
-    """For every product that reads the values; None where none groups them by four."""
-    packed = packed_product(uses.index, verdict.key)
-    if packed is not None:
-        return packed_problem(model, uses.index, packed) is None
-    read = [use for use in verdict.products if use.k_axis_consumer is not None and use.K % 4 == 0]
-    if not read:
-        return None
-    return not any(seen_violations(model, uses, verdict.key, use).violating for use in read)
 
 
 # --- text --------------------------------------------------------------------------------------
@@ -328,12 +291,10 @@ def _reader(reader: Reader) -> str:
 
 
 def _coverage(found: Inspection) -> Iterator[str]:
-    eligible = [row for row in found.rows if row.eligible]
-    sparse = sum(bool(row.is_24) for row in eligible)
+    eligible, c = [row for row in found.rows if row.eligible], found.coverage
     yield (
-        f"{sparse} of {len(eligible)} eligible weights are 2:4, {found.sparse_elements:,} of "
-        f"{found.eligible_elements:,} elements "
-        f"({share_text(found.sparse_elements, found.eligible_elements)})"
+        f"{c.sparse} of {c.eligible} eligible weights are 2:4, {c.sparse_elements:,} of "
+        f"{c.eligible_elements:,} elements ({share_text(c.sparse_elements, c.eligible_elements)})"
     )
     if small := sum(bool(row.small) for row in eligible):
         yield f"small: K or N below {found.min_channels}, too little to gain ({small})"

@@ -23,6 +23,7 @@ from onnx24.report.jsontext import json_text, plain
 from onnx24.report.limits import LimitResult
 
 if TYPE_CHECKING:
+    from onnx24.analysis.coverage import Coverage, Covered
     from onnx24.ir.model import Model
     from onnx24.passmgr.manager import RunResult
     from onnx24.runtime.compare import Comparison
@@ -96,7 +97,7 @@ class ModelFacts:
             sha256=digest,
             nbytes=nbytes,
             data_paths=data_paths,
-            ir_version=model.proto.ir_version,
+            ir_version=model.proto.ir_version if model.changed else model.file_ir_version,
             opsets={domain or "ai.onnx": v for domain, v in sorted(model.opsets.items())},
             producer=f"{model.proto.producer_name} {model.proto.producer_version}".strip(),
             nodes=sum(len(scope.graph.node) for scope in model.scopes()),
@@ -172,7 +173,8 @@ class DataFacts:
 class WeightLine:
     """One weight and everything that happened to it, in the order of the passes.
 
-    eligible: by the target, None where nothing judged it. code, reason: the verdict's.
+    eligible: by the target, None where nothing judged it. code, reason: the verdict's. is_sparse:
+    whether what became of it is 2:4.
     """
 
     scope: str
@@ -183,16 +185,12 @@ class WeightLine:
     eligible: bool | None
     code: str
     reason: str
+    is_sparse: bool
     steps: tuple[SiteRecord, ...]
 
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether a pass pruned the weight, or found it 2:4 already."""
-        return any(step.code in (PRUNED, ALREADY) for step in self.steps)
 
     @property
     def is_bystander(self) -> bool:
@@ -220,49 +218,11 @@ def _step(record: SiteRecord) -> dict[str, Any]:
     return plain(out)
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How much of what could be 2:4 is 2:4. Counts of weights and of their elements."""
-
-    eligible: int
-    eligible_elements: int
-    sparse: int
-    sparse_elements: int
-    elements: int
-
-    @classmethod
-    def of(cls, lines: Iterable[WeightLine]) -> Coverage:
-        own = [line for line in lines if line.in_input]
-        eligible = [line for line in own if line.eligible or line.is_sparse]
-        sparse = [line for line in own if line.is_sparse]
-        return cls(
-            len(eligible),
-            sum(line.elements for line in eligible),
-            len(sparse),
-            sum(line.elements for line in sparse),
-            sum(line.elements for line in own),
-        )
-
-    @property
-    def share(self) -> float | None:
-        """Sparse elements by eligible elements; None where nothing is eligible."""
-        return self.sparse_elements / self.eligible_elements if self.eligible_elements else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "eligible_weights": self.eligible,
-            "eligible_elements": self.eligible_elements,
-            "sparse_weights": self.sparse,
-            "sparse_elements": self.sparse_elements,
-            "all_elements": self.elements,
-            "share": self.share,
-        }
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One run of the compiler. `backend` and `run` are as their makers describe them. output: None
-    where no file was written; with `written` it went to standard output."""
+    """One run of the compiler. `coverage` is the result's. `backend` and `run` are as their makers
+    describe them. output: None where no file was written; with `written` it went to standard
+    output."""
 
     command: str
     status: str
@@ -272,6 +232,7 @@ class Report:
     pipeline: str
     data: tuple[DataFacts, ...]
     passes: tuple[Mapping[str, Any], ...]
+    coverage: Coverage
     weights: tuple[WeightLine, ...]
     other_sites: tuple[SiteRecord, ...]
     sites: tuple[str, ...]
@@ -282,10 +243,6 @@ class Report:
     run: Mapping[str, Any]
     written: bool = True
     version: str = __version__
-
-    @cached_property
-    def coverage(self) -> Coverage:
-        return Coverage.of(self.weights)
 
     def at_least(self, severity: Severity) -> list[Diagnostic]:
         return [d for d in self.diagnostics if d.severity >= severity]
@@ -333,6 +290,7 @@ def build_report(
     source: ModelFacts,
     result: RunResult,
     target: Target,
+    found: Covered,
     status: str = "done",
     output: ModelFacts | None = None,
     written: bool = True,
@@ -346,11 +304,12 @@ def build_report(
 ) -> Report:
     """Put a run's pieces together.
 
-    verdicts: eligibility of the *input's* weights (objects with eligible, code and reason).
+    found: of the result (analysis.coverage).
+    verdicts: eligibility of the *input's* weights (objects with eligible, code, reason and facts).
     diagnostics: those that no pass made; a pass's own come with `result`. `run`: whatever is not
     deterministic; the seconds of passes and backend are moved there.
     """
-    lines, others = _ledger(source, result.records, verdicts or {})
+    lines, others = _ledger(source, result.records, verdicts or {}, found)
     passes: list[dict[str, Any]] = []
     seconds: list[dict[str, Any]] = []
     for item in result.passes:
@@ -363,6 +322,8 @@ def build_report(
         passes.append(entry)
         seconds.append({"pass": item.name, **timing})
     times: dict[str, Any] = {**(run or {}), "passes": seconds}
+    if result.guard is not None:
+        times["guard"] = result.guard.to_json()
     if backend is not None:
         times["backend"] = {k: v for k, v in backend.items() if k == "seconds"}
         backend = {k: v for k, v in backend.items() if k != "seconds"}
@@ -376,6 +337,7 @@ def build_report(
         pipeline=result.pipeline_text,
         data=tuple(data),
         passes=tuple(passes),
+        coverage=found.coverage,
         weights=tuple(lines),
         other_sites=tuple(others),
         sites=tuple(result.sites),
@@ -388,14 +350,19 @@ def build_report(
 
 
 def _ledger(
-    source: ModelFacts, records: Sequence[SiteRecord], verdicts: Mapping[ValueKey, Any]
+    source: ModelFacts,
+    records: Sequence[SiteRecord],
+    verdicts: Mapping[ValueKey, Any],
+    found: Covered,
 ) -> tuple[list[WeightLine], list[SiteRecord]]:
     """One line for every weight of the input, then for weights that only passes name; and the
     records that name no weight."""
     own = {ValueKey(w.scope, w.name): w for w in source.weights}
+    own |= {key: _facts_of(key, verdicts[key]) for key in verdicts if key not in own}
     steps: dict[ValueKey, list[SiteRecord]] = {key: [] for key in own}
     others = []
     successors: dict[ValueKey, ValueKey] = {}
+    names: dict[ValueKey, list[ValueKey]] = {}
     for record in records:
         if not record.weight:
             others.append(record)
@@ -404,7 +371,9 @@ def _ledger(
         key = successors.get(key, key)
         steps.setdefault(key, []).append(record)
         if SUCCESSOR in record.facts:
-            successors[ValueKey(record.scope, str(record.facts[SUCCESSOR]))] = key
+            successor = ValueKey(record.scope, str(record.facts[SUCCESSOR]))
+            successors[successor] = key
+            names.setdefault(key, []).append(successor)
     lines = []
     for key, happened in steps.items():
         facts, verdict = own.get(key), verdicts.get(key)
@@ -418,10 +387,28 @@ def _ledger(
                 eligible=None if verdict is None else bool(verdict.eligible),
                 code="" if verdict is None else verdict.code,
                 reason="" if verdict is None else verdict.reason,
+                is_sparse=_became_24(key, names.get(key, ()), happened, found),
                 steps=tuple(happened),
             )
         )
     return lines, others
+
+
+def _facts_of(key: ValueKey, verdict: Any) -> WeightFacts:
+    """A weight that is no initializer: a Constant node, or computed."""
+    shape, dtype = tuple(verdict.facts["shape"]), verdict.facts["dtype"]
+    return WeightFacts(scope=key.scope, name=key.name, dtype=dtype, shape=shape, nbytes=0)
+
+
+def _became_24(
+    key: ValueKey, successors: Iterable[ValueKey], steps: Sequence[SiteRecord], found: Covered
+) -> bool:
+    """By the values that the result holds under one of the weight's names. Where a pass gave it
+    another without a word, by what was done to it."""
+    known = [name for name in (key, *successors) if name in found.patterns]
+    if known:
+        return all(found.patterns[name] for name in known)
+    return any(step.code in (PRUNED, ALREADY) for step in steps)
 
 
 def _weight_of(record: SiteRecord, own: Mapping[ValueKey, WeightFacts]) -> ValueKey:

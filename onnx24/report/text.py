@@ -57,6 +57,9 @@ def _head(report: Report) -> str:
             )
         )
     rows.append(("2:4", _coverage(report)))
+    if guard := report.run.get("guard"):
+        checked = ", ".join(guard["checked"]) or "nothing"
+        rows.append(("guard", f"compared {checked}: {guard['cpu_seconds']:.2f} s of CPU time"))
     title = f"onnx24 {report.version} {report.command}: {report.status}"
     width = max(len(label) for label, _ in rows)
     lines = [title]
@@ -105,6 +108,8 @@ def _passes(report: Report) -> str:
         did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
         what = textwrap.wrap(numbers or _actions(did), room) or [""]
         changed = "+".join(entry["changed"]) or "nothing"
+        if entry.get("rolled_back"):
+            changed = "taken back"
         rows.append((entry["pass"], "–" if seconds is None else f"{seconds:.2f}", changed, what[0]))
         rows += [("", "", "", more) for more in what[1:]]
     if not rows:

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -39,7 +40,7 @@ def constant_nodes(model: Model) -> Iterator[ConstantNode]:
         if not isinstance(graph, GraphProto):
             continue
         for position, node in enumerate(graph.node):
-            if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+            if not ops.is_onnx(node, "Constant"):
                 continue
             if ValueKey(scope.path, node.output[0]) in outputs:
                 continue

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx24.analysis.products import Product, Products, count_of
+from onnx24.ir import ops
 from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -155,13 +156,13 @@ class _Rewriter:
             compute = _Kernel(self.products.model, key, shape, is_nk, site.scale)
             tensor: gs.Tensor = Derived(old.name, shape, old.dtype, compute)
             for step, n_axis in zip(site.path, site.n_axes, strict=True):
-                if step.op == "Transpose":
+                if ops.is_onnx(step, "Transpose"):
                     continue
                 step.inputs[0] = tensor
                 step.outputs[0].shape = list(shape)
                 if count_of(step.inputs[1]) > 1:
                     rank = len(old.shape)
-                    axis = step.attrs.get("axis", 1) % rank - (rank - 2)
+                    axis = ops.attribute(step, "axis", 1) % rank - (rank - 2)
                     step.attrs["axis"] = 0 if axis == n_axis else 1
                 tensor = step.outputs[0]
             self.weights[id(old)] = tensor

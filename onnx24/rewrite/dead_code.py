@@ -6,10 +6,11 @@ import onnx
 from onnx import GraphProto, NodeProto
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import scopes
+from onnx24.ir.scopes import is_in_function, scopes
 from onnx24.rewrite.edits import delete_at
 
 
@@ -20,7 +21,7 @@ def dead_nodes(model: Model) -> list[NodeSite]:
     needed = {
         site
         for site in index.nodes
-        if site.scope.startswith("function:")
+        if is_in_function(site.scope)
         or not _is_known(site.proto)
         or any(
             ValueKey(site.scope, name) in index.graph_outputs or index.consumers(name, site.scope)
@@ -39,7 +40,7 @@ def dead_nodes(model: Model) -> list[NodeSite]:
 
 
 def _is_known(node: NodeProto) -> bool:
-    return onnx.defs.has(node.op_type, "" if node.domain == "ai.onnx" else node.domain)
+    return onnx.defs.has(*reversed(ops.type_of(node)))
 
 
 def _lies_in(scope: str, site: NodeSite) -> bool:

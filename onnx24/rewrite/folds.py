@@ -10,10 +10,12 @@ from onnx import NodeProto, TensorProto
 
 from onnx24.analysis.folding import can_fold, fold
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.weights import INLINE_BYTES, payload_bytes
+from onnx24.ir.scopes import is_in_function
+from onnx24.ir.weights import INLINE_BYTES, element_count, payload_bytes
 from onnx24.rewrite.edits import drop_infos, remove_nodes, rename_values
 
 
@@ -80,7 +82,7 @@ class Folds:
     def _source(self, site: NodeSite) -> ValueKey | None:
         """The initializer that a node rearranges; None where the node cannot be folded."""
         node, index = site.proto, self.index
-        if not can_fold(node) or site.scope.startswith("function:"):
+        if not can_fold(node) or is_in_function(site.scope):
             return None
         if result_of(site) in index.graph_outputs:
             return None
@@ -89,7 +91,10 @@ class Folds:
             return None
         if any(key in index.graph_inputs for key in keys):
             return None  # a caller may override it
-        if index.initializers[keys[0]].data_type == TensorProto.STRING:  # type: ignore[index]
+        tensor = index.initializers[keys[0]]  # type: ignore[index]
+        if tensor.data_type == TensorProto.STRING:
+            return None
+        if ops.is_onnx(node, "Cast") and is_weight(tensor) and _is_packed(tensor):
             return None
         return keys[0]
 
@@ -97,7 +102,7 @@ class Folds:
         """Equal for nodes that make the same of the same input."""
         bare = NodeProto(attribute=site.proto.attribute)
         others = tuple(self.index.resolve(name, site.scope) for name in site.proto.input[1:])
-        return site.proto.op_type, bare.SerializeToString(deterministic=True), others
+        return ops.op(site), bare.SerializeToString(deterministic=True), others
 
     def _inputs(self, site: NodeSite) -> list[np.ndarray | None]:
         index, weights = self.index, self.model.weights
@@ -120,6 +125,11 @@ class Folds:
 def result_of(site: NodeSite) -> ValueKey:
     """The first output of a node."""
     return ValueKey(site.scope, site.proto.output[0])
+
+
+def _is_packed(tensor: TensorProto) -> bool:
+    """Stored in 8 bits or fewer, whatever type it is computed in: a Cast would store it wider."""
+    return payload_bytes(tensor) <= element_count(tensor)
 
 
 def is_weight(tensor: TensorProto) -> bool:

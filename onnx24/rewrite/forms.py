@@ -10,7 +10,7 @@ from typing import Protocol
 import onnx_graphsurgeon as gs
 
 from onnx24.analysis.products import count_of, is_per_channel, producer_of
-from onnx24.ir.surgeon import is_onnx
+from onnx24.ir import ops
 
 Sizes = tuple[int | str | None, ...]
 
@@ -143,7 +143,7 @@ class Plan:
 
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """The inputs of an elementwise node that are no constants."""
-        inputs = node.inputs[:1] if node.op in _UNARY else node.inputs
+        inputs = node.inputs[:1] if ops.op(node) in _UNARY else node.inputs
         return [t for t in inputs if not isinstance(t, gs.Constant)]
 
     def _pulled_pairs(self) -> dict[int, tuple[Form, Sizes]]:
@@ -168,7 +168,7 @@ class Plan:
             if site is not None:
                 self._visit_site(site)
                 continue
-            if id(node) in banned or not is_onnx(node):
+            if id(node) in banned or not ops.is_onnx(node):
                 continue
             if id(node) in self._pulled and id(node.inputs[0]) not in self.twins:
                 form, shape = self._pulled[id(node)]
@@ -194,7 +194,7 @@ class Plan:
     def _elementwise(self, node: gs.Node) -> Twin | None:
         """The twin of the node's output, where all that it reads is a twin of the same form or a
         constant that fits."""
-        if len(node.outputs) != 1 or node.op not in _UNARY | _NARY:
+        if len(node.outputs) != 1 or ops.op(node) not in _UNARY | _NARY:
             return None
         data = self.data_inputs(node)
         twins = [self.twins.get(id(t)) for t in data]
@@ -205,9 +205,11 @@ class Plan:
             if twin is None or twin.form != first.form or not twin.lead.matches(first.lead):
                 return None
         others = [t for t in node.inputs if all(t is not d for d in data) and not t.is_empty()]
-        if node.op in _UNARY:
+        if ops.op(node) in _UNARY:
             return first if all(_is_single(t) for t in others) else None
-        if self.opset < _BROADCASTS_SINCE or (node.op == "PRelu" and data[0] is not node.inputs[0]):
+        if self.opset < _BROADCASTS_SINCE or (
+            ops.is_onnx(node, "PRelu") and data[0] is not node.inputs[0]
+        ):
             return None
         form = first.form
         fit = all(
@@ -230,7 +232,7 @@ class Plan:
 
     def _is_torn(self, node: gs.Node) -> bool:
         """A reshape would stand between a quantizer and a reader, which then does not see it."""
-        return node.op in _QUANTIZERS and self.is_needed_outside(node.outputs[0])
+        return ops.op(node) in _QUANTIZERS and self.is_needed_outside(node.outputs[0])
 
     def _is_inside(self, reader: gs.Node, tensor: gs.Tensor) -> bool:
         twin = self.twins.get(id(tensor))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import onnx
 import onnx.inliner
@@ -10,59 +11,72 @@ from onnx import FunctionProto, GraphProto, NodeProto
 
 from onnx24.analysis.packed24 import DOMAIN, OP
 from onnx24.effects import Effects
-from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import bodies, function_path, node_label
+from onnx24.ir.scopes import bodies, function_path
 
 
-def inline_functions(model: Model) -> list[str]:
+class Inlined(NamedTuple):
+    """`gone`: the paths of the functions that were inlined. `kept`: path of a function that stays,
+    and is a reason to wonder → why."""
+
+    gone: list[str]
+    kept: dict[str, str]
+
+
+def inline_functions(model: Model) -> Inlined:
     """Inline every call that can be, but those of SpMM24: its body is what the operator means
-    where the plugin is not, and inlined the packed weight would be no weight any more.
-
-    Returns: the paths of the functions that are gone.
-    Raises: InputError O24-331 for a function whose operators mean something else in the model's
-    opset.
-    """
-    names = [function_path(function) for function in model.proto.functions]
+    where the plugin is not, and inlined the packed weight would be no weight any more."""
+    functions = model.proto.functions
+    stays = {(DOMAIN, OP)}
+    kept: dict[str, str] = {}
+    for function in functions:
+        if (function.domain, function.name) not in stays and (why := _objection(model, function)):
+            kept[function_path(function)] = why
+            stays.add((function.domain, function.name))  # with every overload: the inliner's key
+    names = [function_path(f) for f in functions if (f.domain, f.name) not in stays]
+    if not names:
+        return Inlined([], kept)
     # The C++ inliner never looks at payloads, so the lean document will do.
     lean = onnx.ModelProto()
     lean.CopyFrom(model.proto)
     for function in lean.functions:
-        _adopt_opsets(function, {e.domain: e.version for e in lean.opset_import})
-    inlined = onnx.inliner.inline_selected_functions(lean, [(DOMAIN, OP)], exclude=True)
+        for entry in function.opset_import:
+            if (function.domain, function.name) not in stays:
+                entry.version = model.opsets.get(ops.own_domain(entry.domain), entry.version)
+    inlined = onnx.inliner.inline_selected_functions(lean, list(stays), exclude=True)
     left = {function_path(function) for function in inlined.functions}
     model.proto.CopyFrom(inlined)
     _drop_unused_imports(model, {f.domain for f in inlined.functions})
     model.touch(Effects.STRUCTURE | Effects.WEIGHTS)
-    return [name for name in names if name not in left]
+    return Inlined([name for name in names if name not in left], kept)
 
 
-def _adopt_opsets(function: FunctionProto, opsets: Mapping[str, int]) -> None:
-    """Let a function import what the model does, where its operators are the same there: the
-    inliner refuses any difference, and with conversion it wants types that a lean document lacks.
-    """
+def _objection(model: Model, function: FunctionProto) -> str:
+    """Why a function can't be inlined; "" where it can. One that imports an older opset than the
+    model can where its operators are the same in both: the inliner refuses any difference, and with
+    conversion it wants types that a lean document lacks."""
+    if not ops.can_be_called(function):
+        return "runtimes take their own operator of that name, whatever the function says"
     for entry in function.opset_import:
-        own, wanted = entry.version, opsets.get(entry.domain, entry.version)
-        if own == wanted:
-            continue
-        for node in _nodes(function):
-            if node.domain == entry.domain and not _is_same(node, own, wanted):
-                raise InputError.of(
-                    "O24-331",
-                    f"{function_path(function)} is of opset {own} and the model of {wanted}, where "
-                    f"{node.op_type} means something else",
-                    node=node_label(node),
-                    op=node.op_type,
+        domain = ops.own_domain(entry.domain)
+        own, wanted = entry.version, model.opsets.get(domain, entry.version)
+        for node in _nodes(function) if own != wanted else ():
+            if ops.domain(node) == domain and not _is_same(node, own, wanted):
+                return (
+                    f"it is of opset {own} and the model of {wanted}, where {node.op_type} "
+                    "means something else"
                 )
-        entry.version = wanted
+    return ""
 
 
 def _is_same(node: NodeProto, own: int, wanted: int) -> bool:
     """Whether two opsets define an operator alike; one of no known domain has no versions."""
-    if not _is_known_domain(node.domain):
+    domain, name = ops.type_of(node)
+    if not _is_known_domain(domain):
         return True
     try:
-        a, b = (onnx.defs.get_schema(node.op_type, v, node.domain) for v in (own, wanted))
+        a, b = (onnx.defs.get_schema(name, version, domain) for version in (own, wanted))
     except onnx.defs.SchemaError:
         return False
     return a.since_version == b.since_version
@@ -80,7 +94,8 @@ def _drop_unused_imports(model: Model, keep: set[str]) -> None:
     """The domain of an inlined function means nothing any more, and runtimes refuse it."""
     used = {node.domain for scope in model.scopes() for node in scope.graph.node} | keep
     for entry in list(model.proto.opset_import):
-        if entry.domain not in ("", "ai.onnx", *used) and not _is_known_domain(entry.domain):
+        domain = ops.own_domain(entry.domain)
+        if entry.domain not in used and not _is_known_domain(domain):
             model.proto.opset_import.remove(entry)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.rewrite.edits import remove_nodes, rename_values
 
 
@@ -39,11 +41,11 @@ class Identities:
         an input or an initializer the name of an output."""
         for site in self.index.nodes:
             node = site.proto
-            if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+            if not ops.is_onnx(node, "Identity"):
                 continue
             source = self.index.resolve(node.input[0], site.scope)
             result = ValueKey(site.scope, node.output[0])
-            if source is None or source in self._alias or site.scope.startswith("function:"):
+            if source is None or source in self._alias or is_in_function(site.scope):
                 continue
             if result not in self.index.graph_outputs:
                 yield Removal(site, result, source.name)

@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 
 from onnx24.analysis.pointwise import Pointwise, PointwiseConvs, Sizes
 from onnx24.analysis.products import count_of, producer_of
+from onnx24.ir import ops
 from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import detach, fresh, is_onnx, redirect, walk
+from onnx24.ir.surgeon import detach, fresh, redirect, walk
 from onnx24.rewrite.forms import Form, Lead, Plan, Twin
 from onnx24.rewrite.nodes import Dim, FormWriter, LayerNames, ShapeConstants, spread
 
@@ -94,7 +95,7 @@ def _plan(convs: PointwiseConvs, graph: Any, sites: Sequence[_Site]) -> Plan:
             seeds[id(node.outputs[0])] = twin
 
     def is_exit(reader: gs.Node, twin: Twin) -> bool:
-        if reader.op != "Reshape" or not is_onnx(reader):
+        if not ops.is_onnx(reader, "Reshape"):
             return False
         shape = convs.shapes.shape(reader.outputs[0].name, graph.scope)
         return shape is not None and _same(shape, _inner_shape(twin))
@@ -104,7 +105,7 @@ def _plan(convs: PointwiseConvs, graph: Any, sites: Sequence[_Site]) -> Plan:
 
 def _seed(convs: PointwiseConvs, graph: Any, node: gs.Node) -> Twin | None:
     """The value that a Reshape made an image of, where it is a matrix operand itself."""
-    if node.op != "Reshape" or not is_onnx(node):
+    if not ops.is_onnx(node, "Reshape"):
         return None
     source = node.inputs[0]
     was = convs.shapes.shape(source.name, graph.scope)
@@ -181,7 +182,7 @@ class _Rewriter:
                 step.inputs[0] = tensor
                 step.outputs[0].shape = list(shape)
                 if count_of(step.inputs[1]) > 1:
-                    of_n = step.attrs.get("axis", 1) % len(old.shape) == 0
+                    of_n = ops.attribute(step, "axis", 1) % len(old.shape) == 0
                     step.attrs["axis"] = int(of_n == conv.is_tokens)
                 tensor = step.outputs[0]
             self.weights[id(old)] = tensor

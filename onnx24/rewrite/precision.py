@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from onnx24.analysis.mixed_precision import Plan, is_cast
 from onnx24.analysis.precision import dtype16
+from onnx24.ir import ops
 from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -157,7 +158,7 @@ class Rewriter:
     def _drop_empty_casts(self) -> None:
         """Casts of the model that convert nothing any more."""
         for node in list(self.root.nodes):
-            if not is_cast(node) or node.attrs.get("to") != self.plan.to:
+            if not is_cast(node) or ops.attribute(node, "to") != self.plan.to:
                 continue
             source, result = node.inputs[0], node.outputs[0]
             was16 = self.plan.shapes.dtype(source.name) == self.plan.to

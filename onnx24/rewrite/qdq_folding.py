@@ -15,9 +15,10 @@ import onnx_graphsurgeon as gs
 
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.surgeon import detach, fresh, is_onnx, label, redirect, walk
+from onnx24.ir.surgeon import detach, fresh, label, redirect, walk
 from onnx24.ir.weights import numpy_dtype
 from onnx24.quant.scales import quantize, quantize_blocks
 
@@ -105,7 +106,7 @@ class _Editor:
         for node in self._quantizers(QUANTIZE):
             value = node.inputs[0]
             source = value.inputs[0] if value.inputs else None
-            if source is None or source.op != DEQUANTIZE or not is_onnx(source):
+            if source is None or not ops.is_onnx(source, DEQUANTIZE):
                 continue
             same = self._signature(node)[2:] == self._signature(source)[2:]
             if same and id(node.outputs[0]) not in self.shown and self._is_exact(node):
@@ -156,7 +157,7 @@ class _Editor:
 
     def _fold(self, node: gs.Node, key: ValueKey) -> None:
         weight, scale, zero_point = (self._values(tensor) for tensor in node.inputs[:3])
-        block, axis = int(node.attrs.get("block_size", 0)), int(node.attrs.get("axis", 1))
+        block, axis = int(ops.attribute(node, "block_size", 0)), int(ops.attribute(node, "axis", 1))
         try:
             if block:
                 values = quantize_blocks(weight, scale, axis, block, zero_point, zero_point.dtype)
@@ -183,12 +184,12 @@ class _Editor:
         self._say("folded", node, why, key, name, weight.nbytes, nbytes)
 
     # --- what is asked of the view ---------------------------------------------------------
-    def _quantizers(self, *ops: str) -> list[gs.Node]:
-        ops = ops or (QUANTIZE, DEQUANTIZE)
+    def _quantizers(self, *names: str) -> list[gs.Node]:
+        wanted = names or (QUANTIZE, DEQUANTIZE)
         return [
             node
             for node in self.graph.nodes
-            if node.op in ops and is_onnx(node) and len(node.inputs) >= 2 and node.outputs
+            if ops.is_onnx(node, *wanted) and len(node.inputs) >= 2 and node.outputs
         ]
 
     def _keep(self, wanted: Callable[[gs.Node], bool]) -> None:
@@ -235,7 +236,7 @@ class _Editor:
         on the way or rounds otherwise is left to the runtime."""
         if len(node.inputs) < 3 or not node.inputs[2].name:
             return False
-        if node.attrs.get("precision") or not node.attrs.get("saturate", 1):
+        if ops.attribute(node, "precision") or not ops.attribute(node, "saturate", 1):
             return False
         zero_point, weight, scale = (self._constant_key(node.inputs[i]) for i in (2, 0, 1))
         if zero_point is None or self._dtype_name(zero_point) not in _FOLDED:

@@ -22,9 +22,9 @@ from onnx import TensorProto
 
 from onnx24.analysis.crossing import COMMUTING, is_qdq
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.ops import is_onnx
 from onnx24.ir.surgeon import detach, fresh, insert_before, label, redirect, walk
 from onnx24.ir.weights import numpy_dtype
 from onnx24.quant.scales import channel_amax, dequantize, quantize, symmetric_scale
@@ -96,7 +96,7 @@ class Repairs:
         """
         opset = self._model.opset
         for node in self._graph.nodes:
-            if not is_qdq(node) or is_onnx(node) or len(node.inputs) < 2:
+            if not is_qdq(node) or ops.is_onnx(node) or len(node.inputs) < 2:
                 continue
             scale = self._values(node.inputs[1])
             made = self._made_type(node) if node.op == _Q else None
@@ -121,7 +121,7 @@ class Repairs:
         """int8 → Cast → Sub? → Mul by a constant scale, as DequantizeLinear. Exact: 8 bits, and
         their difference, are exact in every float, and each form rounds the product once."""
         for mul in list(self._graph.nodes):
-            if mul.op != "Mul" or not is_onnx(mul) or len(mul.inputs) != 2:
+            if not ops.is_onnx(mul, "Mul") or len(mul.inputs) != 2:
                 continue
             for position in (0, 1):
                 form = self._integers_times_scale(mul, position)
@@ -150,19 +150,19 @@ class Repairs:
         """(what is stored, its zero point, scale, axis) of a Mul that dequantizes."""
         scale, value, zero = self._values(mul.inputs[1 - position]), mul.inputs[position], None
         maker = value.inputs[0] if value.inputs else None
-        if maker is not None and maker.op == "Sub" and is_onnx(maker):
+        if maker is not None and ops.is_onnx(maker, "Sub"):
             zero, value = self._values(maker.inputs[1]), maker.inputs[0]
             maker = value.inputs[0] if value.inputs else None
             if zero is None or zero.size != 1:
                 return None
-        if scale is None or maker is None or maker.op != "Cast" or not is_onnx(maker):
+        if scale is None or maker is None or not ops.is_onnx(maker, "Cast"):
             return None
         stored = maker.inputs[0]
         integers = self._values(stored)
         if integers is None or integers.dtype not in (np.int8, np.uint8):
             return None
         kind, shape = integers.dtype, integers.shape
-        to = int(maker.attrs.get("to", 0))
+        to = int(ops.attribute(maker, "to", 0))
         if to not in (TensorProto.FLOAT, TensorProto.FLOAT16) or numpy_dtype(to) != scale.dtype:
             return None
         if (to != TensorProto.FLOAT and self._model.opset < 19) or not (scale > 0).all():
@@ -210,20 +210,20 @@ class Repairs:
         if (stored := self._values(value)) is not None:
             return stored if stored.dtype.name in ("int8", "uint8") else None
         maker = value.inputs[0] if value.inputs else None
-        if maker is None or not is_onnx(maker) or maker.op not in _FOLDABLE:
+        if maker is None or not ops.is_onnx(maker, *_FOLDABLE):
             return None
         stored = self._folded(maker.inputs[0])
         others = [self._values(tensor) if tensor.name else None for tensor in maker.inputs[1:]]
         given = [other for other in others if other is not None]
         if stored is None or len(given) != sum(bool(tensor.name) for tensor in maker.inputs[1:]):
             return None
-        if maker.op == "Clip" and given:
+        if ops.is_onnx(maker, "Clip") and given:
             low, high = (*others, None, None)[:2]
             return np.clip(stored, low, high)
-        if maker.op == "Transpose":
-            return stored.transpose(maker.attrs.get("perm"))
-        if maker.op == "Reshape":
-            if maker.attrs.get("allowzero") or 0 in given[0]:
+        if ops.is_onnx(maker, "Transpose"):
+            return stored.transpose(ops.attribute(maker, "perm"))
+        if ops.is_onnx(maker, "Reshape"):
+            if ops.attribute(maker, "allowzero") or 0 in given[0]:
                 return None
             return stored.reshape(given[0])
         return stored
@@ -236,7 +236,7 @@ class Repairs:
                 (node, i)
                 for node in value.outputs
                 for i, tensor in enumerate(node.inputs)
-                if tensor is value and i == 2 and node.op in _PRODUCTS and is_onnx(node)
+                if tensor is value and i == 2 and ops.op(node) in _PRODUCTS
             ]
             is_int32 = self._dtype(dq.inputs[0]) == np.int32
             if not (biases or is_int32) or id(value) in self._shown:
@@ -260,10 +260,10 @@ class Repairs:
             if len(node.inputs) > 2 and node.inputs[2].name:
                 continue
             scale = self._values(node.inputs[1])
-            dtype = self._dtype(node.inputs[0]) if node.op == _DQ else self._made_type(node)
+            dtype = self._dtype(node.inputs[0]) if ops.is_onnx(node, _DQ) else self._made_type(node)
             if scale is None or dtype is None or dtype == np.int32 or not self._admit(label(node)):
                 continue
-            if node.op == _Q:
+            if ops.is_onnx(node, _Q):
                 node.attrs.pop("output_dtype", None)
             zero = self._parameter("zero_point", np.zeros(scale.shape, dtype))
             if len(node.inputs) > 2:
@@ -275,11 +275,11 @@ class Repairs:
     def _signed(self) -> Iterator[Repair]:
         """uint8 as int8. A Q and its readers change together; so does a constant's DQ."""
         for node in self._quantizers():
-            readers = self._readers(node) if node.op == _Q else [node]
+            readers = self._readers(node) if ops.is_onnx(node, _Q) else [node]
             if readers is None or self._unsigned(node) is None:
                 continue
-            constant = self._values(node.inputs[0]) if node.op == _DQ else None
-            if node.op == _DQ and constant is None:
+            constant = self._values(node.inputs[0]) if ops.is_onnx(node, _DQ) else None
+            if ops.is_onnx(node, _DQ) and constant is None:
                 continue  # behind a Q, which takes it along, or computed by something else
             if any(self._unsigned(reader) is None for reader in readers):
                 continue
@@ -289,7 +289,7 @@ class Repairs:
                 zero = self._unsigned(each)
                 assert zero is not None
                 each.inputs[2] = self._parameter("zero_point", _shifted(zero))
-            if node.op == _Q:
+            if ops.is_onnx(node, _Q):
                 node.attrs.pop("output_dtype", None)
                 node.outputs[0].dtype = np.dtype(np.int8)
             elif constant is not None:
@@ -299,7 +299,7 @@ class Repairs:
     def _scalars(self) -> Iterator[Repair]:
         """Scales and zero points of one element, of activations, as scalars."""
         for node in self._quantizers():
-            if self._values(self._stored(node)) is not None or node.attrs.get("block_size"):
+            if self._values(self._stored(node)) is not None or ops.attribute(node, "block_size"):
                 continue
             scale = self._values(node.inputs[1])
             zero = self._values(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
@@ -315,12 +315,12 @@ class Repairs:
 
     def _symmetric(self) -> Iterator[Repair]:
         for node in self._quantizers():
-            if node.attrs.get("block_size") or len(node.inputs) < 3:
+            if ops.attribute(node, "block_size") or len(node.inputs) < 3:
                 continue
             scale, zero = (self._values(tensor) for tensor in node.inputs[1:3])
             if scale is None or zero is None or zero.dtype != np.int8 or not zero.any():
                 continue
-            if node.op == _Q:
+            if ops.is_onnx(node, _Q):
                 yield from self._symmetric_pair(node, scale, zero)
             elif self._values(node.inputs[0]) is not None:
                 yield from self._symmetric_constant(node, scale)
@@ -335,7 +335,7 @@ class Repairs:
             return
         reason = "its zero point is 0 now"
         if real is not None:
-            axis = None if scale.size == 1 else int(q.attrs.get("axis", 1))
+            axis = None if scale.size == 1 else int(ops.attribute(q, "axis", 1))
             new = symmetric_scale(channel_amax(real, axis), scale.dtype).reshape(scale.shape)
             q.inputs[0] = self._constant(f"{q.inputs[0].name}_clipped", real)
         else:
@@ -352,7 +352,7 @@ class Repairs:
         real = self._dequantized(dq)
         if real is None or not self._admit(label(dq)):
             return
-        axis = None if scale.size == 1 else int(dq.attrs.get("axis", 1))
+        axis = None if scale.size == 1 else int(ops.attribute(dq, "axis", 1))
         new = symmetric_scale(channel_amax(real, axis), scale.dtype)
         new = new.reshape(scale.shape)
         stored = quantize(real, new, axis)
@@ -389,7 +389,7 @@ class Repairs:
             maker = source.inputs[0] if source.inputs else None
             detach(node)
             self._graph.nodes[:] = [other for other in self._graph.nodes if other is not node]
-            if maker is None or maker.op != _Q:
+            if maker is None or not ops.is_onnx(maker, _Q):
                 return
             node = maker
 
@@ -425,18 +425,20 @@ class Repairs:
         return Repair(label(node), node.op, self._graph.scope, reason, False, facts, "O24-227")
 
     # --- what is asked of the view ---------------------------------------------------------
-    def _quantizers(self, *ops: str) -> list[gs.Node]:
-        ops = ops or (_Q, _DQ)
+    def _quantizers(self, *names: str) -> list[gs.Node]:
+        wanted = names or (_Q, _DQ)
         return [
             node
             for node in self._graph.nodes
-            if node.op in ops and is_onnx(node) and len(node.inputs) >= 2 and node.outputs
+            if ops.is_onnx(node, *wanted) and len(node.inputs) >= 2 and node.outputs
         ]
 
     def _readers(self, q: gs.Node) -> list[gs.Node] | None:
         """The DequantizeLinear nodes that read it; None where anything else does, or nothing."""
         value = q.outputs[0]
-        plain = [node for node in value.outputs if node.op == _DQ and node.inputs[0] is value]
+        plain = [
+            node for node in value.outputs if ops.is_onnx(node, _DQ) and node.inputs[0] is value
+        ]
         if id(value) in self._shown or not plain or len(plain) != len(value.outputs):
             return None
         return plain
@@ -444,27 +446,33 @@ class Repairs:
     def _stored(self, node: gs.Node) -> gs.Tensor:
         """What a Q quantizes, or what the Q before a DQ does."""
         source = node.inputs[0]
-        if node.op == _DQ and source.inputs and source.inputs[0].op == _Q:
+        if ops.is_onnx(node, _DQ) and source.inputs and ops.is_onnx(source.inputs[0], _Q):
             return source.inputs[0].inputs[0]
         return source
 
     def _is_not_negative(self, value: gs.Tensor) -> bool:
         while value.inputs:
             node = value.inputs[0]
-            if node.op in _NOT_NEGATIVE:
+            if ops.op(node) in _NOT_NEGATIVE:
                 return True
-            if node.op == "Clip" and len(node.inputs) > 1 and node.inputs[1].name:
+            if ops.is_onnx(node, "Clip") and len(node.inputs) > 1 and node.inputs[1].name:
                 least = self._values(node.inputs[1])
                 return least is not None and bool((least >= 0).all())
-            if node.op == _DQ and (maker := node.inputs[0]).inputs and maker.inputs[0].op == _Q:
-                if self._starts_at_zero(maker.inputs[0]):
+            if ops.is_onnx(node, _DQ) and (q := self._quantizer(node.inputs[0])) is not None:
+                if self._starts_at_zero(q):
                     return True
-                value = maker.inputs[0].inputs[0]
+                value = q.inputs[0]
                 continue
-            if node.op not in _KEEPS_SIGN:
+            if ops.op(node) not in _KEEPS_SIGN:
                 return False
             value = node.inputs[0]
         return False
+
+    @staticmethod
+    def _quantizer(value: gs.Tensor) -> gs.Node | None:
+        """The QuantizeLinear that makes a value."""
+        maker = value.inputs[0] if value.inputs else None
+        return maker if maker is not None and ops.is_onnx(maker, _Q) else None
 
     def _starts_at_zero(self, q: gs.Node) -> bool:
         """Whether a quantizer's range has nothing below 0."""
@@ -489,7 +497,7 @@ class Repairs:
 
     def _dequantized(self, dq: gs.Node) -> np.ndarray | None:
         """What a DQ gives of a constant, perhaps behind a Q; None where that is not known."""
-        if dq.attrs.get("block_size"):
+        if ops.attribute(dq, "block_size"):
             return None
         scale = self._values(dq.inputs[1])
         zero = self._values(dq.inputs[2]) if len(dq.inputs) > 2 else np.zeros(1, np.int8)
@@ -497,11 +505,11 @@ class Repairs:
             return None
         stored = self._values(dq.inputs[0])
         source = dq.inputs[0].inputs[0] if dq.inputs[0].inputs else None
-        if stored is None and source is not None and source.op == _Q and is_onnx(source):
+        if stored is None and source is not None and ops.is_onnx(source, _Q):
             stored = self._quantized(source)
         if stored is None or stored.dtype not in (np.int8, np.uint8, np.int32):
             return None
-        axis = None if scale.size == 1 else int(dq.attrs.get("axis", 1))
+        axis = None if scale.size == 1 else int(ops.attribute(dq, "axis", 1))
         try:
             return dequantize(stored, scale, axis, zero.reshape(scale.shape))
         except ValueError:  # parameters that do not fit
@@ -512,7 +520,7 @@ class Repairs:
         zero = self._values(q.inputs[2]) if len(q.inputs) > 2 else None
         if real is None or scale is None or zero is None or zero.dtype.itemsize != 1:
             return None
-        axis = None if scale.size == 1 else int(q.attrs.get("axis", 1))
+        axis = None if scale.size == 1 else int(ops.attribute(q, "axis", 1))
         try:
             return quantize(real, scale, axis, zero, zero.dtype)
         except ValueError:  # NaN, or parameters that do not fit
@@ -520,7 +528,7 @@ class Repairs:
 
     def _made_type(self, q: gs.Node) -> np.dtype:
         """*Source:* ONNX QuantizeLinear: UINT8 where neither output_dtype nor a zero point is."""
-        return numpy_dtype(int(q.attrs.get("output_dtype", 0)) or TensorProto.UINT8)
+        return numpy_dtype(int(ops.attribute(q, "output_dtype", 0)) or TensorProto.UINT8)
 
     def _dtype(self, tensor: gs.Tensor) -> np.dtype | None:
         if id(tensor) in self._made:
@@ -531,7 +539,7 @@ class Repairs:
         maker = tensor.inputs[0] if tensor.inputs else None
         if maker is None:
             return None if tensor.dtype is None else np.dtype(tensor.dtype)
-        if maker.op != _Q or not is_onnx(maker):
+        if not ops.is_onnx(maker, _Q):
             return None
         zero = self._values(maker.inputs[2]) if len(maker.inputs) > 2 else None
         return self._made_type(maker) if zero is None else zero.dtype
@@ -555,8 +563,8 @@ def may_be_recognised(model: Model) -> bool:
     small = (TensorProto.INT8, TensorProto.UINT8)
     stored = any(model.weights.tensor(key).data_type in small for key in model.weights)
     nodes = [node for scope in model.scopes() for node in scope.graph.node]
-    return any(is_qdq(node) and not is_onnx(node) for node in nodes) or (
-        stored and any(is_onnx(node, "Cast") for node in nodes)
+    return any(is_qdq(node) and not ops.is_onnx(node) for node in nodes) or (
+        stored and any(ops.is_onnx(node, "Cast") for node in nodes)
     )
 
 

@@ -10,10 +10,10 @@ from onnx import FunctionProto, GraphProto, NodeProto, TensorProto
 from onnx24.analysis.eligibility import Verdict
 from onnx24.analysis.weight_uses import FOLLOWED, WeightUse, WeightUses
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.index import NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.opset import leave_ir_version_3
 from onnx24.ir.scopes import scopes
 from onnx24.ir.weights import payload_bytes
 
@@ -159,7 +159,6 @@ class _Split:
         return fresh
 
     def commit(self) -> None:
-        leave_ir_version_3(self.model.proto)  # in which a new initializer would be a new input
         # The paths of bodies depend on the nodes before them: find every graph first.
         graphs = {scope.path: scope.graph for scope in scopes(self.model.proto)}
         for path, tensor in self.tensors:
@@ -199,14 +198,14 @@ class _Tree:
         node = use.site.proto
         if id(use) in self._known or (id(node), use.input) in self._wanted:
             return []
-        if node.op_type not in FOLLOWED or use.input != 0:
+        if ops.op(node) not in FOLLOWED or use.input != 0:
             return []
         return self._found.index.consumers(node.output[0], use.site.scope)
 
     def _shown(self, use: Use) -> set[int]:
         """A value that leaves a body belongs to the rest, which keeps the names."""
         node = use.site.proto
-        if node.op_type not in FOLLOWED or use.input != 0:
+        if ops.op(node) not in FOLLOWED or use.input != 0:
             return set()
         shown = ValueKey(use.site.scope, node.output[0]) in self._found.index.graph_outputs
         return {_REST} if shown else set()

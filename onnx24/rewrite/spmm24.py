@@ -10,11 +10,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
-from onnx24.analysis.forms import attribute
 from onnx24.analysis.packable import Packable
 from onnx24.analysis.packed24 import DOMAIN, OP, words_of
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.effects import Effects
+from onnx24.ir import ops
 from onnx24.ir.derived import Derived
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -198,7 +198,7 @@ class _Writer:
             x = dequantizer.inputs[0]
         addend = self._addend(site, node)
         new: list[gs.Node] = []
-        if attribute(site.site, "transA", 0):
+        if ops.attribute(site.site, "transA", 0):
             flipped = gs.Variable(fresh(graph, f"{x.name}.transposed"), x.dtype)
             new.append(gs.Node("Transpose", "", {"perm": [1, 0]}, [x], [flipped]))
             x = flipped
@@ -235,7 +235,7 @@ class _Writer:
         graph: Any, site: Packable, product: gs.Tensor, addend: gs.Tensor, result: gs.Tensor
     ) -> list[gs.Node]:
         """What a Gemm adds, times its beta."""
-        beta = float(attribute(site.site, "beta", 1.0))
+        beta = float(ops.attribute(site.site, "beta", 1.0))
         if beta == 1.0:
             return [gs.Node("Add", "", {}, [product, addend], [result])]
         factor = gs.Constant(
@@ -255,7 +255,7 @@ class _Writer:
 
     def _weight(self, site: Packable) -> _Packed:
         use = site.use
-        same = (site.key, use.k_axis_consumer, site.x_scale, attribute(site.site, "alpha", 1.0))
+        same = (site.key, use.k_axis_consumer, site.x_scale, ops.attribute(site.site, "alpha", 1.0))
         key = (*same, *(step.site.scope + step.site.proto.output[0] for step in use.chain))
         if key not in self._packed:
             self._packed[key] = _Packed(self._model, self._found, self._root, site)
@@ -264,9 +264,9 @@ class _Writer:
     @staticmethod
     def _addend(site: Packable, node: gs.Node) -> gs.Tensor | None:
         """What a Gemm adds, where it adds anything."""
-        if node.op != "Gemm" or len(node.inputs) < 3 or node.inputs[2].is_empty():
+        if not ops.is_onnx(node, "Gemm") or len(node.inputs) < 3 or node.inputs[2].is_empty():
             return None
-        return node.inputs[2] if attribute(site.site, "beta", 1.0) != 0.0 else None
+        return node.inputs[2] if ops.attribute(site.site, "beta", 1.0) != 0.0 else None
 
     def _drop_chain(self, site: Packable) -> None:
         """The nodes between the stored weight and the product, where nothing else reads them, and

@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Accumulator", "Differences", "OutputDiff", "difference", "is_float", "mean_rel_l2"]
+__all__ = [
+    "Accumulator",
+    "Differences",
+    "OutputDiff",
+    "difference",
+    "is_float",
+    "leaves",
+    "mean_rel_l2",
+    "widened",
+]
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -116,23 +125,23 @@ class Differences:
     def add(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         """One run's outputs by name, as Session.run gives them; those of `a` are judged."""
         for name, value in a.items():
-            for label, x, y in _leaves(name, value, b[name]):
+            for label, x, y in leaves(name, value, b[name]):
                 self._sums.setdefault(label, Accumulator()).add(x, y)
 
     def results(self) -> list[OutputDiff]:
         return [self._sums[name].result(name) for name in self._sums]
 
 
-def _leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def leaves(label: str, a: Any, b: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The arrays of an output. An element that one side lacks is compared with an empty array."""
     nothing = np.zeros(0)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         for i in range(max(len(a), len(b))):
             x, y = (side[i] if i < len(side) else nothing for side in (a, b))
-            yield from _leaves(f"{label}[{i}]", x, y)
+            yield from leaves(f"{label}[{i}]", x, y)
     elif isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys(), key=str):
-            yield from _leaves(f"{label}[{key!r}]", a.get(key, nothing), b.get(key, nothing))
+            yield from leaves(f"{label}[{key!r}]", a.get(key, nothing), b.get(key, nothing))
     else:
         yield label, np.asarray(a), np.asarray(b)
 
@@ -168,7 +177,7 @@ class Accumulator:
         nans = 0
         for start in range(0, x.size, _CHUNK_ELEMENTS):
             span = slice(start, start + _CHUNK_ELEMENTS)
-            nans += self._add_chunk(_widened(x[span]), _widened(y[span]))
+            nans += self._add_chunk(widened(x[span]), widened(y[span]))
         self.compared += not nans
 
     def _add_chunk(self, x: np.ndarray, y: np.ndarray) -> int:
@@ -248,7 +257,7 @@ def _rows(array: np.ndarray) -> int:
 
 def _agreeing(a: np.ndarray, b: np.ndarray) -> int:
     """Rows whose largest entry stands at the same place. A NaN is no class."""
-    x, y = _widened(a), _widened(b)
+    x, y = widened(a), widened(b)
     same = x.argmax(-1) == y.argmax(-1)
     # argmax stands at a NaN where there is one
     at = np.expand_dims(x.argmax(-1), -1)
@@ -256,5 +265,5 @@ def _agreeing(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.count_nonzero(same & ~np.isnan(np.take_along_axis(y, at, -1)[..., 0])))
 
 
-def _widened(array: np.ndarray) -> np.ndarray:
+def widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)

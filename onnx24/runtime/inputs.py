@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.index import Index, NodeSite, Use
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import Dim, value_type
@@ -94,19 +95,19 @@ def index_bound(model: Model, index: Index, name: str) -> int | None:
 
 def _passes_on(use: Use) -> bool:
     node = use.site.proto
-    first = use.input == 0 and node.op_type in _LAYOUT_ONLY
-    return bool(node.output) and (first or node.op_type == "Concat")
+    first = use.input == 0 and ops.op(node) in _LAYOUT_ONLY
+    return bool(node.output) and (first or ops.is_onnx(node, "Concat"))
 
 
 def _bound_of(model: Model, index: Index, site: NodeSite, position: int) -> int | None:
     node = site.proto
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-    if node.op_type in ("Gather", "GatherElements") and position == 1:
+    if ops.is_onnx(node, "Gather", "GatherElements") and position == 1:
         key = index.resolve(node.input[0], site.scope)
         if key in index.initializers:
             dims = tuple(index.initializers[key].dims)
             return dims[axis] if -len(dims) <= axis < len(dims) else None
-    if node.op_type == "OneHot" and position == 0:
+    if ops.is_onnx(node, "OneHot") and position == 0:
         key = index.resolve(node.input[1], site.scope)
         if key in index.initializers:
             return int(model.weights[key].reshape(-1)[0])

@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.ir.repair import runnable
 from onnx24.ir.scopes import tensors
 from onnx24.ir.weights import payload_bytes, reference_of
 from onnx24.runtime.inputs import element_name
@@ -73,7 +74,7 @@ class Session:
         }
         if outputs is not None:
             model = _with_outputs(model, outputs)
-        model = rounded(model)
+        model = rounded(runnable(model))
         import onnxruntime as ort
 
         try:

@@ -20,8 +20,8 @@ Header lines may stand anywhere, each on a line of its own:
 - `INIT: type[dims] name` adds an initializer of seeded values in [-1, 1), integers in [0, 100),
   the same on every machine; `INIT: type[dims] name = zeros` or `= ones` of equal ones.
 - `FAILS: O24-110`: the run ends in this error; the text matched is then the error's.
-- `NUMERIC: rel_l2` overrides the tolerance of the comparison in ONNX Runtime, and `NUMERIC: off`
-  skips it; say why in a comment.
+- `NUMERIC: off` leaves out the guard, which otherwise runs the model before and after each pass in
+  ONNX Runtime (passmgr/guard.py); say why in a comment.
 
 What is matched is `ir.text.dump` of the result followed by one line for each diagnostic:
 severity, code, pass, place. The CHECK syntax is LLVM's FileCheck.
@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ from onnx24.diagnostics import Diagnostic
 from onnx24.errors import Onnx24Error
 from onnx24.ir.model import Model
 from onnx24.ir.text import dump
-from onnx24.passmgr.instrument import Instrument, Numeric
+from onnx24.passmgr.guard import Guard
 from onnx24.passmgr.manager import run
 from onnx24.passmgr.pipeline import parse
 from onnx24.passmgr.registry import Registry
@@ -81,7 +80,7 @@ class Fixture:
     target: str
     calib: str
     fails: str
-    numeric: float | None
+    guarded: bool
     text: str
     inits: tuple[str, ...]
 
@@ -112,14 +111,15 @@ def read(path: Path) -> Fixture:
             single[key] = value
     if not runs:
         raise ValueError(f"{path.name} has no line `// RUN: pipeline`")
-    numeric = single.get("NUMERIC", "")
+    if single.get("NUMERIC", "off") != "off":
+        raise ValueError(f"{path.name}: NUMERIC takes the value off, got {single['NUMERIC']!r}")
     return Fixture(
         path=path,
         runs=tuple(runs),
         target=single.get("TARGET", targets.DEFAULT),
         calib=single.get("CALIB", ""),
         fails=single.get("FAILS", ""),
-        numeric=math.inf if numeric == "off" else float(numeric) if numeric else None,
+        guarded="NUMERIC" not in single,
         text=_COMMENT.sub("", "\n".join(lines)),
         inits=tuple(inits),
     )
@@ -153,9 +153,6 @@ def output(fixture: Fixture, item: Run, registry: Registry | None = None) -> str
     model = fixture.model()
     target = targets.load(fixture.target)
     data = _calibration(fixture.calib, model)
-    hooks: list[Instrument] = []
-    if fixture.numeric is None or math.isfinite(fixture.numeric):
-        hooks.append(Numeric(data, tolerance=fixture.numeric))
     try:
         pipeline = parse(item.pipeline, registry=registry)
         result = run(
@@ -163,7 +160,7 @@ def output(fixture: Fixture, item: Run, registry: Registry | None = None) -> str
             pipeline,
             target=target,
             calibration=data,
-            instruments=hooks,
+            guard=Guard(strict=True, each=True) if fixture.guarded else None,
             reproducer_dir=None,
         )
     except Onnx24Error as err:

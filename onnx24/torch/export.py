@@ -17,6 +17,7 @@ import onnx
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.eligibility import judge
 from onnx24.errors import InputError
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.recovery._torch import torch
@@ -166,7 +167,11 @@ def _undo_sharing(path: Path, model: Any) -> None:
     held = {tensor.name: tensor for tensor in graph.initializer}
     renamed: dict[str, str] = {}
     for node in list(graph.node):
-        if node.op_type != "Identity" or node.input[0] not in held or node.output[0] not in state:
+        if (
+            not ops.is_onnx(node, "Identity")
+            or node.input[0] not in held
+            or node.output[0] not in state
+        ):
             continue
         source, name = node.input[0], node.output[0]
         if source in state and state[source] is state[name]:

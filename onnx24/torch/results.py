@@ -16,6 +16,7 @@ from onnx24.analysis.crossing import crosses, is_quantized_ahead
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.placement import Flow, find_layers
 from onnx24.analysis.weight_uses import WeightUses
+from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Percentile
 from onnx24.quant.scales import INT8_MAX
@@ -46,7 +47,7 @@ def _next_scale(flow: Flow, value: str) -> str:
     use = flow.only_reader(value)
     while use is not None and crosses(use.site):
         use = flow.only_reader(use.site.proto.output[0])
-    is_quantized = use is not None and use.site.proto.op_type == "QuantizeLinear"
+    is_quantized = use is not None and ops.is_onnx(use.site, "QuantizeLinear")
     return use.site.proto.input[1] if use is not None and is_quantized else ""
 
 
@@ -85,7 +86,7 @@ def insert_result_pairs(
             node.name = f"{value}.{node.op_type}"
         for node in graph.node:
             for position, name in enumerate(node.input):
-                if name == value and node.op_type != "QuantizeLinear":
+                if name == value and not ops.is_onnx(node, "QuantizeLinear"):
                     node.input[position] = f"{value}.real"
         place = next(i for i, node in enumerate(graph.node) if value in node.output)
         for node in reversed(pair):

@@ -69,6 +69,7 @@ def test_inspect_knows_axis_pattern_and_reason(mixed: Path) -> None:
         "sparse_weights": 1,
         "sparse_elements": 64,
         "all_elements": 64 + 72 + 64 + 48,
+        "share": 64 / (64 + 64 + 48),
     }
 
 

@@ -327,7 +327,7 @@ def test_local_functions_are_refused() -> None:
         "g (float[2] x) => (float[2] y) { y = l.f(x) } "
         '<domain: "l", opset_import: ["" : 12]> f (a) => (b) { b = Relu(a) }'
     )
-    assert "inline-functions" in _refusal(model).diagnostics[0].hint
+    assert "canonicalize" in _refusal(model).diagnostics[0].hint
 
 
 def test_an_opset_that_does_not_exist_is_refused() -> None:

@@ -79,7 +79,7 @@ class SilentScale(Scale):
     """Says that it keeps the function."""
 
     name: ClassVar = "silent-scale"
-    numeric: ClassVar = "same"
+    numeric: ClassVar = "rounding"
 
 
 @dataclass(frozen=True, kw_only=True)

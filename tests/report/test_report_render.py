@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from onnx24 import targets
+from onnx24.analysis.coverage import Coverage, Covered
 from onnx24.diagnostics import diagnostic
 from onnx24.effects import Effects
 from onnx24.ir.keys import ValueKey
@@ -118,6 +119,10 @@ def report(seconds: float = 0.5, name: str = "m.onnx") -> Report:
         result=result,
         target=targets.load("sm86"),
         output=facts,
+        found=Covered(
+            Coverage(2, 128, 2, 128, 184),
+            {ValueKey("", "w0_int8"): True, ValueKey("", "w1_int8"): True},
+        ),
         verdicts={ValueKey("", "w0"): yes, ValueKey("", "w1"): yes, ValueKey("", "head"): no},
         data=[
             DataFacts(
@@ -309,7 +314,11 @@ def test_a_run_with_nothing_in_it() -> None:
         diagnostics=[], records=[], passes=[], sites=[], pipeline_text="", changed=Effects.NONE
     )
     empty = build_report(
-        command="opt", source=facts, result=result, target=targets.load("sm75-trt10")
+        command="opt",
+        source=facts,
+        result=result,
+        target=targets.load("sm75-trt10"),
+        found=Covered(Coverage(), {}),
     )
     assert empty.to_json()["coverage"]["share"] is None
     assert "no weight is eligible" in render_text(empty)
