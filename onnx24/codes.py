@@ -791,7 +791,9 @@ _TABLE = (
         "O24-231",
         "note",
         "weight kept in float behind Q/DQ",
-        "The target's TensorRT major does not take int8 initializers.",
+        "The target's TensorRT major does not take int8 initializers, or something else than "
+        "DequantizeLinear reads the integers, or they are one number of rank 0: TensorRT refuses "
+        "such constants.",
     ),
     Code("O24-232", "note", "redundant Q/DQ removed", "Merged, cancelled or unused Q/DQ nodes."),
     Code(
@@ -849,6 +851,29 @@ _TABLE = (
         "Without calibration data nothing is known of the activations. One that overflows in 16 "
         "bit makes the outputs infinite or NaN.",
         "pass --calib DATA, and compare the outputs",
+    ),
+    Code(
+        "O24-245",
+        "warning",
+        "quantized already, and not as TensorRT takes it",
+        "The model came with Q/DQ or integer operators that TensorRT refuses: zero points, UINT8, "
+        "quantized biases, QLinear operators. What is built from it would be refused as well.",
+        "`onnx24 lint` names each; `lint --fix --symmetric` repairs most",
+    ),
+    Code(
+        "O24-246",
+        "note",
+        "quantized already",
+        "Products of the model stand behind Q/DQ, and there was nothing to add to them.",
+    ),
+    Code(
+        "O24-247",
+        "warning",
+        "INT8 hurts an output",
+        "On the calibration data an output has less than 15 dB, or less than 99 % of the samples "
+        "keep their class.",
+        "leave the layers that are named in float: `qdq{none=NAME}`; or ask for more of them to be "
+        "left by `qdq{min-output=DB}`",
     ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code(
@@ -1318,9 +1343,30 @@ _TABLE = (
         "its outputs can't be compared, or it is too large; the message says which.",
         "compare the result with `onnx24 compare` on real data",
     ),
+    Code(
+        "O24-906",
+        "error",
+        "undeclared code",
+        "A pass said something under a code that it does not list in `codes`, so that its page, "
+        "policies and reports don't know of it.",
+    ),
 )
 
-CODES: dict[str, Code] = {entry.id: entry for entry in _TABLE}
+OWN: dict[str, Code] = {entry.id: entry for entry in _TABLE}
+CODES: dict[str, Code] = dict(OWN)
+"""With those of the plug-ins that are loaded."""
+
+
+def register(entry: Code) -> None:
+    """Add a plug-in's code. The same one may come again.
+
+    Raises: ValueError for a name that is taken or ours, or a severity that there is not.
+    """
+    if entry.id.startswith("O24-") or CODES.get(entry.id, entry) != entry:
+        raise ValueError(f"code {entry.id!r} is taken; a plug-in's begin with a word of its own")
+    if entry.severity not in ("note", "warning", "error"):
+        raise ValueError(f"code {entry.id!r}: severity is note, warning or error")
+    CODES[entry.id] = entry
 
 
 def lookup(code: str) -> Code:

@@ -7,7 +7,7 @@ aggregate, JSON can list, and a policy can decide without parsing sentences.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,10 +118,14 @@ class Diagnostics:
     def __init__(self) -> None:
         self._items: list[Diagnostic] = []
         self.pass_name = ""
+        self.admits: Callable[[Diagnostic], None] | None = None
+        """Asked before each is added; raises for what must not be said."""
 
     def add(self, item: Diagnostic) -> Diagnostic:
         if self.pass_name and not item.pass_name:
             item = replace(item, pass_name=self.pass_name)
+        if self.admits is not None:
+            self.admits(item)
         self._items.append(item)
         return item
 

@@ -19,12 +19,15 @@ _CODES = {"folded": "O24-230", "kept": "O24-231", "removed": "O24-232"}
 class FoldQdq(Pass):
     """Compute weights' QuantizeLinear at compile time, and remove Q/DQ pairs that do nothing.
 
-    A weight behind QuantizeLinear becomes an int8 (or uint8) or fp8 initializer, a quarter of its
-    size, or an int4 one, an eighth, by tensor, axis or blocks; the DequantizeLinear stays, since it
-    is what tells TensorRT that the layer is quantized. The
-    float weight goes where nothing else reads it, and a record of 2:4 moves on: symmetric
-    quantization keeps zeros. On targets that take no int8 initializers (TensorRT 8 and 9) the
-    weight stays in float behind Q/DQ (O24-231).
+    A weight behind QuantizeLinear becomes an int8 or fp8 initializer, a quarter of its size, or an
+    int4 one, an eighth, by tensor, axis or blocks; the DequantizeLinear stays, since it is what
+    tells TensorRT that the layer is quantized. What stands between the two (Clip, Transpose,
+    Reshape and their kin) is computed into the integers. Where that can't be, and for constants of
+    rank 0, the weight stays in float (O24-231): TensorRT takes quantized constants before
+    DequantizeLinear alone. So do unsigned bytes, of which it stores none. The float weight goes
+    where nothing else reads it, and a record of 2:4 moves on: symmetric quantization keeps zeros.
+    On targets that take no int8 initializers (TensorRT 8 and 9) the weight stays in float behind
+    Q/DQ (O24-231).
 
     Of identical Q or DQ one is kept. A Q behind a DQ of the same scale and zero point gives the
     integers back that went in, so that its readers take those. What nothing reads goes. All of it

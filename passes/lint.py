@@ -86,6 +86,9 @@ class Lint(Pass):
     fix: Annotated[bool, "repair what can be said otherwise with the same outputs"] = False
     symmetric: Annotated[bool, "make zero points 0, too, which rounds otherwise"] = False
 
+    def touches(self) -> Effects:
+        return self.effects if self.fix or self.symmetric else Effects.NONE
+
     def run(self, model: Model, ctx: Context) -> None:
         if self.fix or self.symmetric:
             ctx.statistics["repaired"] = self._repair(model, ctx)

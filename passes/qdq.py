@@ -18,10 +18,11 @@ from onnx24.analysis.format_choice import (
     choose_formats,
 )
 from onnx24.analysis.formats import Format, Formats
-from onnx24.analysis.placement import Flow, Layer, range_objection
+from onnx24.analysis.placement import MIN_OPSET_16, Flow, Layer, range_objection
+from onnx24.analysis.qdq_rules import Quantized, quantized_products
 from onnx24.analysis.selection import Selection
 from onnx24.analysis.weight_uses import WeightUses
-from onnx24.diagnostics import diagnostic
+from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
@@ -66,8 +67,13 @@ class Qdq(Pass):
     *Protection.* `budget=0.05` leaves layers in float (O24-237), those first that alone move the
     model's outputs most, until the outputs' relative error on calibration samples is at most 5 %.
     `min-agreement` does so until that share of samples keeps its class; it is on by default for
-    classifiers (one output, [N, C]) with 200 samples and more that are not random. The statistics
-    name the error and the agreement before and after.
+    classifiers (one output, [N, C]) with 200 samples and more that are not random. `min-output`
+    does so, where no budget is given, until every output of another model has so many decibels, and
+    leaves a quarter of the layers in float at most; it is on by default with samples that are not
+    random. Where an output
+    has less than 15 dB in the end, or less than 99 % of the samples keep their class, O24-247 names
+    the layers that do most to it. The statistics name the error and the agreement before and
+    after.
 
     *Placement* is a table of rules, onnx24/analysis/placement.py: one pair for each activation,
     nothing between a product and its bias, BatchNormalization and activation, a pair on the skip
@@ -115,7 +121,7 @@ class Qdq(Pass):
         "O24-008", "O24-009", "O24-034", "O24-035", "O24-200", "O24-210", "O24-211",
         "O24-212", "O24-213", "O24-214", "O24-215", "O24-216", "O24-218", "O24-219",
         "O24-220", "O24-221", "O24-222", "O24-223", "O24-224", "O24-225", "O24-233",
-        "O24-234", "O24-235", "O24-236", "O24-237", "O24-400",
+        "O24-234", "O24-235", "O24-236", "O24-237", "O24-246", "O24-247", "O24-400",
     )  # fmt: skip
 
     calibrator: Annotated[Method, "how an activation's range is found"] = Method.AUTO
@@ -140,6 +146,9 @@ class Qdq(Pass):
     min_agreement: Annotated[
         float, "leave layers of a classifier in float until so many % of samples keep their class"
     ] = 99.5
+    min_output: Annotated[
+        float, "leave up to a quarter of the layers in float until each output has so much [dB]"
+    ] = 15.0
     all_samples: Annotated[
         bool, "let auto look at every sample, not at as many as ranges still move with"
     ] = False
@@ -162,8 +171,9 @@ class Qdq(Pass):
             raise ValueError(f"budget is a relative error of 0 or more, not {self.budget}")
         if not 0 <= self.min_agreement <= 100:
             raise ValueError(f"min-agreement is 0 to 100 %, not {self.min_agreement}")
-        if not 0 <= self.min_sqnr < math.inf:
-            raise ValueError(f"min-sqnr is 0 or more dB, not {self.min_sqnr}")
+        for name, value in (("min-sqnr", self.min_sqnr), ("min-output", self.min_output)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is 0 or more dB, not {value}")
 
     def run(self, model: Model, ctx: Context) -> None:
         with threadpool_limits(1):  # observers have threads of their own
@@ -179,7 +189,7 @@ class Qdq(Pass):
         )
         if choice.of(Format.INT8, Format.FP8) or choice.products:
             check_opset(model)
-            _say_target(ctx)
+            _say_target(ctx, choice)
             quantizer.measure(self._rounding)
         for layer in list(choice.formats):
             objection = quantizer.objection(layer) or self._too_noisy(quantizer, layer)
@@ -211,7 +221,11 @@ class Qdq(Pass):
             flow,
             Formats(self.format, patterns, self.none),
             Selection(self.include, self.exclude),
-            Kernels(ctx.target.name, frozenset(f for f, there in has.items() if there)),
+            Kernels(
+                ctx.target.name,
+                frozenset(f for f, there in has.items() if there),
+                ctx.target.deconv_scale_axis,
+            ),
             attention=self.attention,
         )
         if ctx.target.output_qdq_for_sparse:
@@ -254,13 +268,18 @@ class Qdq(Pass):
     def _protect(self, quantizer: Quantizer, ctx: Context) -> Protection:
         """Leave layers in float until the outputs are as near as asked for."""
         known = ctx.calibration is not None and not ctx.calibration.is_random
-        limits = Limits(self.budget, self.min_agreement / 100 if known else 0.0)
         if not (known or self.budget):
             return Protection()
+        limits = Limits(self.budget)
+        if known:
+            decibels = 0.0 if self.budget else self.min_output
+            limits = Limits(self.budget, self.min_agreement / 100, decibels)
         found = protect(quantizer, limits, ctx.progress)
         for layer, error in found.layers.items():
             why = f"alone it would move the outputs by {100 * error:.2f} %"
             quantizer.choice.refuse(layer, ("O24-237", why))
+        if known and (hurts := found.hurts):
+            ctx.diagnostics.add(_hurt(quantizer, found, hurts))
         return found
 
     # --- what is said ----------------------------------------------------------------------
@@ -273,11 +292,8 @@ class Qdq(Pass):
                 continue
             facts = facts_of(layer, wanted, quantizer, written)
             _record(ctx, layer, "quantized", codes[wanted], reason_of(layer, facts), **facts)
-        refusals = [code for code, _ in choice.refusals.values() if code != "O24-214"]
-        if refusals and not choice.formats:
-            code, count = Counter(refusals).most_common(1)[0]
-            message = f"none of {len(choice.layers)} layers was quantized; {count} are refused by "
-            ctx.diagnostics.add(diagnostic("O24-222", message + code))
+        if not (choice.formats or choice.products):
+            ctx.diagnostics.add(_nothing(quantizer.model, choice, ctx))
         for site in found.dynamic:
             if site in choice.products:
                 ctx.record("quantized", "O24-225", node=site.name, op=site.proto.op_type,
@@ -299,10 +315,71 @@ class Qdq(Pass):
             ctx.statistics["ranges_by"] = quantizer.ranges_by
 
 
-def _say_target(ctx: Context) -> None:
+def _say_target(ctx: Context, choice: Choice) -> None:
+    deconvolutions = [layer for layer in choice.formats if layer.op == "ConvTranspose"]
+    if deconvolutions and not ctx.target.confirmed("deconv_scale_axis"):
+        which = "output" if ctx.target.deconv_scale_axis else "input"
+        message = (
+            f"nothing public confirms along which axis {ctx.target.name} takes the scales of INT8 "
+            f"ConvTranspose; they are written by {which} channel, "
+            f"{len(deconvolutions)} times"
+        )
+        ctx.diagnostics.add(diagnostic("O24-400", message))
     if not ctx.target.confirmed("int8"):
         message = f"nothing public confirms INT8 kernels on {ctx.target.name}"
         ctx.diagnostics.add(diagnostic("O24-400", message))
+
+
+def _nothing(model: Model, choice: Choice, ctx: Context) -> Diagnostic:
+    """Why no layer was quantized, and what helps."""
+    already, products = quantized_products(Quantized.of(model, ctx.analyses))
+    refusals = Counter(objection for objection in choice.refusals.values())
+    codes = Counter(code for code, _ in choice.refusals.values() if code != "O24-214")
+    if already:
+        rest = f", {codes.total()} others stay in float" if codes else ""
+        return diagnostic("O24-246", f"{already} of {products} products are quantized{rest}")
+    if not choice.layers:
+        return diagnostic(
+            "O24-222",
+            "the model has no Conv, ConvTranspose, Gemm or MatMul with a constant weight",
+            hint="`onnx24 inspect --all` lists what it has",
+        )
+    if not codes:
+        return diagnostic(
+            "O24-222",
+            f"each of {len(choice.layers)} layers has Q/DQ on one operand, and is quantized on "
+            "none of them",
+            hint="`onnx24 lint` names what is missing; quantize the float model instead",
+        )
+    code, count = codes.most_common(1)[0]
+    _, why = next(each for each, _ in refusals.most_common() if each[0] == code)
+    half = code == "O24-216" and model.opset < MIN_OPSET_16
+    return diagnostic(
+        "O24-222",
+        f"none of {len(choice.layers)} layers was quantized; {count} are refused by {code}: {why}",
+        hint=f"put upgrade-opset{{to={MIN_OPSET_16}}} before qdq" if half else None,
+    )
+
+
+def _hurt(quantizer: Quantizer, found: Protection, hurts: str) -> Diagnostic:
+    """The warning of outputs that INT8 hurts, with the layers that do most to them."""
+    choice = quantizer.choice
+    left = [layer for layer in choice.layers if layer in choice.formats]
+    if found.alone:
+        errors = {layer: found.alone[layer] for layer in left if layer in found.alone}
+        worst = sorted(errors, key=lambda layer: -errors[layer])
+        named = [f"{layer.name!r} ({100 * errors[layer]:.1f} %)" for layer in worst[:4]]
+    else:
+        noise = {layer: quantizer.sqnr_db(layer) for layer in left}
+        known = {layer: sqnr for layer, sqnr in noise.items() if sqnr is not None}
+        worst = sorted(known, key=lambda layer: known[layer])
+        named = [f"{layer.name!r} ({known[layer]:.1f} dB)" for layer in worst[:4]]
+    kept = f", with {len(found.layers)} layers in float" if found.layers else ""
+    return diagnostic(
+        "O24-247",
+        f"{hurts}{kept}; the layers that do most: {', '.join(named)}",
+        facts={"layers": [layer.name for layer in worst[:4]]},
+    )
 
 
 def _data(ctx: Context) -> Calibration:

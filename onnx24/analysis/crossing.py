@@ -7,6 +7,9 @@ the same ones: there is no second list. *Source:* TensorRT documentation, explic
 
 from __future__ import annotations
 
+from onnx import TensorProto, numpy_helper
+
+from onnx24.analysis.dataflow import Shapes
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.ops import AnyNode, attribute, is_onnx, op, type_of
 
@@ -20,6 +23,7 @@ __all__ = [
     "dq_behind",
     "is_qdq",
     "is_quantized_ahead",
+    "reaches_float_attention",
     "swish",
 ]
 
@@ -44,7 +48,7 @@ FP8_COPIES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose"
 """Of these the ones that FP8 pairs move over: they change the shape alone. Nothing public says that
 MaxPool and the others take FP8."""
 
-ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "Relu"})
+ACTIVATIONS = frozenset({"Clip", "HardSwish", "LeakyRelu", "Relu"})
 """What TensorRT fuses behind a product as its activation."""
 
 
@@ -60,12 +64,61 @@ def is_qdq(node: AnyNode, *names: str) -> bool:
     return domain in ("", "com.microsoft") and name in _QDQ and (not names or name in names)
 
 
-def crosses(site: NodeSite) -> bool:
+_BARRIERS = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LpNormalization",
+        "MatMul",
+        "RMSNormalization",
+    }
+)
+"""Behind these Attention does not see that a value was quantized."""
+
+
+def crosses(index: Index, site: NodeSite) -> bool:
     """Whether the node computes the same from rounded values as it would round: it copies or
-    selects values of its first input."""
+    selects values of its first input, or puts zeros around them, which scales of zero point 0
+    keep. *Source:* NVIDIA/TensorRT issue 2592 (a Pad is fused into the convolution behind it where
+    the pair stands before both)."""
     if is_onnx(site, "Resize"):
         return bool(attribute(site, "mode", "nearest") == "nearest")
-    return op(site) in COMMUTING
+    return op(site) in COMMUTING or _pads_with_zeros(index, site)
+
+
+def _pads_with_zeros(index: Index, site: NodeSite) -> bool:
+    if not is_onnx(site, "Pad") or attribute(site, "mode", "constant") != "constant":
+        return False
+    value = site.proto.input[2] if len(site.proto.input) > 2 else ""
+    if not value:
+        return not attribute(site, "value", 0.0)
+    key = index.resolve(value, site.scope)
+    tensor = index.initializers.get(key) if key and key not in index.graph_inputs else None
+    if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+        return False
+    return not numpy_helper.to_array(tensor).any()
+
+
+def reaches_float_attention(index: Index, shapes: Shapes, value: str, scope: str = "") -> bool:
+    """Whether a value goes into ONNX's Attention in float32, before another product or a
+    normalization. TensorRT-RTX has kernels for it straight behind products, and none behind a Q/DQ
+    pair; in 16 bit it builds both. *Source:* experiment with tensorrt-rtx 1.7.1."""
+    pending, seen = [(value, scope)], {(value, scope)}
+    while pending:
+        name, scope = pending.pop()
+        for use in index.consumers(name, scope):
+            if is_onnx(use.site, "Attention"):
+                if shapes.dtype(use.site.proto.input[0], use.site.scope) == TensorProto.FLOAT:
+                    return True
+            elif op(use.site) not in _BARRIERS:
+                new = {(out, use.site.scope) for out in use.site.proto.output if out} - seen
+                seen |= new
+                pending += new
+    return False
 
 
 def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
@@ -75,7 +128,7 @@ def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
         node = producer.proto
         if is_qdq(producer, "DequantizeLinear"):
             return producer
-        if not crosses(producer) or value != node.output[0]:
+        if not crosses(index, producer) or value != node.output[0]:
             return None
         value = node.input[0]
         producer = index.producer(value, producer.scope)
@@ -90,7 +143,7 @@ def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
         use = uses.pop()
         if use.input == 0 and is_qdq(use.site, "QuantizeLinear"):
             continue
-        if use.input or not crosses(use.site):
+        if use.input or not crosses(index, use.site):
             return False
         for name in filter(None, use.site.proto.output):
             uses += index.consumers(name, use.site.scope)
@@ -98,16 +151,18 @@ def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
 
 
 def swish(index: Index, value: str, scope: str = "") -> NodeSite | None:
-    """The Mul of x · sigmoid(x), as exporters write it, where nothing else reads x or the gate."""
+    """The Mul of x · sigmoid(x) or x · hardsigmoid(x), as exporters write them, where nothing else
+    reads x or the gate."""
     if index.resolve(value, scope) in index.graph_outputs:
         return None
     readers = [use.site for use in index.consumers(value, scope)]
     by_op = {op(site): site for site in readers}
-    if len(readers) != 2 or set(by_op) != {"Mul", "Sigmoid"}:
+    sigmoid = by_op.get("Sigmoid") or by_op.get("HardSigmoid")
+    if len(readers) != 2 or "Mul" not in by_op or sigmoid is None:
         return None
-    gate = by_op["Sigmoid"].proto.output[0]
-    uses = index.consumers(gate, by_op["Sigmoid"].scope)
-    shown = index.resolve(gate, by_op["Sigmoid"].scope) in index.graph_outputs
+    gate = sigmoid.proto.output[0]
+    uses = index.consumers(gate, sigmoid.scope)
+    shown = index.resolve(gate, sigmoid.scope) in index.graph_outputs
     if shown or len(uses) != 1 or uses[0].site is not by_op["Mul"]:
         return None
     return by_op["Mul"]

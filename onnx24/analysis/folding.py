@@ -94,6 +94,16 @@ def _unsqueeze(inputs: list[Array | None], attributes: _Attributes) -> Array | N
     return None if x is None or axes is None else np.expand_dims(x, tuple(axes))
 
 
+def _clip(inputs: list[Array | None], _: _Attributes) -> Array | None:
+    """Of integers, whose bounds are inputs."""
+    x, *bounds = inputs
+    if x is None or x.dtype.kind not in "iu":
+        return None
+    low, high = (*bounds, None, None)[:2]
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)
+
+
 _FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
@@ -136,4 +146,5 @@ _FOLDERS: dict[str, Callable[[list[Array | None], _Attributes], Array | None]] =
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Cast": _cast,
+    "Clip": _clip,
 }

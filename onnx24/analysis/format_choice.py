@@ -25,10 +25,11 @@ Objection = tuple[str, str]
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a target's builder has. name: the target's."""
+    """What a target's builder has. name: the target's; deconv_axis: as of `find_layers`."""
 
     name: str
     formats: frozenset[Format]
+    deconv_axis: int = 1
 
     def objection(self, wanted: Format, opset: int) -> Objection | None:
         if wanted not in self.formats:
@@ -90,7 +91,7 @@ def choose_formats(
     Raises: InputError O24-023 for a pattern that matches nothing, or a layer that two name.
     """
     found = flow.found
-    choice = Choice(find_layers(found))
+    choice = Choice(find_layers(found, kernels.deconv_axis))
     names = [name for layer in choice.layers for name in names_of(layer)]
     selection.check("qdq", names, "layer and no layer's weight")
     formats.check(names)

@@ -21,6 +21,7 @@ from onnx24.analysis.crossing import (
     SELECTING,
     crosses,
     dq_behind,
+    reaches_float_attention,
     swish,
 )
 from onnx24.analysis.dataflow import Shapes
@@ -36,6 +37,8 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_SIZE = 16
 """Channels, or K and N, from which INT8 can gain. Source: NVIDIA Model-Optimizer."""
 
+MIN_OPSET_16 = 19
+"""From which Q and DQ know 16-bit floats. Source: onnx/docs/Changelog.md."""
 MAX_RANGE_RATIO = 1.5
 """How much wider a range may be above a selecting operator for the pair to move there: the whole
 may span far more than the part that is read, and the part would lose the bits."""
@@ -47,7 +50,8 @@ Edge = tuple[int, int]
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A product with one constant operand. `data`: the other operand's name. `axis`: of the
-    output channels in the weight as the product sees it. `stored`: the initializer's dtype."""
+    scales in the weight as the product sees it, which is that of the output channels, but for a
+    ConvTranspose on some targets. `stored`: the initializer's dtype."""
 
     site: NodeSite
     weight: ValueKey
@@ -103,8 +107,11 @@ class Layer:
         return (self.site.position, self.use.input), axis
 
 
-def find_layers(found: WeightUses) -> list[Layer]:
-    """Every product of the four operators with a constant operand, in document order."""
+def find_layers(found: WeightUses, deconv_axis: int = 1) -> list[Layer]:
+    """Every product of the four operators with a constant operand, in document order.
+
+    deconv_axis: the axis of scales in the weight of ConvTranspose.
+    """
     layers = []
     for key, uses in found.uses.items():
         for use in uses:
@@ -113,6 +120,7 @@ def find_layers(found: WeightUses) -> list[Layer]:
             shape = use.chain[-1].shape if use.chain else tuple(found.tensors[key].dims)
             stored = numpy_dtype(found.tensors[key].data_type)
             axis = channel_axis(use.consumer, use.input, len(shape))
+            axis = deconv_axis if use.op == "ConvTranspose" else axis
             layers.append(Layer(use.consumer, key, use, use.data, axis, stored))
     order = {id(site.proto): i for i, site in enumerate(found.index.nodes)}
     return sorted(layers, key=lambda each: (order[id(each.site.proto)], each.use.input))
@@ -351,8 +359,8 @@ def dtype_reason(dtype: np.dtype, opset: int) -> str | None:
         return None
     if element not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         return f"{dtype} has no QuantizeLinear"
-    if opset < 19:
-        return f"QuantizeLinear takes {dtype} from opset 19 on, the model has {opset}"
+    if opset < MIN_OPSET_16:
+        return f"QuantizeLinear takes {dtype} from opset {MIN_OPSET_16} on, the model has {opset}"
     return None
 
 
@@ -527,7 +535,9 @@ class Site:
 
     def commutes(self, node: NodeSite) -> bool:
         """Whether pairs of this format move over the node."""
-        return crosses(node) and (not self.fp8 or ops.op(node) in FP8_COPIES)
+        if self.fp8 and ops.op(node) not in FP8_COPIES:
+            return False
+        return crosses(self.flow.index, node)
 
     def fits(self, value: str) -> bool:
         """Whether an optional pair can stand on the activation."""
@@ -582,7 +592,9 @@ def _sparse_results(site: Site) -> None:
     flow = site.flow
     for layer in site.request.sparse:
         value = flow.result(layer)
-        if not flow.is_output(value) and site.fits(value) and (edges := flow.edges(value)):
+        if flow.is_output(value) or reaches_float_attention(flow.index, flow.shapes, value):
+            continue
+        if site.fits(value) and (edges := flow.edges(value)):
             site.placement.add(value, edges, "sparse result")
             site.placement.results[layer] = value
 
@@ -712,7 +724,9 @@ PLACEMENT = (
         "is chosen only INT8-in and INT8-out. The pair stands behind the whole epilogue: bias, "
         "BatchNormalization, for a convolution the residual Add, activation. A MatMul's or Gemm's "
         "residual Add is no part of it: what follows there is a normalization that reads the sum, "
-        "and the residual stream would lose precision in every block. A graph output stays float.",
+        "and the residual stream would lose precision in every block. A graph output stays float, "
+        "and so does what goes into ONNX's Attention in float32, which TensorRT does not build "
+        "behind Q/DQ (in 16 bit it does).",
         "Model-Optimizer pull request 1664 (none of 196 eligible layers without it, 140 with it)",
         once=_sparse_results,
         int8_because="nothing public shows a 2:4 kernel with FP8 out",
@@ -739,10 +753,10 @@ PLACEMENT = (
     PlacementRule(
         "commuting operators",
         "O24-200",
-        "A pair moves up over MaxPool, Transpose, Reshape and their kin where all readers behind "
-        "them are quantized, so that branches share one pair, at their nearest common dominator, "
-        "and the copies move 8 bits. Over Slice and Gather only where the range above is at most "
-        "half as wide again. AveragePool does not commute.",
+        "A pair moves up over MaxPool, Transpose, Reshape and their kin, and over a Pad with "
+        "zeros, where all readers behind them are quantized, so that branches share one pair, at "
+        "their nearest common dominator, and the copies move 8 bits. Over Slice and Gather only "
+        "where the range above is at most half as wide again. AveragePool does not commute.",
         f'{_EXPLICIT}, "Q/DQ propagation"',
         repeat=_move_up,
     ),

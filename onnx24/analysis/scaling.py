@@ -69,14 +69,15 @@ class Part:
         ValueError where a value would overflow or lose bits."""
         stored = found.read(model, self.key)
         values = self.read(found, model)
-        grouped = self._grouped(values.astype(np.float32))
+        wide = np.float64 if values.dtype == np.float64 else np.float32
+        grouped = self._grouped(values.astype(wide))
         shape = [1] * grouped.ndim
         shape[0] = self.groups
         shape[self.axis % (grouped.ndim - 1) + 1] = -1
-        by = factors.astype(np.float32).reshape(shape)
+        by = factors.astype(wide).reshape(shape)
         with np.errstate(over="ignore", under="ignore"):
             new = (grouped * by).reshape(values.shape).astype(values.dtype)
-            back = self._grouped(new.astype(np.float32)) / by
+            back = self._grouped(new.astype(wide)) / by
         if not np.array_equal(back, grouped):
             raise ValueError(f"{self.key} would leave the range of {values.dtype}")
         return new if self.use is None else stored_values(new, self.use, stored)

@@ -63,6 +63,7 @@ def _pass_text(entry: dict[str, Any]) -> str:
 def _pass_document(name: str) -> dict[str, Any]:
     from onnx24.effects import Effects
     from onnx24.passmgr import registry
+    from onnx24.passmgr.base import code_ids
     from onnx24.passmgr.options import field_options
 
     cls = registry.get(name)
@@ -74,7 +75,7 @@ def _pass_document(name: str) -> dict[str, Any]:
         "shipped_by": entry.distribution,
         "effects": "+".join(changed),
         "numeric": cls.numeric,
-        "codes": list(cls.codes),
+        "codes": list(code_ids(cls)),
         "after": list(cls.after),
         "options": [
             {
@@ -145,6 +146,10 @@ def explain_code(code: str, *, as_json: bool) -> int:
     """The entry of a code. Raises: InputError O24-027, with the nearest code."""
     match = _CODE.fullmatch(code.strip())
     wanted = f"O24-{match[1]}" if match else code.strip().upper()
+    if wanted not in CODES:
+        from onnx24.passmgr import registry
+
+        registry.default().problems()  # loads the plug-ins, which bring their own
     if wanted not in CODES:
         from onnx24.passmgr.options import did_you_mean
 

@@ -121,8 +121,9 @@ class Compile(Effort, Making, Command):
         flag(
             "--preset",
             "P",
-            "A pipeline by name (`onnx24 passes` lists them). Default: sparse-int8 where --calib "
-            "is given, else sparse-fp16.",
+            "A pipeline by name (`onnx24 passes` lists them). Default: where --calib is given, "
+            "sparse-int8-fp16 for targets that take the file's types as they are, else "
+            "sparse-int8; without it sparse-fp16.",
         ),
     ] = None
     pipeline: Annotated[
@@ -296,7 +297,7 @@ def run_passes(
     unless -o says where. Returns: 0."""
     from onnx24.driver.compiling import optimize
 
-    writes = making.output is not None or any(step.effects for step in pipeline)
+    writes = making.output is not None or any(step.touches() for step in pipeline)
     out = making.checked_output(writes=writes)
     result = optimize(
         source_of(making.model),

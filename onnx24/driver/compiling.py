@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
 from onnx24.analysis.coverage import covered
+from onnx24.analysis.quantized_otherwise import quantized_otherwise
 from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
@@ -219,7 +220,7 @@ def compile(
     eighth of the calibration samples that calibration then does not use (all of them below 16
     samples).
 
-    preset: a pipeline by name; "sparse-int8" where `calib` is given, else "sparse-fp16".
+    preset: a pipeline by name; by default the one of `targets.default_preset`.
     pipeline: text, instead of a preset. calib, data: samples (docs/api.md says in which forms).
     max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
@@ -237,16 +238,17 @@ def compile(
     >>> batches = {"x": np.random.default_rng(0).standard_normal((64, 64), np.float32)}
     >>> result = onnx24.compile(mlp([64, 32]), calib=batches, max_drop={"cosine": 0.5})
     >>> result.report.coverage.share, [node.op_type for node in result.model.graph.node][:2]
-    (1.0, ['QuantizeLinear', 'DequantizeLinear'])
+    (1.0, ['Cast', 'QuantizeLinear'])
     """
     clock = Clock()
+    aim = _target(target)
     plan = _Plan.of(
         limits=limits_of(max_drop),
         has_data=data is not None or calib is not None,
         backend=backend,
         engine=engine,
-        target=_target(target),
-        pipeline=parse(_pipeline_text(pipeline, preset, has_calib=calib is not None)),
+        target=aim,
+        pipeline=parse(_pipeline_text(pipeline, preset, aim, has_calib=calib is not None)),
         profiles=profiles_of(shapes),
         shows=reporter(progress),
     )
@@ -262,6 +264,7 @@ def compile(
         calibration = load_samples(calib, original, plan.profiles, seed)
         plan = replace(plan, profiles=completed(inputs, plan.profiles, calibration, original))
         resolve_profiles(inputs, plan.profiles)
+    early = _judge_pairs(original, plan)
     with plan.shows.waiting("loading into ONNX Runtime"):
         _must_run(original, named_values(plan.limits))
     verdicts = judge(original, plan.target)
@@ -313,7 +316,7 @@ def compile(
         comparison=comparison,
         limits=limits,
         backend=document,
-        diagnostics=[*notes, *unmet, *(failure.diagnostics if failure else [])],
+        diagnostics=[*early, *notes, *unmet, *(failure.diagnostics if failure else [])],
         run=clock.run(),
     )
     done = Result(report=report, compiled=compiled, engine=built)
@@ -366,12 +369,14 @@ class _Plan:
         )
 
 
-def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool) -> str:
+def _pipeline_text(
+    pipeline: str | None, preset: str | None, target: Target, *, has_calib: bool
+) -> str:
     if pipeline is not None and preset is not None:
         raise usage("--pipeline and --preset are both given", "choose one")
     if pipeline is not None:
         return pipeline
-    preset = preset or ("sparse-int8" if has_calib else "sparse-fp16")
+    preset = preset or targets.default_preset(target, calibrated=has_calib)
     known = targets.presets()
     if preset not in known:
         near = did_you_mean(preset, known, begins=True)
@@ -381,6 +386,21 @@ def _pipeline_text(pipeline: str | None, preset: str | None, *, has_calib: bool)
             hint=f"{near}the presets are {', '.join(sorted(known))}",
         )
     return f"@{preset}"
+
+
+def _judge_pairs(model: Model, plan: _Plan) -> list[Diagnostic]:
+    """What TensorRT refuses of the Q/DQ that the model came with, said before hours of work.
+
+    Raises: InputError O24-245 where an engine is to be built, which it would not be.
+    """
+    if not any(step.name == "qdq" for step in plan.pipeline):
+        return []
+    found = quantized_otherwise(model)
+    if found is not None and plan.backend is not None:
+        raise InputError([replace(found, severity=Severity.ERROR)])
+    if found is not None:
+        _log.warning("%s", found.render())
+    return [found] if found else []
 
 
 def _must_run(model: Model, named: Sequence[str] = ()) -> None:

@@ -298,7 +298,7 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
         elif not (allow is None or full in also or full in allow or key in own):
             message = f"the policy does not list {full}{times}"
             yield subject.finding("O24-621", message, "operators.allow", **where)
-        if not (domains is None or full in also or (domain or "ai.onnx") in domains):
+        if not (domains is None or full in also or (domain or ops.ONNX) in domains):
             message = f"{full}{times} is of domain {domain!r}"
             yield subject.finding("O24-622", message, "operators.domains", **where)
 

@@ -28,6 +28,9 @@ from onnx24.ir.keys import ValueKey
 if TYPE_CHECKING:
     from onnx24.ir.model import Model
 
+ONNX = "ai.onnx"
+"""The name of ONNX's own domain that people write; in files it is \"\"."""
+
 AnyNode: TypeAlias = NodeProto | NodeSite | gs.Node
 
 
@@ -38,7 +41,7 @@ def domain(node: AnyNode) -> str:
 
 def own_domain(name: str) -> str:
     """A domain by the one name that is used here: "" for both of ONNX's own."""
-    return "" if name == "ai.onnx" else name
+    return "" if name == ONNX else name
 
 
 def type_of(node: AnyNode) -> tuple[str, str]:

@@ -140,7 +140,7 @@ def _cannot_convert(proto: ModelProto, start: int, to: int, problem: str) -> Inp
     reason = re.sub(r"^\S*\.h:\d+: [\w()]+: Assertion `.*?` failed: ", "", reason)
     words = set(re.findall(r"\w+", reason))
     nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
-    suspects = [node for node in nodes if node.op_type in words]
+    suspects = [node for node in nodes if ops.full_name(node) in words]
     suspects += [node for node in nodes if any(attr.name in words for attr in node.attribute)]
     culprit = next(iter(suspects), None)
     return InputError.of(

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
 from onnx24.analysis.eligibility import Verdict
-from onnx24.diagnostics import Diagnostics, diagnostic
+from onnx24.codes import Code, register
+from onnx24.diagnostics import Diagnostic, Diagnostics, diagnostic
 from onnx24.effects import Effects
+from onnx24.errors import InternalError
 from onnx24.ir.index import NodeSite
 from onnx24.ir.model import Model
 from onnx24.layerwise.resources import Resources
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from onnx24.runtime.data import Calibration
     from onnx24.targets import Target
 
-__all__ = ["Context", "Effects", "Pass", "SiteRecord"]
+__all__ = ["Code", "Context", "Effects", "Pass", "SiteRecord", "code_ids"]
 
 Numeric = Literal["exact", "rounding", "close"]
 
@@ -41,7 +43,8 @@ class Pass(abc.ABC):
 
     name: ClassVar[str]
     effects: ClassVar[Effects]
-    codes: ClassVar[tuple[str, ...]] = ()
+    codes: ClassVar[tuple[str | Code, ...]] = ()
+    """What it may say. A plug-in gives its own as `Code`: with a title, an explanation, a hint."""
     after: ClassVar[tuple[str, ...]] = ()
     """Passes that must stand earlier when both are in a pipeline."""
     numeric: ClassVar[Numeric] = "rounding"
@@ -51,6 +54,10 @@ class Pass(abc.ABC):
 
     heavy: ClassVar[bool] = False
     """Whether its command takes --memory, --workers, --executor and --work-dir."""
+
+    def touches(self) -> Effects:
+        """What this instance may change: `effects`, unless its options say less."""
+        return self.effects
 
     @abc.abstractmethod
     def run(self, model: Model, ctx: Context) -> None: ...
@@ -73,6 +80,15 @@ class SiteRecord:
 
     def to_json(self) -> dict[str, Any]:
         return {("pass" if k == "pass_name" else k): v for k, v in vars(self).items() if v}
+
+
+def code_ids(cls: type[Pass]) -> tuple[str, ...]:
+    """The codes of a pass by name; those of its own get known. Raises: ValueError for a code of its
+    own that is taken."""
+    for entry in cls.codes:
+        if isinstance(entry, Code):
+            register(entry)
+    return tuple(entry.id if isinstance(entry, Code) else entry for entry in cls.codes)
 
 
 def _no_progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -108,6 +124,23 @@ class Context:
     """`--stop-after N`: after N admitted sites, `admit` says no."""
     sites: list[str] = field(default_factory=list)
 
+    def enter(self, instance: Pass) -> None:
+        """What is said from now on is that pass's, and must be among its codes."""
+        declared = code_ids(type(instance))
+
+        def admits(item: Diagnostic) -> None:
+            if item.code not in declared:
+                raise InternalError.of(
+                    "O24-906",
+                    f"pass {instance.name!r} says {item.code}, and its `codes` are "
+                    f"{', '.join(declared) or 'none'}",
+                )
+
+        self.diagnostics.pass_name, self.diagnostics.admits = instance.name, admits
+
+    def leave(self) -> None:
+        self.diagnostics.pass_name, self.diagnostics.admits = "", None
+
     def mark(self) -> Mark:
         return Mark(len(self.records), len(self.diagnostics), len(self.sites))
 
@@ -140,7 +173,14 @@ class Context:
         reason: str = "",
         **facts: Any,
     ) -> None:
-        """Say what happened at a site: a line of the report's ledger and a diagnostic."""
+        """Say what happened at a site: a line of the report's ledger and a diagnostic.
+
+        Raises: InternalError O24-906 for a code that the pass does not declare.
+        """
+        message = f"{action}: {reason}" if reason else action
+        self.diagnostics.add(
+            diagnostic(code, message, scope=scope, node=node, op=op, tensor=weight, facts=facts)
+        )
         self.records.append(
             SiteRecord(
                 pass_name=self.diagnostics.pass_name,
@@ -153,10 +193,6 @@ class Context:
                 reason=reason,
                 facts=facts,
             )
-        )
-        message = f"{action}: {reason}" if reason else action
-        self.diagnostics.add(
-            diagnostic(code, message, scope=scope, node=node, op=op, tensor=weight, facts=facts)
         )
 
     def record_weight(

@@ -221,7 +221,7 @@ class _Line:
                 raise
             raise explained from err
         finally:
-            context.diagnostics.pass_name = ""
+            context.leave()
         if step.changed == Effects.NONE:
             if model.changed != snapshot.changed:
                 model.restore(snapshot)  # touched, yet the same: it must be copied verbatim
@@ -275,7 +275,7 @@ def _run_pass(step: Step, hooks: Sequence[Instrument], before: Fingerprint) -> F
     """Run one pass inside its hooks. Returns: the fingerprint afterwards."""
     model, context = step.model, step.context
     context.statistics, context.layer_seconds = {}, {}
-    context.diagnostics.pass_name = step.name
+    context.enter(step.instance)
     generations = model.generation_key(_ALL)
     with ExitStack() as stack:
         for hook in hooks:
@@ -330,11 +330,11 @@ def _fingerprint(step: Step) -> Fingerprint:
 def _check_effects(step: Step, generations: tuple[int, ...]) -> None:
     """Raises: InternalError O24-901."""
     assert step.changed is not None
-    if undeclared := step.changed & ~step.instance.effects:
+    if undeclared := step.changed & ~step.instance.touches():
         raise InternalError.of(
             "O24-901",
             f"pass {step.name!r} changed {_names(undeclared)}, and declares to change "
-            f"{_names(step.instance.effects)}",
+            f"{_names(step.instance.touches())}",
         )
     # Source: generation_key's order is (structure, weights).
     structure, weights = (

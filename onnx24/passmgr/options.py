@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, TypeVar
 
 from onnx24.errors import InputError
-from onnx24.passmgr.base import Pass
+from onnx24.passmgr.base import Pass, code_ids
 
 P = TypeVar("P", bound=Pass)
 
@@ -315,8 +315,8 @@ def reference(cls: type[Pass]) -> str:
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if options:
         lines.append("")
-    if cls.codes:
-        lines += [f"Codes: {', '.join(cls.codes)}.", ""]
+    if codes := code_ids(cls):
+        lines += [f"Codes: {', '.join(codes)}.", ""]
     if cls.after:
         lines += [f"Stands after: {', '.join(cls.after)}.", ""]
     return "\n".join(lines).rstrip() + "\n"

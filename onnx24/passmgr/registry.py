@@ -17,10 +17,11 @@ from functools import cache
 from importlib import metadata
 from typing import Any, get_args
 
+from onnx24.codes import CODES
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import InputError, InternalError
-from onnx24.passmgr.base import Numeric, Pass
+from onnx24.passmgr.base import Numeric, Pass, code_ids
 from onnx24.passmgr.options import NAME, did_you_mean, field_options
 
 GROUP = "onnx24.passes"
@@ -119,7 +120,9 @@ def _fault(entry: Entry, found: Any) -> str:
         return f"its `numeric` is {found.numeric!r}: expected one of {', '.join(get_args(Numeric))}"
     try:
         field_options(found)
-    except (TypeError, NameError) as err:
+        if unknown := set(code_ids(found)) - set(CODES):
+            return f"it declares {', '.join(sorted(unknown))}: give its own codes as `Code`"
+    except (TypeError, NameError, ValueError) as err:
         return str(err)
     return ""
 

@@ -5,14 +5,18 @@ Nothing is recorded here: each change, and each weight that a target makes stay,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import helper
 
+from onnx24.analysis.folding import can_fold
+from onnx24.analysis.folding import fold as compute
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.errors import InputError
 from onnx24.ir import ops
@@ -25,8 +29,9 @@ from onnx24.quant.scales import quantize, quantize_blocks
 __all__ = ["Edit", "fold"]
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-_FOLDED = frozenset({"int8", "uint8", "float8_e4m3fn", "int4", "uint4"})
-"""What a weight is folded to."""
+_FOLDED = frozenset({"int8", "float8_e4m3fn", "int4", "uint4"})
+"""What a weight is folded to. Not uint8: TensorRT-RTX 1.7.1 builds a float weight
+behind a UINT8 pair of zero point 0, and parses no UINT8 constant."""
 _SPANS = {
     "int8": (1, 255),
     "uint8": (1, 255),
@@ -75,6 +80,31 @@ def fold(
     return edits
 
 
+class _Unbuildable(Exception):
+    """Why a weight can't be folded to what TensorRT builds."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A weight's integers on their way to DequantizeLinear: the tensor that they are in the graph,
+    and what they are."""
+
+    value: gs.Tensor
+    values: np.ndarray
+
+
+def _dequantizes(node: gs.Node, value: gs.Tensor) -> bool:
+    """Whether the node dequantizes the value and reads it nowhere else."""
+    if not ops.is_onnx(node, DEQUANTIZE):
+        return False
+    return [i for i, tensor in enumerate(node.inputs) if tensor is value] == [0]
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that a computed operator can have."""
+    return {k: v for k, v in attrs.items() if isinstance(v, (int, float, str, list))}
+
+
 @dataclass
 class _Editor:
     """Q/DQ of one graph of the view. `shown`: ids of the values that are outputs of some graph."""
@@ -109,7 +139,11 @@ class _Editor:
             if source is None or not ops.is_onnx(source, DEQUANTIZE):
                 continue
             same = self._signature(node)[2:] == self._signature(source)[2:]
-            if same and id(node.outputs[0]) not in self.shown and self._is_exact(node):
+            stored = self._constant_key(source.inputs[0]) is not None
+            result = node.outputs[0]
+            if stored and not all(_dequantizes(reader, result) for reader in result.outputs):
+                continue  # nothing else may read quantized constants
+            if same and id(result) not in self.shown and self._is_exact(node):
                 pairs.append((node, source))
         return self._remove(
             (node, source.inputs[0], f"gives back what {source.name or value.name!r} took")
@@ -152,36 +186,89 @@ class _Editor:
                 continue
             if kept_because:
                 self._say("kept", node, kept_because, weight=key)
-            elif self.admit(str(key)):
-                self._fold(node, key)
+                continue
+            try:
+                forms, steps = self._forms(node, key)
+            except _Unbuildable as why:
+                self._say("kept", node, str(why), weight=key)
+                continue
+            if self.admit(str(key)):
+                self._fold(node, key, forms, steps)
 
-    def _fold(self, node: gs.Node, key: ValueKey) -> None:
+    def _forms(self, node: gs.Node, key: ValueKey) -> tuple[list[_Form], list[gs.Node]]:
+        """(the weight as each DequantizeLinear reads it, the nodes between that are computed for
+        it). TensorRT takes quantized constants before a DequantizeLinear alone, and none of rank 0.
+
+        Raises: _Unbuildable where that can't be; InputError O24-008.
+        """
+        forms, steps = [], []
+        pending = [_Form(node.outputs[0], self._quantized(node, key))]
+        while pending:
+            form = pending.pop()
+            if id(form.value) in self.shown:
+                raise _Unbuildable(f"{form.value.name!r} is an output")
+            between = [each for each in form.value.outputs if not _dequantizes(each, form.value)]
+            pending += [self._step(each, form) for each in between]
+            steps += between
+            if len(between) == len(form.value.outputs):
+                continue
+            if not form.values.ndim:
+                raise _Unbuildable("TensorRT builds no quantized constant of rank 0")
+            forms.append(form)
+        return forms, steps
+
+    def _step(self, node: gs.Node, form: _Form) -> _Form:
+        """What a node makes of the quantized weight."""
+        proto = helper.make_node(node.op, ["x"], ["y"], domain=node.domain, **_plain(node.attrs))
+        others = [self._constant_key(t) if t.name else None for t in node.inputs[1:]]
+        known = all(key or not t.name for key, t in zip(others, node.inputs[1:], strict=True))
+        here = any(each is node for each in self.graph.nodes)
+        result = None
+        if can_fold(proto) and known and here and node.inputs[0] is form.value:
+            rest = [key and self.found.read(self.model, key) for key in others]
+            result = compute(proto, [form.values, *rest])
+        if result is None or result.dtype != form.values.dtype:
+            raise _Unbuildable(f"{node.op} {label(node)!r} reads the integers")
+        return _Form(node.outputs[0], result)
+
+    def _quantized(self, node: gs.Node, key: ValueKey) -> np.ndarray:
         weight, scale, zero_point = (self._values(tensor) for tensor in node.inputs[:3])
         block, axis = int(ops.attribute(node, "block_size", 0)), int(ops.attribute(node, "axis", 1))
         try:
             if block:
-                values = quantize_blocks(weight, scale, axis, block, zero_point, zero_point.dtype)
-            else:
-                along = None if scale.size == 1 else axis
-                values = quantize(weight, scale, along, zero_point, zero_point.dtype)
+                return quantize_blocks(weight, scale, axis, block, zero_point, zero_point.dtype)
+            along = None if scale.size == 1 else axis
+            return quantize(weight, scale, along, zero_point, zero_point.dtype)
         except ValueError as err:
             raise InputError.of(
                 "O24-008", str(err), tensor=key.name, scope=key.scope, node=node.name, op=node.op
             ) from err
-        source, target = node.inputs[0], node.outputs[0]
-        name = fresh(self.graph, f"{key.name}_{values.dtype}")
-        redirect(target, gs.Constant(name, values))
-        detach(node)
-        alone = not source.outputs and id(source) not in self.shown
+
+    def _fold(self, node: gs.Node, key: ValueKey, forms: list[_Form], steps: list[gs.Node]) -> None:
+        source = node.inputs[0]
+        before = self.found.tensors[key]
+        left = math.prod(before.dims) * numpy_dtype(before.data_type).itemsize
+        for form in forms:
+            values = form.values
+            name = fresh(self.graph, f"{key.name}_{values.dtype}")
+            constant = gs.Constant(name, values)
+            for reader in [n for n in form.value.outputs if _dequantizes(n, form.value)]:
+                reader.inputs[0] = constant
+            packed = values.dtype.name in ("int4", "uint4")
+            nbytes = -(-values.size // 2) if packed else values.nbytes
+            why = f"{left:,} to {nbytes:,} bytes"
+            self._say("folded", node, why, key, name, left, nbytes)
+            left = 0  # a second form of the weight frees nothing more
+        gone = [node, *steps]
         maker = source.inputs[0] if source.inputs else None
-        gone = {id(node)}
-        if alone and maker is not None:  # a Constant node, whose values would stay in the file
+        for each in gone:
+            detach(each)
+        # A Constant node's values would stay in the file.
+        if maker is not None and not source.outputs and id(source) not in self.shown:
             detach(maker)
-            gone.add(id(maker))
-        self._keep(lambda other: id(other) not in gone)
-        nbytes = -(-values.size // 2) if values.dtype.name in ("int4", "uint4") else values.nbytes
-        why = f"{weight.nbytes:,} to {nbytes:,} bytes"
-        self._say("folded", node, why, key, name, weight.nbytes, nbytes)
+            gone.append(maker)
+        ids = {id(each) for each in gone}
+        self._keep(lambda other: id(other) not in ids)
 
     # --- what is asked of the view ---------------------------------------------------------
     def _quantizers(self, *names: str) -> list[gs.Node]:
@@ -232,14 +319,15 @@ class _Editor:
         return node.op, source, tuple(parameters), rest
 
     def _is_foldable(self, node: gs.Node) -> bool:
-        """Whether it goes from a float to a type of _FOLDED, by an explicit zero point. What casts
-        on the way or rounds otherwise is left to the runtime."""
+        """Whether it goes from a float to a type of _SPANS, for a weight of _FOLDED, by an explicit
+        zero point. What casts on the way or rounds otherwise is left to the runtime."""
         if len(node.inputs) < 3 or not node.inputs[2].name:
             return False
         if ops.attribute(node, "precision") or not ops.attribute(node, "saturate", 1):
             return False
         zero_point, weight, scale = (self._constant_key(node.inputs[i]) for i in (2, 0, 1))
-        if zero_point is None or self._dtype_name(zero_point) not in _FOLDED:
+        types = _FOLDED if weight is not None else _SPANS
+        if zero_point is None or self._dtype_name(zero_point) not in types:
             return False
         if weight is None:
             return True
@@ -254,7 +342,7 @@ class _Editor:
         zero_point = self._constant_key(node.inputs[2]) if len(node.inputs) > 2 else None
         if not self._is_foldable(node) or zero_point is None:
             return False
-        if self._dtype_name(zero_point) not in _SPANS or not self._constant_key(node.inputs[1]):
+        if not self._constant_key(node.inputs[1]):
             return False
         scale = self._values(node.inputs[1])
         info = ml_dtypes.finfo(scale.dtype)

@@ -151,6 +151,8 @@ def observe(model: Model, data: Calibration | None, *, seed: int = 0) -> Observe
                 if _says_something(found):
                     feeds.append(option)
                     outputs.append(found)
+                else:
+                    reason = "its outputs are empty, NaN or infinite on all samples"
                 break
     except InputError as err:
         reason = _first_line(err)

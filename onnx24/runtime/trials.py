@@ -42,11 +42,15 @@ class Likeness:
     """rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1: share of rows whose largest
     entry stands at the same place, where the model is a classifier (one output, [N, C]); else
     None. expected: share of rows that would change it, were the change of each row's margin drawn
-    from a normal distribution: a few rows tell more by it than by counting."""
+    from a normal distribution: a few rows tell more by it than by counting. worst: (signal to noise
+    [dB], name) of the output that has the least, of those whose shapes agree in every run. runs:
+    compared."""
 
     rel_l2: float
     top1: float | None = None
     expected: float = 0.0
+    worst: tuple[float, str] = (math.inf, "")
+    runs: int = 0
 
 
 @dataclass
@@ -96,10 +100,14 @@ class Reference:
                 moves.append(move)
         results = sums.results()
         rel_l2 = mean_rel_l2(results)
+        alike = [(out.sqnr_db, out.name) for out in results if not out.unlike and out.elements]
+        worst = min(alike, default=(math.inf, ""))
+        runs = max((out.runs for out in results), default=0)
         if not margins:
-            return Likeness(rel_l2)
+            return Likeness(rel_l2, worst=worst, runs=runs)
         top1 = results[0].top1_agreement
-        return Likeness(rel_l2, top1, _expected(np.concatenate(margins), np.concatenate(moves)))
+        expected = _expected(np.concatenate(margins), np.concatenate(moves))
+        return Likeness(rel_l2, top1, expected, worst, runs)
 
 
 def _expected(margin: np.ndarray, move: np.ndarray) -> float:

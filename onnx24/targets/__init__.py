@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["DEFAULT", "Target", "load", "names", "presets", "render_docs"]
+__all__ = ["DEFAULT", "Target", "default_preset", "load", "names", "presets", "render_docs"]
 
 DEFAULT = "sm86-trt10"
 _DEFAULT_TRT = "10"
@@ -56,6 +56,7 @@ class Target:
     bf16: bool = field(compare=False)
     int8_initializers: bool = field(compare=False)
     output_qdq_for_sparse: bool = field(compare=False)
+    deconv_scale_axis: int = field(compare=False)
     strongly_typed: bool = field(compare=False)
     opset_min: int = field(compare=False)
     opset_max: int = field(compare=False)
@@ -122,6 +123,15 @@ def _presets() -> dict[str, str]:
 def presets() -> dict[str, str]:
     """Preset name → pipeline text."""
     return dict(_presets())
+
+
+def default_preset(target: Target, *, calibrated: bool) -> str:
+    """The preset that nobody named: INT8 where there are samples to find ranges on, and 16-bit
+    floats around it where the engine computes in the types that the file says."""
+    if not calibrated:
+        return "sparse-fp16"
+    fits = target.strongly_typed and target.opset_max >= 19
+    return "sparse-int8-fp16" if fits else "sparse-int8"
 
 
 def _sm_names() -> list[str]:
@@ -193,8 +203,9 @@ def render_docs() -> str:
         " dense kernels.",
         "",
         "| target | architecture | 2:4 types | MatMul eligible | conv1x1 by default | INT8 | FP8 "
-        "| BF16 | int8 initializers | INT8 out for sparse | strongly typed | opsets |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| BF16 | int8 initializers | INT8 out for sparse "
+        "| INT8 ConvTranspose scaled by | strongly typed | opsets |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     targets = list(_rows().values())
     lines += [_doc_row(t) for t in targets]
@@ -239,6 +250,7 @@ def _doc_row(t: Target) -> str:
         yes("bf16"),
         yes("int8_initializers"),
         yes("output_qdq_for_sparse") if t.sparse_dtypes else "–",
+        cell("output channel" if t.deconv_scale_axis else "input channel", "deconv_scale_axis"),
         yes("strongly_typed"),
         cell(f"{t.opset_min}–{t.opset_max}", "opset_min", "opset_max"),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx24.cli import app
-from onnx24.codes import CODES, Code
+from onnx24.codes import OWN, Code
 from onnx24.passmgr import registry
 from onnx24.passmgr.options import reference
 from onnx24.report.limits import METRICS
@@ -186,7 +186,7 @@ def codes_page() -> str:
     lines = ["# Diagnostic codes", "", _NOTICE, ""]
     lines += ["`onnx24 explain CODE` prints an entry. A code is never reused.", ""]
     for digit, title in _RANGES:
-        entries = [code for code in CODES.values() if code.id[4] == digit]
+        entries = [code for code in OWN.values() if code.id[4] == digit]
         if entries:
             lines += [f"## {digit}xx: {title}", ""]
             lines += [_code(entry) for entry in sorted(entries, key=lambda entry: entry.id)]

@@ -45,7 +45,7 @@ def float_results(model: Model) -> dict[str, str]:
 
 def _next_scale(flow: Flow, value: str) -> str:
     use = flow.only_reader(value)
-    while use is not None and crosses(use.site):
+    while use is not None and crosses(flow.index, use.site):
         use = flow.only_reader(use.site.proto.output[0])
     is_quantized = use is not None and ops.is_onnx(use.site, "QuantizeLinear")
     return use.site.proto.input[1] if use is not None and is_quantized else ""

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from analysis_support import array, build
+from odd_models import OddModel, odd_models
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx24.analysis.cache import AnalysisCache
@@ -25,7 +26,6 @@ from onnx24.runtime.compare import compare
 from onnx24.runtime.data import load_data
 from onnx24.runtime.inputs import input_specs
 from onnx24.runtime.session import Session
-from onnx24.testing.odd_models import OddModel, odd_models
 
 RTOL = 1e-5
 

@@ -79,3 +79,21 @@ def test_the_constant_behind_a_value() -> None:
     assert behind("i") == [5, 6]
     for value in ("x", "weak", "foreign", "other", "made", "unheard-of"):
         assert behind(value) is None, value
+
+
+OVERLOADS = """
+<ir_version: 10, opset_import: ["" : 20, "fn" : 1]>
+g (float[4] x) => (float[4] y) { h = fn.F (x) y = fn.F:v2 (h) }
+<domain: "fn", opset_import: ["" : 20]> F (a) => (b) { b = Relu (a) }
+<domain: "fn", overload: "v2", opset_import: ["" : 20]> F (a) => (b) { b = Tanh (a) }
+<domain: "com.microsoft", opset_import: ["" : 20]> Gelu (a) => (b) { b = Tanh (a) }
+"""
+
+
+def test_a_call_names_one_of_two_functions_that_differ_by_their_overload() -> None:
+    model = Model.from_proto(onnx.parser.parse_model(OVERLOADS), check=False)
+    functions = ops.functions(model.proto)
+    called = [functions[ops.called(node)].node[0].op_type for node in model.proto.graph.node]
+    assert called == ["Relu", "Tanh"] and len(functions) == 2
+    paths = [scope.path for scope in model.scopes()]
+    assert paths == ["", "function:fn:F", "function:fn:F:v2", "function:com.microsoft:Gelu"]

@@ -75,7 +75,7 @@ def compiled(
     model = Model.from_proto(mlp([64, 64, 32]))
     for instance in (Canonicalize(), prune, *passes):
         ctx = Context(target=targets.load("sm86-trt8"), work_dir=work_dir)
-        ctx.diagnostics.pass_name = instance.name
+        ctx.enter(instance)
         instance.run(model, ctx)
     return model, dense
 

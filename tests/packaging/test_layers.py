@@ -194,6 +194,52 @@ def test_the_rule_itself(module: str, imported: str, allowed: bool) -> None:
     assert (violation(module, imported) is None) is allowed
 
 
+OPERATOR_ROOM = ROOT / "onnx24" / "ir" / "ops.py"
+
+
+def operator_questions(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, what) of every place that asks for an operator by its bare name, so that a node of
+    another domain would do as well: comparisons and look-ups by `op_type`, or by `op` where the
+    module works on the view, whose nodes have that; comparisons with "ai.onnx"."""
+    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names = {"op_type", "op"} if "onnx_graphsurgeon" in imported else {"op_type"}
+    for node in ast.walk(tree):
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.Subscript):
+            asked = [node.slice]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            looks_up = node.func.attr in {"get", "startswith", "endswith"}
+            asked = [node.func.value, *node.args[:1]] if looks_up else []
+        for side in asked:
+            if isinstance(side, ast.Attribute) and side.attr in names:
+                yield node.lineno, f".{side.attr}"
+            texts = {n.value for n in ast.walk(side) if isinstance(n, ast.Constant)}
+            if isinstance(node, ast.Compare) and "ai.onnx" in texts:
+                yield node.lineno, "'ai.onnx'"
+
+
+def test_one_room_says_which_operator_a_node_is() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {what}; ask ir.ops (is_onnx, op, full_name, type_of)"
+        for _, path in sources()
+        if path != OPERATOR_ROOM
+        for line, what in operator_questions(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_questions_for_an_operator_are_seen() -> None:
+    text = (
+        "import onnx_graphsurgeon as gs\n"
+        "a = node.op_type == 'Relu'\nb = node.proto.op_type in X\nc = X[node.op_type]\n"
+        "d = X.get(node.op_type)\ne = node.op != 'Relu'\nf = node.domain in ('', 'ai.onnx')\n"
+        "g = f'{node.op_type} is new'\nh = domain or 'ai.onnx'\n"
+    )
+    assert [line for line, _ in operator_questions(ast.parse(text))] == [2, 3, 4, 5, 6, 7]
+
+
 def test_relative_and_from_imports_are_seen() -> None:
     text = (
         "from . import a\nfrom ..ir import model\nfrom onnx24 import cli\n"

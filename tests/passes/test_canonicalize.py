@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx24.passes.canonicalize import Canonicalize
-from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
 
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.verify import Interface, make_constant, verify
 from onnx24.rewrite.functions import inline_functions
+from onnx24.testing.passes import apply, assert_same, feeds, ops, outputs, session, text_model
 
 
 def rewritten(model: Model, *, inline: bool = True):

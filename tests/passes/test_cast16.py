@@ -11,7 +11,6 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx24.passes.cast16 import Cast16, Dtype
-from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
 
 from onnx24 import targets
 from onnx24.analysis.precision import Range16, rounding_loss, slots
@@ -20,6 +19,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
 from onnx24.passmgr.base import Context
 from onnx24.testing.generate import mlp
+from onnx24.testing.passes import apply, assert_same, feeds, ops, outputs, session, text_model
 
 RNG = np.random.default_rng(3)
 W = RNG.standard_normal((8, 6)).astype(np.float32)

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx24.passes.conv1x1_to_matmul import Conv1x1ToMatmul
 from onnx24.passes.matmul_to_conv1x1 import MatmulToConv1x1, When
-from rewrite_support import apply, assert_same, session
 
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.rewrite.conv1x1 import Layout
 from onnx24.sparsity.masks import prune_24
+from onnx24.testing.passes import apply, assert_same, session
 
 RTOL = {np.float32: 3e-5, np.float16: 3e-2}
 """Of the largest output: another order of summation."""

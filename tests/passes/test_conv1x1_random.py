@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from onnx24.passes.conv1x1_to_matmul import Conv1x1ToMatmul
 from onnx24.passes.matmul_to_conv1x1 import MatmulToConv1x1, When
-from rewrite_support import apply, assert_same, outputs, text_model
 
 from onnx24.ir.model import Model
 from onnx24.rewrite.conv1x1 import Layout
+from onnx24.testing.passes import apply, assert_same, outputs, text_model
 
 K = 8
 LEADS = ("4", "3,5", "M,5", "M,L", "M,2,L")

@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx24.passes.conv1x1_to_matmul import Conv1x1ToMatmul
 from onnx24.passes.matmul_to_conv1x1 import MatmulToConv1x1, When
-from rewrite_support import apply, assert_same, ops, outputs, text_model
 
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.passmgr.base import Context
 from onnx24.rewrite.conv1x1 import Layout
+from onnx24.testing.passes import apply, assert_same, ops, outputs, text_model
 
 RNG = np.random.default_rng(6)
 K, N = 8, 6

@@ -204,16 +204,128 @@ def test_a_target_without_int8_initializers_keeps_the_float():
     assert model.to_bytes() == before
 
 
-def test_unsigned_weights_of_other_tools_with_a_zero_point():
+BETWEEN = {
+    "transpose": ("r = Transpose<perm = [1, 0]>(q)", "z", 0),
+    "reshape of a channel axis": ("r = Reshape(q, to)", "n", 1),
+    "clip": ("r = Clip(q, low, high)", "n", 1),
+    "one bound": ("r = Clip(q, , high)", "n", 1),
+    "a chain": ("p = Transpose(q) i = Identity(p) r = Clip(i, low)", "z", 0),
+    "a dead branch": ("r = Identity(q) u = Transpose(q)", "n", 1),
+}
+
+
+@pytest.mark.parametrize("case", BETWEEN)
+def test_what_stands_between_quantizer_and_dequantizer_is_computed(case):
+    """TensorRT-RTX 1.7.1: "Quantized constant is only allowed before DQ"."""
+    step, zeros, axis = BETWEEN[case]
     model = build(
-        "g (float[N, 32] x) => (float[N, 24] y) "
-        "{ q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) y = MatMul(x, d) }",
-        w=array((32, 24)),
-        s=np.array(0.02, np.float32),
-        z=np.array(131, np.uint8),
+        "g (float[N, 32] x) => (float[N, 32] y) "
+        f"{{ q = QuantizeLinear<axis = 1>(w, s, n) {step} "
+        f"d = DequantizeLinear<axis = {axis}>(r, s, {zeros}) y = MatMul(x, d) }}",
+        w=array((32, 32)),
+        s=np.linspace(0.01, 0.03, 32, dtype=np.float32),
+        n=np.zeros(32, np.int8),
+        z=np.zeros(32, np.int8),
+        to=np.array([32, 32], np.int64),
+        low=np.array(-90, np.int8),
+        high=np.array(90, np.int8),
     )
+    result = fold(model)
+    assert ops(model) == ["DequantizeLinear", "MatMul"] and "w" not in names(model)
+    assert codes(result) == ["O24-230"]
+    assert not fold(model).records
+
+
+def test_a_weight_that_two_chains_read_is_stored_as_each_reads_it():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 32] y) { q = QuantizeLinear(w, s, z) "
+        "d = DequantizeLinear(q, s, z) h = MatMul(x, d) t = Transpose<perm = [1, 0]>(q) "
+        "e = DequantizeLinear(t, s, z) y = MatMul(h, e) }",
+        w=array((32, 32)),
+        **SCALE,
+    )
+    result = fold(model, before="prune24{tied=prune}")
+    assert codes(result) == ["O24-230", "O24-230"] and "QuantizeLinear" not in ops(model)
+    assert result.passes[0].statistics["weight_bytes_before"] == 32 * 32 * 4
+
+
+KEPT = {
+    "a scalar": ("d = DequantizeLinear(q, s, z) y = Mul(x, d)", {"w": array(())}, "rank 0"),
+    "a table": (
+        "g = Gather(q, i) d = DequantizeLinear(g, s, z) y = MatMul(x, d)",
+        {"w": array((40, 32)), "i": np.arange(32)},
+        "Gather 'g' reads the integers",
+    ),
+    "arithmetic": (
+        "c = Cast<to = 1>(q) d = Mul(c, s) y = MatMul(x, d)",
+        {"w": array((32, 32))},
+        "reads the integers",
+    ),
+    "unsigned": (
+        "d = DequantizeLinear(q, s, z) y = MatMul(x, d)",
+        {"w": array((32, 32)), "z": np.array(0, np.uint8)},
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_tensorrt_builds_in_float_only_stays(case):
+    body, values, why = KEPT[case]
+    model = build(
+        f"g (float[N, 32] x) => (float[N, 32] y) {{ q = QuantizeLinear(w, s, z) {body} }}",
+        **{**SCALE, **values},
+    )
+    before = model.to_bytes()
+    result = fold(model)
+    assert model.to_bytes() == before
+    assert codes(result) == ["O24-231"] * bool(why)
+    assert all(why in record.reason for record in result.records)
+
+
+def test_a_stored_constant_is_read_by_nothing_but_dequantizers_after_a_pair_went():
+    model = build(
+        "g (float[N, 32] x) => (float[N, 32] y) { d = DequantizeLinear(w, s, z) "
+        "q = QuantizeLinear(d, s, z) t = Transpose<perm = [1, 0]>(q) "
+        "e = DequantizeLinear(t, s, z) y = MatMul(x, e) }",
+        w=np.arange(-512, 512).astype(np.int8).reshape(32, 32),
+        **SCALE,
+    )
+    before = model.to_bytes()
     fold(model)
-    assert model.weights["w_uint8"].dtype == np.uint8
+    assert model.to_bytes() == before
+
+
+def test_what_tensorrt_rtx_builds_it_builds_folded(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'onnx24[rtx]'")
+    from onnx24.backends import Profile, get
+
+    model = build(
+        """g (float[N, 32] x) => (float[N, 32] y1, float[N, 32] y2, float[N, 32] y3) {
+          q1 = QuantizeLinear(w, s, z) t1 = Transpose<perm = [1, 0]>(q1) r1 = Reshape(t1, to)
+          c1 = Clip(r1, low, high) d1 = DequantizeLinear(c1, s, z) h1 = MatMul(x, d1)
+          q2 = QuantizeLinear(number, s, z) d2 = DequantizeLinear(q2, s, z) y1 = Mul(h1, d2)
+          q3 = QuantizeLinear(table, s, z) g3 = Gather(q3, rows)
+          d3 = DequantizeLinear(g3, s, z) y2 = MatMul(x, d3)
+          q4 = QuantizeLinear(v, s, u) d4 = DequantizeLinear(q4, s, u) y3 = MatMul(x, d4)
+        }""",
+        w=array((32, 32)),
+        v=array((32, 32), 1),
+        table=array((40, 32), 2),
+        number=array(()),
+        rows=np.arange(32),
+        to=np.array([32, 32]),
+        low=np.array(-90, np.int8),
+        high=np.array(90, np.int8),
+        u=np.array(0, np.uint8),
+        **SCALE,
+    )
+    assert codes(fold(model)).count("O24-230") == 1
+    model.save(tmp_path / "m.onnx")
+    shape = Profile((4, 32), (4, 32), (4, 32))
+    get("tensorrt-rtx").build(
+        tmp_path / "m.onnx", TARGET, engine=tmp_path / "e", shapes={"x": shape}
+    )
 
 
 def test_nan_in_a_weight_is_an_error_and_nothing_changes():

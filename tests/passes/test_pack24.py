@@ -11,7 +11,6 @@ from onnx24.passes.canonicalize import Canonicalize
 from onnx24.passes.pack24 import Pack24
 from onnx24.passes.prune24 import Prune24
 from onnx24.passes.unpack24 import Unpack24
-from rewrite_support import apply, assert_same, outputs, text_model
 
 from onnx24 import targets
 from onnx24.analysis.cache import AnalysisCache
@@ -26,6 +25,7 @@ from onnx24.report.diff import diff
 from onnx24.report.inspection import inspect
 from onnx24.report.policy import parse_policy
 from onnx24.sparsity.masks import prune_24
+from onnx24.testing.passes import apply, assert_same, outputs, text_model
 
 POLICY = "[sparsity]\nmin_coverage = 1.0\nclaims = true\n"
 TYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.uint8]

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx24.passes.permute24 import Permute24
 from onnx24.passes.prune24 import Prune24
-from rewrite_support import apply, assert_same, outputs, text_model
 
 from onnx24 import targets
 from onnx24.analysis.cache import AnalysisCache
@@ -29,6 +28,7 @@ from onnx24.runtime.channels import channel_norms
 from onnx24.runtime.compare import compare
 from onnx24.runtime.data import load_data
 from onnx24.sparsity.masks import prune_24
+from onnx24.testing.passes import apply, assert_same, outputs, text_model
 
 RTOL = 1e-5
 

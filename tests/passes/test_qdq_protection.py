@@ -74,9 +74,9 @@ def test_a_classifier_keeps_its_classes_by_default(tmp_path):
 
 def test_an_agreement_is_not_asked_of_few_samples_nor_of_random_ones(tmp_path):
     model, data = two(tmp_path, 64)
-    result = run(model, parse("qdq"), target=targets.load("sm86"), calibration=data,
+    result = run(model, parse("qdq{min-output=0}"), target=targets.load("sm86"), calibration=data,
                  reproducer_dir=None)  # fmt: skip
-    assert set(codes(result).values()) == {"O24-200"} and "output_error" not in statistics(result)
+    assert set(codes(result).values()) == {"O24-200"} and "protected" not in statistics(result)
 
 
 def test_budget_and_formats_together(tmp_path):
@@ -87,7 +87,7 @@ def test_budget_and_formats_together(tmp_path):
     assert codes(result) == {"good": "O24-233", "bad": "O24-237"}
 
 
-@pytest.mark.parametrize("bad", ["budget=-1", "min-agreement=101", "min-agreement=-1"])
+@pytest.mark.parametrize("bad", ["budget=-1", "min-agreement=101", "min-output=-1"])
 def test_bad_limits(bad):
     with pytest.raises(InputError, match="O24-023"):
         parse(f"qdq{{{bad}}}")

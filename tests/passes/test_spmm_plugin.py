@@ -10,7 +10,6 @@ from onnx24.passes.canonicalize import Canonicalize
 from onnx24.passes.check24 import Check24
 from onnx24.passes.prune24 import Prune24
 from onnx24.passes.spmm_plugin import SpmmPlugin
-from rewrite_support import apply, assert_same, ops, outputs, text_model
 
 from onnx24 import targets
 from onnx24.analysis.cache import AnalysisCache
@@ -23,6 +22,7 @@ from onnx24.report.inspection import inspect
 from onnx24.rewrite.spmm24 import spmm24
 from onnx24.sparsity.masks import prune_24
 from onnx24.sparsity.pack import pack24
+from onnx24.testing.passes import apply, assert_same, ops, outputs, text_model
 
 RNG = np.random.default_rng(7)
 K, N = 64, 32
@@ -442,7 +442,7 @@ def test_site_limit() -> None:
     model = small()
     before = model.to_bytes()
     ctx = Context(target=apply(small(), Check24()).target, site_limit=0)
-    ctx.diagnostics.pass_name = "spmm-plugin"
+    ctx.enter(SpmmPlugin())
     SpmmPlugin().run(model, ctx)
     assert model.to_bytes() == before
 

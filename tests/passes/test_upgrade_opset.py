@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx24.passes.upgrade_opset import UpgradeOpset
-from rewrite_support import apply, assert_same, feeds, ops, outputs, session, text_model
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
+from onnx24.testing.passes import apply, assert_same, feeds, ops, outputs, session, text_model
 
 X = "g (float[2,3,4] x) => (float[A,B,C] y) "
 IMAGE = "g (float[1,3,4,4] x) => (float[A,B,C,D] y) "

@@ -50,6 +50,7 @@ class Plain(Pass):
 class Log(Plain):
     name: ClassVar = "log"
     effects: ClassVar = Effects.NONE
+    codes: ClassVar = ("O24-100",)
     tag: Annotated[str, "what to log"] = ""
 
     def run(self, model: Model, ctx: Context) -> None:

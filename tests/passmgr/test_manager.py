@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import passmgr_support
@@ -13,6 +15,7 @@ from passmgr_support import (
     Log,
     LyingScale,
     MoveClaims,
+    Plain,
     Rename,
     RenameOutput,
     Scale,
@@ -23,9 +26,11 @@ from passmgr_support import (
 )
 
 from onnx24 import targets
+from onnx24.codes import Code, lookup, register
 from onnx24.effects import Effects
 from onnx24.errors import InputError, InternalError, NotMetError
 from onnx24.ir.model import Model
+from onnx24.passmgr.base import Context
 from onnx24.passmgr.instrument import Instrument, Ledger, Step
 from onnx24.passmgr.manager import PIPELINE_KEY, STOP_AFTER_KEY, run
 from onnx24.passmgr.pipeline import Pipeline, parse
@@ -369,3 +374,51 @@ def test_hooks_nest_when_a_hook_fails(fail, expected, model: Model):
     with pytest.raises(InternalError, match="b fails in"):
         run(model, [Log()], target=TARGET, instruments=traces, reproducer_dir=None)
     assert log == expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaks(Plain):
+    """Says something under a code; declares its own."""
+
+    name: ClassVar = "speaks"
+    codes: ClassVar = (Code("TEST-001", "warning", "heard", "Somebody spoke.", "listen"),)
+    code: Annotated[str, "what it says"] = "TEST-001"
+
+    def run(self, model: Model, ctx: Context) -> None:
+        ctx.record("spoke", self.code, weight="w0")
+
+    def touches(self) -> Effects:
+        return Effects.NONE
+
+
+def test_a_pass_says_what_it_declares_and_its_own_codes_get_known():
+    result = run(chain(), [Speaks()], target=TARGET)
+    (found,) = result.diagnostics
+    assert (found.code, str(found.severity), found.hint) == ("TEST-001", "warning", "listen")
+    assert lookup("TEST-001").title == "heard"
+
+
+def test_an_undeclared_code_is_refused():
+    with pytest.raises(InternalError, match="says O24-100, and its `codes` are TEST-001") as caught:
+        run(chain(), [Speaks(code="O24-100")], target=TARGET, reproducer_dir=None)
+    assert caught.value.code == "O24-906"
+
+
+@pytest.mark.parametrize("id_", ["O24-999", "O24-100", "TEST-001"])
+def test_a_code_that_is_taken(id_: str):
+    run(chain(), [Speaks()], target=TARGET)
+    with pytest.raises(ValueError, match="is taken"):
+        register(Code(id_, "note", "another", "Something else."))
+
+
+def test_an_instance_that_changes_nothing_is_held_to_it():
+    @dataclass(frozen=True, kw_only=True)
+    class Claims(Rename):
+        name: ClassVar = "claims"
+
+        def touches(self) -> Effects:
+            return Effects.NONE
+
+    with pytest.raises(InternalError, match="declares to change nothing") as caught:
+        run(chain(), [Claims()], target=TARGET, reproducer_dir=None)
+    assert caught.value.code == "O24-901"

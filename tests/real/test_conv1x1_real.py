@@ -23,7 +23,7 @@ from onnx24.rewrite.conv1x1 import Layout
 from onnx24.targets import load
 
 sys.path.append(str(Path(__file__).parents[1] / "passes"))
-from rewrite_support import apply, assert_same, outputs
+from onnx24.testing.passes import apply, assert_same, outputs
 
 FOLDERS = ("zoo", "structural", "deeploy_golden", "polygraphy_tests")
 RTOL = 1e-4

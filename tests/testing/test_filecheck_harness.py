@@ -29,7 +29,7 @@ g (float[N, 4] x) => (float[N, 8] y) {
 class Scale(Pass):
     name: ClassVar = "scale"
     effects: ClassVar = Effects.WEIGHTS
-    numeric: ClassVar = "rounding"
+    codes: ClassVar = ("O24-100",)
     factor: Annotated[float, "the factor"] = 1.0
 
     def run(self, model, ctx) -> None:

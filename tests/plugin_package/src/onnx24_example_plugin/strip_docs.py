@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from onnx24.effects import Effects
 from onnx24.ir.model import Model
-from onnx24.passmgr.base import Context, Pass
+from onnx24.passmgr.base import Code, Context, Pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,10 @@ class StripDocs(Pass):
 
     name: ClassVar = "example-strip-docs"
     effects: ClassVar = Effects.STRUCTURE
+    numeric: ClassVar = "exact"
+    codes: ClassVar = (
+        Code("EX-001", "note", "doc string removed", "The node's doc string was removed."),
+    )
 
     keep: Annotated[tuple[str, ...], "patterns of nodes that keep theirs"] = ()
 
@@ -30,6 +34,7 @@ class StripDocs(Pass):
                 kept = any(fnmatchcase(node.name, pattern) for pattern in self.keep)
                 if node.doc_string and not kept and ctx.admit(node.name):
                     node.ClearField("doc_string")
+                    ctx.record("stripped", "EX-001", node=node.name, op=node.op_type)
                     stripped += 1
         ctx.statistics["stripped"] = stripped
         if stripped:

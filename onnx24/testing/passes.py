@@ -1,5 +1,13 @@
-"""What the tests of structural passes share: run one pass, run models in ONNX Runtime, compare.
+"""For tests of a pass in Python, the project's and those of plug-ins: a model from text, one pass
+over it, its outputs before and after.
 
+    model = text_model("g (float[N, 8] x) => (float[N, 8] y) { y = Relu(x) }")
+    before = outputs(model)
+    ctx = apply(model, MyPass())
+    assert_same(before, outputs(model))
+    assert [record.code for record in ctx.records] == ["EX-001"]
+
+What a pass does to a graph is better shown by a fixture: onnx24/testing/filecheck.py.
 ONNX Runtime runs with graph optimizations off, so that what is compared is the graph itself.
 """
 
@@ -20,7 +28,7 @@ def apply(
 ) -> Context:
     """Run a pass and check the invariants of ir.verify. Returns: the context with its records."""
     ctx = Context(target=targets.load(target), site_limit=limit)
-    ctx.diagnostics.pass_name = instance.name
+    ctx.enter(instance)
     interface = Interface.of(model)
     instance.run(model, ctx)
     problems = verify(model, interface)
