@@ -350,6 +350,14 @@ _TABLE = (
         "rename the initializer in the body",
     ),
     Code(
+        "O24-054",
+        "warning",
+        "judged by samples that were fitted",
+        "The model was pruned, calibrated or trained on these samples, and none was held out of "
+        "them: there were fewer than 16, or one run takes them all. What they say is too good.",
+        "pass other data, or calibrate on 16 samples or more: every eighth is held out",
+    ),
+    Code(
         "O24-056",
         "error",
         "values became NaN or infinite",

@@ -16,7 +16,7 @@ from onnx24.backends.running import require_gpu, run_with_python, run_with_trtex
 from onnx24.cli.console import Console
 from onnx24.cli.files import STANDARD_STREAM, source_of
 from onnx24.driver.models import Source
-from onnx24.driver.samples import load_samples
+from onnx24.driver.samples import load_samples, split_of
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError
 from onnx24.ledger.estimate import VARIANTS, estimate, render_estimates
@@ -172,7 +172,8 @@ def _measure(
 ) -> int:
     backend = get(request.backend, target)
     any_plan = next(iter(plans.values()))
-    calibration = load_samples(request.calib, model, any_plan, 0)
+    split = split_of(load_samples(request.calib, model, any_plan, 0))
+    calibration = split.fitted if split else None
     skipped = {}
     if calibration is None:
         for name in [name for name in variants if "int8" in name]:

@@ -9,7 +9,7 @@ from onnx24 import targets
 from onnx24.backends.base import parse_shapes
 from onnx24.cli.console import Console
 from onnx24.cli.files import source_of
-from onnx24.driver.samples import load_samples
+from onnx24.driver.samples import load_samples, split_of
 from onnx24.driver.usage import usage
 from onnx24.ir.model import Model
 from onnx24.passmgr.bisect import Oracle, Outcome, Probe, bisect, command
@@ -49,7 +49,8 @@ def bisect_model(request: BisectRequest) -> int:
     profiles = parse_shapes(request.shapes)
     source = source_of(request.model)
     model, reference = source.load(), source.load()
-    calibration = load_samples(request.calib, model, profiles, request.seed)
+    split = split_of(load_samples(request.calib, model, profiles, request.seed))
+    calibration = split.fitted if split else None
     console = Console(as_json=request.as_json)
     oracle: Oracle
     if request.command is not None:

@@ -42,15 +42,16 @@ def compare_models(request: CompareRequest) -> int:
     spec = request.data or data_beside(None if request.a == STANDARD_STREAM else Path(request.a))
     profiles = parse_shapes(request.shapes)
     from onnx24.runtime.compare import compare
+    from onnx24.runtime.split import judging
 
     a, b = source_of(request.a).load(), source_of(request.b).load()
     console = Console(as_json=request.as_json)
-    data = load_samples(spec, a, profiles, request.seed)
+    data, use, told = judging(load_samples(spec, a, profiles, request.seed), a, b)
     with console.waiting("running both models"):
         comparison = compare(a, b, data, also=named_values(limits))
         layers = compare(a, b, data, outputs=common_values(a, b)) if request.layers else None
     results = check_limits(limits, comparison.outputs, comparison.names)
-    facts = DataFacts.of(data, "comparison")
+    facts = DataFacts.of(data, use)
     document: dict[str, Any] = {
         "a": request.a,
         "b": request.b,
@@ -61,7 +62,7 @@ def compare_models(request: CompareRequest) -> int:
         "met": all(result.met for result in results),
     }
     console.report(_text(document, results), document)
-    found = [*comparison.findings(), *comparison.breaches()]
+    found = [*told, *comparison.findings(), *comparison.breaches()]
     found += [result.unmet() for result in results if not result.met]
     console.diagnostics(found)
     return 1 if any(item.severity is Severity.ERROR for item in found) else 0

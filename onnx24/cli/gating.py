@@ -14,7 +14,7 @@ from onnx24.cli.files import (
     output_path,
     source_of,
 )
-from onnx24.diagnostics import Severity, diagnostic
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.driver.models import Source
 from onnx24.driver.samples import load_samples
 from onnx24.driver.usage import usage
@@ -27,6 +27,7 @@ from onnx24.ledger.profit_gate import all_dense_again, brought_back, gate, rende
 from onnx24.passmgr.provenance import data_digest, record_step
 from onnx24.report.model import ModelFacts
 from onnx24.runtime.compare import Comparison, compare
+from onnx24.runtime.split import judging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ def gate_model(request: GateRequest) -> int:
     origins: list[Origin] = [FromWorkDir(kept)] if kept is not None else []
     origins += [FromModel(dense)] if dense is not None else []
     data = load_samples(request.data, dense or model, profiles, request.seed)
+    told: list[Diagnostic] = []
+    if data is not None:
+        data, _, told = judging(data, model)
     console = Console(as_json=request.as_json, stdout_is_taken=True)
     comparisons: dict[str, Comparison] = {}
     reference, said = dense, "the dense model"
@@ -106,7 +110,8 @@ def gate_model(request: GateRequest) -> int:
         console.note(f"{out}\n{render_gate(decisions, comparisons, said)}")
     if data is not None and data.is_random:
         text = f"{data.describe()}: the comparison says nothing about accuracy"
-        console.diagnostics([diagnostic("O24-034", text, severity=Severity.WARNING)])
+        told.append(diagnostic("O24-034", text, severity=Severity.WARNING))
+    console.diagnostics(told)
     return 0
 
 

@@ -19,7 +19,7 @@ from onnx24.cli.files import (
 from onnx24.diagnostics import Severity, diagnostic
 from onnx24.driver.effort import Effort
 from onnx24.driver.models import Source
-from onnx24.driver.samples import load_samples
+from onnx24.driver.samples import load_samples, split_of
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
 from onnx24.passmgr.provenance import data_digest, record_step
@@ -87,12 +87,14 @@ def recover_model(request: RecoverRequest) -> int:
     )
     if not is_first():
         return 0
+    split = split_of(samples)
     record_step(
         model,
         f"recover{{{plan.name} steps={plan.steps}}}",
         source_sha256=facts.sha256,
         source_data_sha256=data_digest(facts.data_files),
-        samples_sha256=samples.digest(),
+        samples_sha256=split.fitted.digest(),
+        held_out_sha256=split.digest(),
     )
     model.save(out, external=request.external)  # type: ignore[arg-type]
     if samples.is_random:

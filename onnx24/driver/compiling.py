@@ -31,6 +31,7 @@ from onnx24.driver.samples import (
     limits_of,
     load_samples,
     profiles_of,
+    split_of,
 )
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
@@ -47,12 +48,8 @@ from onnx24.report.model import DataFacts, ModelFacts, build_report
 if TYPE_CHECKING:
     from onnx24.runtime.compare import Comparison
     from onnx24.runtime.data import Calibration
+    from onnx24.runtime.split import Split
     from onnx24.targets import Target
-
-HELD_OUT = 8
-"""One of so many calibration samples is kept for the comparison …"""
-HELD_OUT_FROM = 16
-"""… where there are at least so many."""
 
 PathLike = str | os.PathLike[str]
 
@@ -122,7 +119,8 @@ def optimize(
     made = source.load()
     facts = ModelFacts.of(made, source.name)
     verdicts = judge(made, row)
-    calibration = load_samples(calib, made, profiles, seed)
+    split = split_of(load_samples(calib, made, profiles, seed))
+    calibration = split.fitted if split else None
     recorder = Recorder(made, facts, provenance)
     if output is not None:
         made.stage(output, external=external)
@@ -142,7 +140,7 @@ def optimize(
     )
     _log_run(result)
     found = covered(made, row)
-    recorder.record(result, row, calibration, verdicts, found)
+    recorder.record(result, row, split, verdicts, found)
     if output is not None:
         made.save(output, external=external)
     report = build_report(
@@ -269,8 +267,9 @@ def compile(
         _must_run(original, named_values(plan.limits))
     verdicts = judge(original, plan.target)
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
-    held_out = load_samples(data, original, plan.profiles, seed)
-    calibration, held_out, used = _data(calibration, held_out)
+    given = load_samples(data, original, plan.profiles, seed)
+    split = split_of(calibration)
+    held_out, used = _judged_by(given, calibration, split)
 
     compiled = source.load()
     recorder = Recorder(compiled, facts, provenance)
@@ -280,7 +279,7 @@ def compile(
         compiled,
         plan.pipeline,
         target=plan.target,
-        calibration=calibration,
+        calibration=split.fitted if split else None,
         verify=verify,
         guard=_guard(guard),
         progress=plan.shows.progress,
@@ -290,7 +289,7 @@ def compile(
     )
     _log_run(result)
     found = covered(compiled, plan.target)
-    recorder.record(result, plan.target, calibration, verdicts, found)
+    recorder.record(result, plan.target, split, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     unmet += [item for item in notes if item.severity is Severity.ERROR]
@@ -413,23 +412,19 @@ def _must_run(model: Model, named: Sequence[str] = ()) -> None:
     require_values(model, named)
 
 
-def _data(
-    calibration: Calibration | None, held_out: Calibration | None
-) -> tuple[Calibration | None, Calibration | None, list[DataFacts]]:
-    """Samples for calibration, samples for the comparison, and what to say of both."""
-    if held_out is not None:
-        facts = [DataFacts.of(calibration, "calibration")] if calibration else []
-        return calibration, held_out, [*facts, DataFacts.of(held_out, "comparison")]
-    if calibration is None:
-        return None, None, []
-    if len(calibration) < HELD_OUT_FROM or calibration.runs < 2:  # one run can't be divided
-        return calibration, calibration, [DataFacts.of(calibration, "calibration, comparison")]
-    calibration, held_out = calibration.split(1 - 1 / HELD_OUT)
-    return (
-        calibration,
-        held_out,
-        [DataFacts.of(calibration, "calibration"), DataFacts.of(held_out, "comparison")],
-    )
+def _judged_by(
+    given: Calibration | None, calibration: Calibration | None, split: Split | None
+) -> tuple[Calibration | None, list[DataFacts]]:
+    """Samples for the comparison, and what to say of all. given: `data`; where that is the
+    calibration data again, only what was held out of it judges."""
+    if calibration is None or split is None:
+        return given, [DataFacts.of(given, "comparison")] if given else []
+    fitted = DataFacts.of(split.fitted, "calibration")
+    if given is not None and given.digest() != calibration.digest():
+        return given, [fitted, DataFacts.of(given, "comparison")]
+    if not split.is_divided:
+        return split.held_out, [replace(fitted, use="calibration, comparison")]
+    return split.held_out, [fitted, DataFacts.of(split.held_out, "comparison")]
 
 
 _LACKING = "Could not find an implementation"

@@ -18,7 +18,7 @@ from onnx24.report.model import ModelFacts, build_report, findings_digest
 
 if TYPE_CHECKING:
     from onnx24.analysis.coverage import Covered
-    from onnx24.runtime.data import Calibration
+    from onnx24.runtime.split import Split
     from onnx24.targets import Target
 
 _PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "networkx", "ml_dtypes")
@@ -45,7 +45,7 @@ class Recorder:
         self,
         result: manager.RunResult,
         target: Target,
-        calibration: Calibration | None,
+        split: Split | None,
         verdicts: Mapping[ValueKey, Any],
         found: Covered,
     ) -> None:
@@ -73,7 +73,8 @@ class Recorder:
             source_sha256=source.sha256,
             source_data=self._ranges.checksum(model.weights) if fast else self._sha256_of_data(),
             fast=fast,
-            calibration_sha256=calibration.digest() if calibration else "",
+            calibration_sha256=split.fitted.digest() if split else "",
+            held_out_sha256=split.digest() if split else "",
             report_sha256=findings_digest(findings),
         )
 

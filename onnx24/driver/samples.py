@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from onnx24.backends.base import Profile, parse_shapes
 from onnx24.driver.usage import usage
 from onnx24.runtime.data import Calibration, load_data
+from onnx24.runtime.split import Split
 
 if TYPE_CHECKING:
     from onnx24.ir.model import Model
@@ -76,6 +77,15 @@ def load_samples(
         return data
     shapes = {name: profile.opt for name, profile in profiles.items()}
     return load_data(os.fspath(data), model, shapes=shapes, seed=seed)
+
+
+@overload
+def split_of(data: Calibration) -> Split: ...
+@overload
+def split_of(data: Calibration | None) -> Split | None: ...
+def split_of(data: Calibration | None) -> Split | None:
+    """What to fit to and what is held out; None for no samples."""
+    return None if data is None else Split.of(data)
 
 
 def data_beside(model: Path | None) -> str:

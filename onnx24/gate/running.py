@@ -43,12 +43,16 @@ def findings(subject: Subject) -> Iterator[Diagnostic]:
 def _numeric(subject: Subject) -> Iterator[Diagnostic]:
     from onnx24.runtime.compare import compare
     from onnx24.runtime.data import load_data
+    from onnx24.runtime.split import judging
 
     policy = subject.policy
     reference = Model.load(_file(policy.path("numeric.reference")))
     spec = str(policy.get("numeric.data"))
     named = spec if spec.startswith("random:") else str(policy.path("numeric.data"))
-    comparison = compare(reference, subject.model, load_data(named, reference))
+    data, _, told = judging(load_data(named, reference), reference, subject.model)
+    for found in told:
+        yield subject.finding(found.code, found.message, "numeric.data")
+    comparison = compare(reference, subject.model, data)
     limits = [
         Limit(name, value)
         for name in METRICS

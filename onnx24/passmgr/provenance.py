@@ -9,6 +9,7 @@
 | `onnx24.source.data.sha256` | of its data files, where it has any |
 | `onnx24.origin.sha256` | of the first input, where the input was itself made by onnx24 |
 | `onnx24.calibration.sha256` | of the calibration samples, where some were used |
+| `onnx24.held-out.sha256` | of the samples held out of them, of every step that held some out |
 | `onnx24.report.sha256` | of what the report says of passes and weights (docs/report.md) |
 | `onnx24.content.sha256` | of the model as it was written: graph, weights, all other entries |
 | `onnx24.source.data.checksum`, `onnx24.content.checksum` | instead of the two, in a fast record |
@@ -48,6 +49,7 @@ from onnx24.ir.weights import (
     reference_of,
 )
 from onnx24.passmgr.manager import PIPELINE_KEY
+from onnx24.runtime.split import FITTED_KEY, HELD_OUT_KEY
 from onnx24.sparsity.masks import engine_for
 
 VERSION_KEY = "onnx24.version"
@@ -55,7 +57,6 @@ TARGET_KEY = "onnx24.target"
 SOURCE_KEY = "onnx24.source.sha256"
 SOURCE_DATA_KEY = "onnx24.source.data.sha256"
 ORIGIN_KEY = "onnx24.origin.sha256"
-CALIBRATION_KEY = "onnx24.calibration.sha256"
 REPORT_KEY = "onnx24.report.sha256"
 CONTENT_KEY = "onnx24.content.sha256"
 SOURCE_DATA_SUM_KEY = "onnx24.source.data.checksum"
@@ -82,6 +83,7 @@ class Provenance:
     source_data_sha256: str = ""
     origin_sha256: str = ""
     calibration_sha256: str = ""
+    held_out: str = ""
     report_sha256: str = ""
     content_sha256: str = ""
     source_data_checksum: str = ""
@@ -125,7 +127,8 @@ _KEYS = {
     "source_sha256": SOURCE_KEY,
     "source_data_sha256": SOURCE_DATA_KEY,
     "origin_sha256": ORIGIN_KEY,
-    "calibration_sha256": CALIBRATION_KEY,
+    "calibration_sha256": FITTED_KEY,
+    "held_out": HELD_OUT_KEY,
     "report_sha256": REPORT_KEY,
     "content_sha256": CONTENT_KEY,
     "source_data_checksum": SOURCE_DATA_SUM_KEY,
@@ -188,11 +191,13 @@ def record(
     source_data: str,
     fast: bool = False,
     calibration_sha256: str = "",
+    held_out_sha256: str = "",
     report_sha256: str = "",
 ) -> None:
     """Write the entries into a model that a pipeline changed. source_data: `data_digest`, or for a
     fast record `DataRanges.checksum`, of the input."""
     metadata = model.metadata
+    held_out = [*metadata.get(HELD_OUT_KEY, "").split(), held_out_sha256]
     earlier = metadata.get(ORIGIN_KEY) or metadata.get(SOURCE_KEY)
     entries = {
         VERSION_KEY: __version__,
@@ -201,7 +206,8 @@ def record(
         SOURCE_DATA_KEY: "" if fast else source_data,
         SOURCE_DATA_SUM_KEY: source_data if fast else "",
         ORIGIN_KEY: earlier or "",
-        CALIBRATION_KEY: calibration_sha256,
+        FITTED_KEY: calibration_sha256,
+        HELD_OUT_KEY: " ".join(dict.fromkeys(filter(None, held_out))),
         REPORT_KEY: report_sha256,
         CONTENT_KEY: "",
         CONTENT_SUM_KEY: "",
@@ -222,10 +228,11 @@ def record_step(
     source_sha256: str,
     source_data_sha256: str,
     samples_sha256: str = "",
+    held_out_sha256: str = "",
 ) -> None:
     """Carry the record of a model over a command that is no pipeline and changed it: `step` joins
     what made it. A model without a record stays without one. samples_sha256: of what the command
-    was given, "" for none."""
+    was given, "" for none. held_out_sha256: of those that it fitted nothing to."""
     earlier = Provenance.of(model)
     if not (earlier.content_sha256 or earlier.content_checksum):
         return
@@ -236,6 +243,7 @@ def record_step(
         source_sha256=source_sha256,
         source_data=source_data_sha256,
         calibration_sha256=samples_sha256 or earlier.calibration_sha256,
+        held_out_sha256=held_out_sha256,
     )
 
 

@@ -8,22 +8,18 @@ import numpy as np
 
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
-from onnx24.runtime.data import Calibration, Feeds, spread
+from onnx24.runtime.data import Calibration, Feeds
+from onnx24.runtime.split import held_out
 
-__all__ = ["HELD_OUT", "Samples"]
+__all__ = ["Samples"]
 
-HELD_OUT = 0.1
-"""The share that is held out: of the same data those samples that `prune24` holds back, so that
-the values that its solver fitted are not judged by what they were solved on. Of the held-back ones
-it sets the damping and one widening factor for each output."""
-_MIN_SAMPLES = 16
-"""With fewer, all train and all are held out."""
 _EVALUATED_ROWS = 64
 
 
 class Samples:
-    """All samples of DATA. `train`, `held_out`: indices; the same where there are too few to
-    divide. Rows of a dynamic batch are fed `batch` at once, other samples one by one.
+    """All samples of DATA. `train`, `held_out`: indices, as runtime.split divides them, so that
+    nothing that an earlier step fitted judges; the same where there are too few to divide. Rows of
+    a dynamic batch are fed `batch` at once, other samples one by one.
 
     labels: one integer for each sample, in the order of DATA.
     Raises: InputError as `Calibration.batches`; O24-032 where the labels are not one a sample.
@@ -44,10 +40,10 @@ class Samples:
             )
         self.labels = None if labels is None else labels.astype(np.int64)
         every = np.arange(count)
-        self.is_divided = count >= _MIN_SAMPLES
-        apart = ~spread(count, 1 - HELD_OUT) if self.is_divided else every < 0
-        self.train = every[~apart] if self.is_divided else every
-        self.held_out = every[apart] if self.is_divided else every
+        apart = held_out(data.units, len(data))
+        self.is_divided = apart is not None
+        self.train = every if apart is None else every[~apart]
+        self.held_out = every if apart is None else every[apart]
 
     def batch(self, step: int, size: int, seed: int) -> np.ndarray:
         """The samples of a step: one permutation after another, a new one each epoch."""

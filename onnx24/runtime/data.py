@@ -89,6 +89,11 @@ class Calibration:
         return math.ceil(len(self._units) / self._units_per_run)
 
     @property
+    def units(self) -> int:
+        """How many there are of the least that can be fed."""
+        return len(self._units)
+
+    @property
     def units_per_run(self) -> int:
         """Rows of a dynamic batch that are fed at once; 1 where a run is not divisible."""
         return self._units_per_run
@@ -134,10 +139,11 @@ class Calibration:
         if count < 2:
             return self, self
         chosen = spread(count, fraction)
-        return (
-            Calibration(self._source, self._units[chosen], self._units_per_run),
-            Calibration(self._source, self._units[~chosen], self._units_per_run),
-        )
+        return self.part(chosen), self.part(~chosen)
+
+    def part(self, chosen: np.ndarray) -> Calibration:
+        """The units for which `chosen` [units] is true."""
+        return Calibration(self._source, self._units[chosen], self._units_per_run)
 
 
 def spread(count: int, fraction: float) -> np.ndarray:

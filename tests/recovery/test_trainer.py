@@ -21,7 +21,6 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.invariants import broken_claims
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
-from onnx24.layerwise.prune import HELD_BACK
 from onnx24.passmgr import manager, pipeline
 from onnx24.recovery.interpreter import GraphModule
 from onnx24.recovery.losses import kl, mse, objective
@@ -30,6 +29,7 @@ from onnx24.recovery.samples import Samples
 from onnx24.recovery.trainer import recover
 from onnx24.runtime.data import load_data
 from onnx24.runtime.session import Session
+from onnx24.runtime.split import Split
 from onnx24.sparsity.masks import is_24
 from onnx24.targets import DEFAULT, load
 
@@ -266,18 +266,17 @@ def test_early_stop(tmp_path: Path) -> None:
 
 def test_samples_come_in_permutations(tmp_path: Path) -> None:
     samples = Samples(data(tmp_path, 40), net())
-    assert len(samples.held_out) == 4 and not set(samples.held_out) & set(samples.train)
+    assert len(samples.held_out) == 5 and not set(samples.held_out) & set(samples.train)
     seen = np.concatenate([samples.batch(step, 6, 0) for step in range(6)])
     assert sorted(seen) == sorted(samples.train)
     few = Samples(data(tmp_path, 8), net())
     assert not few.is_divided and len(few.train) == len(few.held_out) == 8
 
 
-def test_held_out_are_the_samples_that_pruning_did_not_fit(tmp_path: Path) -> None:
+def test_held_out_are_the_samples_that_compile_held_out(tmp_path: Path) -> None:
     given = data(tmp_path, 57)
     samples = Samples(given, net())
-    _, held = given.split(1 - HELD_BACK)
-    kept = np.concatenate([feeds["x"] for feeds in held.batches(net())])
+    kept = np.concatenate([feeds["x"] for feeds in Split.of(given).held_out.batches(net())])
     feeds = np.concatenate([run["x"] for run, _ in samples.held_out_feeds()])
     assert kept.tobytes() == feeds.tobytes()
 
