@@ -39,7 +39,9 @@ class Cast16(Pass):
 
     Kept in FP32, each with a record O24-241: the operators of `fp32-ops` (long sums, Softmax,
     normalizations, steep functions); operators that have no 16-bit form in the model's opset or no
-    definition at all; nodes with bodies and what is in the bodies; arithmetic on values that came
+    definition at all; operators whose result depends on the bits or the type of the input (BitCast,
+    EyeLike, Unique) or gets its type from an attribute (an output_dtype of DequantizeLinear is
+    changed with it); nodes with bodies and what is in the bodies; arithmetic on values that came
     from integers (sizes, positions); quantized layers below opset 19, where QuantizeLinear and
     DequantizeLinear know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant
     of one element below the 16-bit type's normal range (an epsilon). What lies between two such

@@ -29,9 +29,10 @@ class Equalize(Pass):
     the model's results changes, zeros stay zeros, and a second run changes nothing.
 
     Taken are Conv, ConvTranspose, Gemm and MatMul with constant weights, one behind the other,
-    directly or over Relu, LeakyRelu, PRelu, MaxPool, a constant bias and a Mul by a number. It
-    looks at weights only and needs no data. In no preset: weights have a scale for each channel
-    anyway, and smooth-quant, which looks at the activations, does more for these.
+    directly or over Relu, LeakyRelu, PRelu, pools, Transpose and Reshape that keep the channels on
+    an axis of their own, a constant bias and a Mul by what is the same for all channels. It looks
+    at weights only and needs no data. In no preset: weights have a scale for each channel anyway,
+    and smooth-quant, which looks at the activations, does more for these.
 
     Refused (O24-344): what smooth-quant refuses, and activations that do not come from a product.
 

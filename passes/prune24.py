@@ -94,7 +94,8 @@ class Prune24(WeightChoice, Effort, Pass):
     numeric: ClassVar[Numeric] = "close"
     heavy: ClassVar = True
     codes: ClassVar = tuple(
-        f"O24-{n}" for n in ("008", "035", 100, 102, 103, *range(110, 130), *range(131, 138), 140)
+        f"O24-{n}"
+        for n in ("008", "035", "057", 100, 102, 103, *range(110, 130), *range(131, 138), 140)
     )
 
     def __post_init__(self) -> None:

@@ -38,7 +38,8 @@ class SmoothQuant(Pass):
 
     The scale is absorbed in the scale and bias of a LayerNormalization, RMSNormalization or
     BatchNormalization, in a Mul by a constant (a normalization that is spelled out), or in the
-    weight and bias of a product, through Relu, LeakyRelu, PRelu and MaxPool.
+    weight and bias of a product, through Relu, LeakyRelu, PRelu, pools, Transpose and Reshape where
+    these keep the channels on an axis of their own.
 
     Refused (O24-342): an activation that something else reads, too (a residual Add behind a
     post-normalization), that comes from an operator which passes no factor (Gelu, Softmax), whose
@@ -71,7 +72,7 @@ class SmoothQuant(Pass):
         for refusal in refusals:
             if not refusal.readers[0].is_conv:
                 _refuse(ctx, refusal, refusal.reason)
-        links = [link for link in links if link.axis == -1]
+        links = [link for link in links if not link.readers[0].is_conv]
         smoothed = 0
         for link, peaks in _peaks(model, ctx, links):
             ratio = outlier_ratio(peaks)

@@ -295,6 +295,8 @@ def _unary(node: NodeAxes) -> None:
 
 
 def _nary(node: NodeAxes) -> None:
+    if node.opset < 7 and node.attribute("broadcast", 0):
+        raise _Unknown("before opset 7 it broadcasts along an axis that it names")
     node.broadcast([o for o in node.inputs if o is not None], node.only_output())
 
 
@@ -310,6 +312,8 @@ def _cast_like(node: NodeAxes) -> None:
 
 
 def _prelu(node: NodeAxes) -> None:
+    if node.opset < 7:
+        raise _Unknown("before opset 7 its slopes lie along axis 1")
     if node.x(1).rank > node.x().rank:
         raise _Unknown("the slope has more axes than the input")
     node.broadcast([node.x(), node.x(1)], node.y())

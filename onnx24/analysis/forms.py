@@ -13,9 +13,11 @@ from onnx24.ir.index import NodeSite
 
 __all__ = [
     "Form",
+    "ProductAxes",
     "channel_axis",
     "foreign_operand",
     "is_product",
+    "product_axes",
     "product_form",
 ]
 
@@ -83,15 +85,48 @@ def foreign_operand(site: NodeSite, position: int) -> bool:
     return position in _FOREIGN.get(ops.type_of(site), ())
 
 
-def channel_axis(site: NodeSite, position: int, rank: int) -> int:
-    """Of the output channels in the operand of a Conv, ConvTranspose, Gemm or MatMul."""
+@dataclass(frozen=True)
+class ProductAxes:
+    """Where the axes of a product lie, each counted from the end: what is summed over (`k_data` in
+    the activation, `k_weight` in the constant; of a convolution the input channels), and what the
+    constant adds (`n_weight` there, `n_result` in the result; the output channels). Both of the
+    latter are None where the constant is a vector: it adds no axis."""
+
+    k_data: int
+    k_weight: int
+    n_weight: int | None
+    n_result: int | None
+
+
+def product_axes(
+    site: NodeSite, position: int, rank: int, data_rank: int | None = None
+) -> ProductAxes | None:
+    """The axes of a Conv, ConvTranspose, Gemm or MatMul whose input `position` is a constant of
+    that rank. data_rank: of the other operand, None where it is not known; the answer is None where
+    it is needed."""
     op = ops.op(site)
-    if op in ("Conv", "ConvTranspose"):
-        return int(op == "ConvTranspose")
+    if op == "Conv":
+        return ProductAxes(1 - rank, 1 - rank, -rank, 1 - rank)
+    if op == "ConvTranspose":
+        return ProductAxes(1 - rank, -rank, 1 - rank, 1 - rank)
     if op == "Gemm":
-        transposed = bool(ops.attribute(site, "transB" if position else "transA", 0))
-        return int(transposed != bool(position))
-    return rank - 1 if position else max(rank - 2, 0)
+        flip_a, flip_b = (bool(ops.attribute(site, name, 0)) for name in ("transA", "transB"))
+        a, b = (-2, -1) if flip_a else (-1, -2), (-1, -2) if flip_b else (-2, -1)
+        return ProductAxes(a[0], b[0], b[1], -1) if position else ProductAxes(b[0], a[0], a[1], -2)
+    if position:  # a vector on the left is one row, its last axis is K as well
+        return ProductAxes(-1, -2, -1, -1) if rank > 1 else ProductAxes(-1, -1, None, None)
+    if data_rank is None:
+        return None
+    k_data, n_result = (-2, -2) if data_rank > 1 else (-1, -1)
+    n_weight = -2 if rank > 1 else None
+    return ProductAxes(k_data, -1, n_weight, n_result if rank > 1 else None)
+
+
+def channel_axis(site: NodeSite, position: int, rank: int) -> int:
+    """Of the output channels in the operand of a Conv, ConvTranspose, Gemm or MatMul; a vector's
+    only axis."""
+    axes = product_axes(site, position, rank, 2)
+    return 0 if axes is None or axes.n_weight is None else axes.n_weight % rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +153,13 @@ def product_form(site: NodeSite, position: int, shape: tuple[int, ...]) -> Form 
         return Form(k_axis=None, code="O24-121", reason=reason)
     if op in ("Conv", "ConvTranspose"):
         return _conv_form(site, shape) if position == 1 and len(shape) >= 3 else None
-    if op == "Gemm" and position < 2 and len(shape) == 2:
-        transposed = bool(ops.attribute(site, "transB" if position else "transA", 0))
-        # A is [M, K], B is [K, N], each before its transposition.
-        k_axis = int(transposed) if position else int(not transposed)
-        return Form(k_axis=k_axis, K=shape[k_axis], N=shape[1 - k_axis])
-    if op == "MatMul" and position < 2 and shape:
-        if len(shape) == 1:
-            return Form(k_axis=0, K=shape[0], N=1)
-        k_axis = len(shape) - (2 if position else 1)
-        free = len(shape) - (1 if position else 2)
-        return Form(k_axis=k_axis, K=shape[k_axis], N=shape[free], batch=math.prod(shape[:-2]))
+    rank = len(shape)
+    if (op == "Gemm" and position < 2 and rank == 2) or (op == "MatMul" and position < 2 and rank):
+        axes = product_axes(site, position, rank, 2)
+        assert axes is not None
+        k_axis = axes.k_weight % rank
+        columns = 1 if axes.n_weight is None else shape[axes.n_weight]
+        return Form(k_axis=k_axis, K=shape[k_axis], N=columns, batch=math.prod(shape[:-2]))
     if op == "Einsum":
         return _einsum_form(site, position, shape)
     return None

@@ -13,17 +13,18 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.precision import Range16, Slots, dtype16, rounding_loss, slots
+from onnx24.analysis.precision import Range16, Slots, dtype16, result_types, rounding_loss, slots
 from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label, walk
 
-__all__ = ["LIMIT", "SENSITIVE", "Finding", "Plan", "is_cast"]
+__all__ = ["LIMIT", "SENSITIVE", "Finding", "Plan", "is_cast", "takes_output_dtype"]
 
 FLOAT = TensorProto.FLOAT
 
@@ -85,6 +86,11 @@ class Finding:
     largest: float
 
 
+def takes_output_dtype(node: gs.Node) -> bool:
+    """A DequantizeLinear that says which float type it results in; by default it is the scale's."""
+    return ops.is_onnx(node, "DequantizeLinear") and bool(ops.attribute(node, "output_dtype"))
+
+
 def is_cast(node: gs.Node) -> bool:
     return ops.is_onnx(node, "Cast")
 
@@ -103,6 +109,9 @@ class Plan:
         self.model, self.shapes, self.root, self.to = model, shapes, root, to
         self.sensitive = sensitive
         self.slots: dict[int, Slots] = {}
+        self.protos = {
+            id(node): proto for node, proto in zip(root.nodes, model.proto.graph.node, strict=True)
+        }
         self.kept: dict[int, str] = {}
         """id(node) → why it stays FP32; "" where its neighbours are the reason."""
         self.own = {id(node) for node in root.nodes}
@@ -251,6 +260,8 @@ class Plan:
             return "the type of an operand is unknown"
         if not self._any16(node):
             return "the operator has no 16-bit form in this opset" if any(inputs) else None
+        if not self._types_follow(node, found):
+            return "an attribute decides the type of a result"
         if ops.op(node) in self.sensitive:
             return "the operator loses precision or range in 16 bit"
         sparse = next((t for t in (*node.inputs, *node.outputs) if self.is_sparse(t)), None)
@@ -269,6 +280,33 @@ class Plan:
             if facts.vanishes(self.to) and (single or facts.smallest < _SMALLEST_SCALE):
                 return f"constant {constant.name!r} holds {facts.smallest:.3g}, which vanishes"
         return None
+
+    def _types_follow(self, node: gs.Node, found: Slots) -> bool:
+        """Whether the results get the types that the slots say, by onnx's own inference."""
+        inputs = [
+            self._dtype_after(t, slot) for t, slot in zip(node.inputs, found.inputs, strict=True)
+        ]
+        expected = [
+            self._dtype_after(t, slot) for t, slot in zip(node.outputs, found.outputs, strict=True)
+        ]
+        proto = self.protos[id(node)]
+        if takes_output_dtype(node) and any(found.outputs):
+            proto = NodeProto.FromString(proto.SerializeToString())
+            kept = [attr for attr in proto.attribute if attr.name != "output_dtype"]
+            del proto.attribute[:]
+            proto.attribute.extend(kept)
+        inferred = result_types(proto, self.model.opsets.get(node.domain or "", 1), inputs)
+        return inferred is not None and all(
+            got in (0, want) for got, want in zip(inferred, expected, strict=True) if want
+        )
+
+    def _dtype_after(self, tensor: gs.Tensor, changes: bool) -> int:
+        """0 where there is no tensor, or nobody knows."""
+        if changes:
+            return self.to
+        if isinstance(tensor, gs.Constant):
+            return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+        return self.shapes.dtype(tensor.name) or 0 if tensor.name else 0
 
     def _spread(self, rule: Callable[[gs.Node], str | None]) -> None:
         """Keep what a rule says until it says nothing new. "" keeps without a record."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
 _TYPE_STR: dict[int, str] = {
     TensorProto.FLOAT16: "tensor(float16)",
@@ -22,9 +22,11 @@ _TYPE_STR: dict[int, str] = {
 _CHUNK = 1 << 20
 
 
-_LIKE_INPUT = frozenset({"EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
-"""The type of the result is an attribute's, or by default the input's, whose values hardly count:
-a change of the input would change the result unasked. Source: onnx/docs/Operators.md."""
+_BY_BITS = frozenset(
+    {"BitCast", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Unique"}
+)
+"""Operators whose input is not just a number: its bits, its type (where the values hardly count) or
+which values are equal decide about the result. Source: onnx/docs/Operators.md."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def slots(
     out_vars = _variables(schema.outputs, len(outputs))
     if op_type == "DequantizeLinear" and domain == "" and out_vars[0] not in in_vars:
         out_vars = (in_vars[1],)  # Source: DequantizeLinear-23: by default the type of the scale
-    if op_type in _LIKE_INPUT and domain == "":
+    if op_type in _BY_BITS and domain == "":
         return Slots((False,) * len(inputs), (False,) * len(outputs))
     driven = {var for var, is_float in zip(in_vars, inputs, strict=True) if is_float}
     return Slots(
@@ -71,6 +73,31 @@ def slots(
             for v, f in zip(out_vars, outputs, strict=True)
         ),
     )
+
+
+def result_types(node: NodeProto, opset: int, inputs: Sequence[int]) -> tuple[int, ...] | None:
+    """The element types of a node's results for those of its inputs (0 for an omitted one), as
+    onnx's own inference finds them, whatever attribute has a say: 0 where it finds none. None where
+    it refuses them."""
+    names = [f"i{i}" if dtype else "" for i, dtype in enumerate(inputs)]
+    bare = NodeProto(op_type=node.op_type, domain=node.domain, attribute=node.attribute)
+    bare.input.extend(names)
+    bare.output.extend(f"o{i}" for i in range(len(node.output)))
+    types = {
+        name: onnx.helper.make_tensor_type_proto(dtype, None)
+        for name, dtype in zip(names, inputs, strict=True)
+        if name
+    }
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, opset, node.domain),
+            bare,
+            types,
+            opset_imports=[onnx.helper.make_opsetid(node.domain, opset)],
+        )
+    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError, ValueError):
+        return None
+    return tuple(found[name].tensor_type.elem_type if name in found else 0 for name in bare.output)
 
 
 def _variables(

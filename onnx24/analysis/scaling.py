@@ -4,7 +4,9 @@ the model computes the same.
 A *link* is an activation that nothing but products with constant weights reads, and that comes from
 something whose channels can be scaled: a normalization's scale and bias, a Mul by a constant, a
 product's weight and bias; through operators that a positive factor passes (Relu, LeakyRelu,
-PRelu, MaxPool). Dividing channel j there by s_j and multiplying input channel j of every reader's
+PRelu, pools, Transpose and Reshape). On which axis the channels lie before and after each of them
+is what `analysis.axes` says, and `forms.product_axes` of products; where these do not know, there
+is no link. Dividing channel j there by s_j and multiplying input channel j of every reader's
 weight by s_j changes nothing, and a zero stays a zero, so that a 2:4 pattern survives.
 
 *Source:* Nagel and others, data-free quantization (1906.04721, cross-layer equalization); Xiao and
@@ -20,6 +22,8 @@ from typing import Literal
 import numpy as np
 import onnx
 
+from onnx24.analysis.axes import NodeAxes, Operand, Slot, relate
+from onnx24.analysis.forms import ProductAxes, product_axes
 from onnx24.analysis.placement import Flow, Layer, find_layers
 from onnx24.analysis.weight_uses import WeightUse, WeightUses, consumer_view, stored_values
 from onnx24.ir import ops
@@ -31,8 +35,25 @@ __all__ = ["Link", "NoLink", "Part", "find_links"]
 
 Kind = Literal["normalization", "multiplication", "product"]
 
-_HOMOGENEOUS = frozenset({"Identity", "LeakyRelu", "MaxPool", "PRelu", "Relu"})
-"""f(x / s) = f(x) / s for s > 0, channel by channel."""
+_HOMOGENEOUS = frozenset(
+    {
+        "Abs",
+        "AveragePool",
+        "Flatten",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Identity",
+        "LeakyRelu",
+        "MaxPool",
+        "Neg",
+        "PRelu",
+        "Relu",
+        "Reshape",
+        "Transpose",
+    }
+)
+"""f(x / s) = f(x) / s for s > 0 in their first input, along every axis that `analysis.axes` ties
+from there to the result: what they pool over is not tied."""
 _NORMALIZATIONS = {
     "BatchNormalization": (1, 2),
     "LayerNormalization": (1, 2),
@@ -88,8 +109,9 @@ class Part:
 
 @dataclass(eq=False)
 class Link:
-    """value: the activation; axis: of its channels; above: what is divided, the nearest first;
-    below: the weights that are multiplied. kind: what the scale is absorbed in, `site`."""
+    """value: the activation; axis: of its channels, from the end; above: what is divided, the
+    nearest first; below: the weights that are multiplied. kind: what the scale is absorbed in,
+    `site`."""
 
     value: str
     axis: int
@@ -137,127 +159,177 @@ def find_links(flow: Flow) -> tuple[list[Link], list[NoLink]]:
 
 
 class _Search:
-    """makers: layers by what they compute."""
+    """From one activation upwards. axis, channels: of the activation; it is counted from the end,
+    since products say where they sum without saying of how many axes. makers: layers by what they
+    compute."""
 
     def __init__(
         self, flow: Flow, value: str, readers: list[Layer], makers: Mapping[str, Layer]
     ) -> None:
-        self.flow, self.value, self.readers = flow, value, readers
-        self.axis = _channel_axis(readers)
-        first = readers[0]
-        self.channels = first.use.K * (first.use.groups if first.op == "Conv" else 1)
-        self.rank = flow.shapes.rank(value)
-        if first.is_conv:
-            self.rank = len(_weight_shape(flow.found, first))
-        self.makers = makers
+        self.flow, self.value, self.readers, self.makers = flow, value, readers, makers
+        found = {self._axes(layer).k_data for layer in readers}
+        if len(found) != 1:
+            raise _No("its readers sum over different axes")
+        (self.axis,) = found
 
     def link(self) -> Link:
         flow = self.flow
         if not flow.read_only_by(self.value, {layer.data_edge for layer in self.readers}):
             raise _No(self._other_reader())
         below = self._below()
+        sizes = {self._size(part) for part in below}
+        if len(sizes) != 1:
+            raise _No("its readers see different numbers of channels")
+        (self.channels,) = sizes
         above: list[Part] = []
-        at = self.value
+        at, axis = self.value, self.axis
         while True:
             site = flow.index.producer(at)
             if site is None:
                 raise _No(f"{at!r} is an input of the model")
-            kind, above_it = self._step(site, above)
+            kind, number, axis = self._step(site, axis, above)
             if kind is not None:
                 break
-            if flow.only_reader(above_it) is None:
-                raise _No(f"something else reads {above_it!r}, too")
-            at = above_it
-        keys = [part.key for part in (*above, *below)]
-        if len(set(keys)) < len(keys):
+            at = site.proto.input[number]
+            if flow.only_reader(at) is None:
+                raise _No(f"something else reads {at!r}, too")
+        parts = (*above, *below)
+        if len({part.key for part in parts}) < len(parts):
             raise _No("one constant would be scaled on both sides")
         return Link(
             self.value, self.axis, self.channels, kind, site, above, below, list(self.readers)
         )
 
     # --- upwards ---------------------------------------------------------------------------
-    def _step(self, site: NodeSite, above: list[Part]) -> tuple[Kind | None, str]:
-        """What the node absorbs is added to `above`. Returns: (the kind of link, where the node
-        absorbs all; the value to go on with, where it does not)."""
+    def _step(self, site: NodeSite, axis: int, above: list[Part]) -> tuple[Kind | None, int, int]:
+        """Through the node whose result has the channels on `axis`; what it absorbs is added to
+        `above`. Returns: the kind of link, where the node absorbs all; else None, the input to go
+        on with and the channels' axis there."""
         node = site.proto
-        op = ops.full_name(node)
+        op = ops.op(site)
+        if not op:
+            raise _No(f"it comes from {node.domain}.{node.op_type}")
         if op in _NORMALIZATIONS:
-            above += self._normalization(site)
-            return "normalization", ""
+            above += self._normalization(site, axis)
+            return "normalization", 0, axis
         if op in ("Add", "Mul"):
-            return self._with_constant(site, above)
+            return self._with_constant(site, axis, above)
         if (layer := self.makers.get(node.output[0])) is not None:
-            above += self._product(layer)
-            return "product", ""
+            above += self._product(layer, axis)
+            return "product", 0, axis
         if op not in _HOMOGENEOUS:
             raise _No(f"it comes from {op}, which passes no factor")
-        if len([name for name in node.output if name]) > 1:
-            raise _No(f"{op} has a second output")
-        return None, node.input[0]
+        carried = self._carried(site, axis)
+        if 0 not in carried:
+            raise _No(f"{op} does not keep the channels of its input apart")
+        return None, 0, carried[0]
 
-    def _normalization(self, site: NodeSite) -> list[Part]:
+    def _carried(self, site: NodeSite, axis: int) -> dict[int, int]:
+        """Input → the axis, from the end, on which it has the channels that the result of the node
+        has on `axis`; inputs that have none, or are the same for all, are left out."""
+        flow, node = self.flow, site.proto
+        shapes = {name: flow.shapes.shape(name) for name in (*node.input, *node.output) if name}
+
+        def operand(name: str) -> Operand | None:
+            return Operand(ValueKey("", name), shapes[name]) if name else None
+
+        axes = NodeAxes(
+            site,
+            [operand(name) for name in node.input],
+            [operand(name) for name in node.output],
+            lambda i: None,
+            flow.opset,
+        )
+        rank = len(shapes[node.output[0]] or ())
+        if rank < -axis:
+            raise _No(f"the rank of {node.output[0]!r} is not known")
+        relations = relate(axes)
+        result = Slot(ValueKey("", node.output[0]), rank + axis)
+        tied = next((tie for tie in relations.ties if result in tie), ())
+        if result in relations.pinned or relations.sizes.get(result) != self.channels:
+            return {}
+        found = {}
+        for slot in tied:
+            for number, name in enumerate(node.input):
+                if name == slot.key.name:
+                    found[number] = slot.axis - len(shapes[name] or ())
+        return found
+
+    def _normalization(self, site: NodeSite, axis: int) -> list[Part]:
         node = site.proto
-        if ops.is_onnx(node, "BatchNormalization"):
-            if self.axis != 1 and self.rank != 2:
+        rank = self.flow.shapes.rank(node.output[0]) or 0
+        if ops.is_onnx(site, "BatchNormalization"):
+            if ops.attribute(site, "training_mode", 0) or ops.attribute(site, "spatial", 1) != 1:
+                raise _No("BatchNormalization has no number a channel")
+            if axis != 1 - rank:
                 raise _No("BatchNormalization scales another axis")
-        else:
-            axis = ops.attribute(node, "axis", -1)
-            if self.axis != -1 or axis not in (-1, (self.rank or 0) - 1):
-                raise _No(f"{node.op_type} scales another axis")
-        numbers = [i for i in _NORMALIZATIONS[ops.op(node)] if i < len(node.input)]
-        parts = [self._constant(site, i) for i in numbers if node.input[i]]
+        elif axis != -1 or ops.attribute(site, "axis", -1) not in (-1, rank - 1):
+            raise _No(f"{node.op_type} scales another axis")
+        numbers = [i for i in _NORMALIZATIONS[ops.op(site)] if i < len(node.input)]
+        parts = [self._constant(site, i, -1) for i in numbers if node.input[i]]
         if any(len(self._shape(part)) != 1 for part in parts):
             raise _No(f"{node.op_type} scales more than one axis")
         return parts
 
-    def _with_constant(self, site: NodeSite, above: list[Part]) -> tuple[Kind | None, str]:
+    def _with_constant(
+        self, site: NodeSite, axis: int, above: list[Part]
+    ) -> tuple[Kind | None, int, int]:
         node, flow = site.proto, self.flow
+        if ops.attribute(site, "broadcast", 0):  # before opset 7: along an axis that it names
+            raise _No(f"{node.op_type} broadcasts in a way of its own")
         constants = [i for i in (0, 1) if flow.is_constant(node.input[i])]
         if len(constants) != 1:
             raise _No(f"it comes from {node.op_type} of two activations")
         (number,) = constants
-        other = node.input[1 - number]
-        key = flow.index.resolve(node.input[number])
-        assert key is not None
-        if ops.is_onnx(node, "Mul") and np.prod(tuple(flow.found.tensors[key].dims)) == 1:
-            return None, other
-        above.append(self._constant(site, number))
-        return ("multiplication" if ops.is_onnx(node, "Mul") else None), other
+        if ops.is_onnx(site, "Mul") and self._varies(node.input[number], axis):
+            # Whatever the other operand is, and be it the same for all channels.
+            above.append(self._constant(site, number, axis))
+            return "multiplication", number, axis
+        carried = self._carried(site, axis)
+        if 1 - number not in carried:
+            raise _No(f"{node.op_type} does not keep the channels of its input apart")
+        if ops.is_onnx(site, "Add"):
+            above.append(self._constant(site, number, axis))
+        return None, 1 - number, carried[1 - number]
 
-    def _product(self, layer: Layer) -> list[Part]:
-        if layer.is_conv != (self.axis == 1) and self.rank != 2:
+    def _varies(self, name: str, axis: int) -> bool:
+        """Whether a constant has a value for each channel on that axis."""
+        key = self.flow.index.resolve(name)
+        shape = tuple(self.flow.found.tensors[key].dims) if key is not None else ()
+        return len(shape) >= -axis and shape[axis] > 1
+
+    def _product(self, layer: Layer, axis: int) -> list[Part]:
+        axes = self._axes(layer)
+        if axes.n_result is None:
+            raise _No(f"the weight of {layer.name!r} is a vector, which makes no axis")
+        if axes.n_result != axis:
             raise _No(f"{layer.op} makes another axis")
         if layer.op == "ConvTranspose" and layer.use.groups > 1:
             raise _No("it comes from a grouped ConvTranspose")
-        if not layer.is_conv and layer.use.input != 1:
-            raise _No(f"{layer.op} has its weight on the left")
         self._check_weight(layer, [layer])
         parts = [Part(layer.weight, layer.axis, layer.use)]
+        if self._size(parts[0]) != self.channels:
+            raise _No(f"{layer.name!r} makes {self._size(parts[0])} channels, not {self.channels}")
         inputs = layer.site.proto.input
         if len(inputs) > 2 and inputs[2]:
-            parts.append(self._constant(layer.site, 2, last=True))
+            parts.append(self._constant(layer.site, 2, -1 if layer.is_conv else axis))
         return parts
 
-    def _constant(self, site: NodeSite, number: int, *, last: bool = False) -> Part:
-        """A constant operand with one value for each channel. last: it has its channels last
-        whatever the activation's axis is; so have vectors of normalizations."""
+    def _constant(self, site: NodeSite, number: int, axis: int) -> Part:
+        """A constant operand with one value for each channel, on that axis from the end."""
         flow, name = self.flow, site.proto.input[number]
-        op = ops.op(site)
         if not flow.is_constant(name):
-            raise _No(f"input {number} of {op} is computed at run time")
+            raise _No(f"input {number} of {site.proto.op_type} is computed at run time")
         if not flow.read_only_by(name, {(site.position, number)}):
             raise _No(f"something else reads {name!r}, too")
         key = flow.index.resolve(name)
         assert key is not None
         shape = tuple(flow.found.tensors[key].dims)
-        axis = len(shape) - 1
-        if self.axis == 1 and not last and op in ("Add", "Mul"):
-            axis = len(shape) - (self.rank or 0) + 1
-        if not 0 <= axis < len(shape) or shape[axis] != self.channels:
+        if len(shape) < -axis or shape[axis] != self.channels:
             raise _No(f"{name!r} is {list(shape)}, with no value for each of {self.channels}")
         if not _is_float(flow.found, key):
             raise _No(f"{name!r} is no float")
-        return Part(key, axis)
+        return Part(key, len(shape) + axis)
 
     # --- downwards -------------------------------------------------------------------------
     def _below(self) -> list[Part]:
@@ -268,12 +340,9 @@ class _Search:
         for key, layers in by_key.items():
             self._check_weight(layers[0], layers)
             layer = layers[0]
-            axis, groups = layer.use.k_axis_consumer, 1
-            if layer.op == "Conv":
-                axis, groups = 1, layer.use.groups
-            elif layer.op == "ConvTranspose":
-                axis = 0
+            axis = layer.use.k_axis_consumer
             assert axis is not None
+            groups = layer.use.groups if layer.op == "Conv" else 1
             parts.append(Part(key, axis, layer.use, groups))
         return parts
 
@@ -292,6 +361,19 @@ class _Search:
         if not _is_float(self.flow.found, layer.weight):
             raise _No(f"{layer.weight.name!r} is no float")
 
+    # --- what is asked of both ---------------------------------------------------------------
+    def _axes(self, layer: Layer) -> ProductAxes:
+        rank = self.flow.shapes.rank(layer.data)
+        axes = product_axes(layer.site, layer.use.input, len(layer.use.shape), rank)
+        if axes is None:
+            raise _No(f"the rank of {layer.data!r} is not known")
+        return axes
+
+    def _size(self, part: Part) -> int:
+        """How many channels a weight has."""
+        assert part.use is not None
+        return part.use.shape[part.axis] * part.groups
+
     def _shape(self, part: Part) -> tuple[int, ...]:
         return tuple(self.flow.found.tensors[part.key].dims)
 
@@ -304,26 +386,6 @@ class _Search:
             if use.site.scope or (use.site.position, use.input) not in own:
                 return f"{use.site.name!r} ({use.site.proto.op_type}) reads {self.value!r}, too"
         return f"nothing reads {self.value!r}"
-
-
-def _channel_axis(readers: list[Layer]) -> int:
-    """1 for convolutions, -1 for matrix products with their weight on the right."""
-    axes = set()
-    for layer in readers:
-        if layer.is_conv:
-            axes.add(1)
-            continue
-        transposed = any(a.name == "transA" and a.i for a in layer.site.proto.attribute)
-        if layer.use.input != 1 or transposed or layer.use.k_axis_consumer is None:
-            raise _No(f"{layer.name!r} sums over another axis than the last")
-        axes.add(-1)
-    if len(axes) != 1:
-        raise _No("convolutions and matrix products read it")
-    return axes.pop()
-
-
-def _weight_shape(found: WeightUses, layer: Layer) -> tuple[int, ...]:
-    return layer.use.chain[-1].shape if layer.use.chain else tuple(found.tensors[layer.weight].dims)
 
 
 def _is_float(found: WeightUses, key: ValueKey) -> bool:

@@ -70,7 +70,7 @@ class Form:
     def count(self, shape: Sequence[int]) -> int:
         """How many rows an activation of that shape has."""
         if self.kind == "matrix":
-            return math.prod(shape) // max(1, shape[self.k_axis])
+            return math.prod(shape) // max(1, shape[self._reduced(len(shape))])
         if self.kind == "deconv":
             return shape[0] * math.prod(shape[2:])
         return shape[0] * math.prod(self._outputs(shape[2:]))
@@ -78,7 +78,7 @@ class Form:
     def take(self, x: np.ndarray, picks: np.ndarray) -> np.ndarray:
         """The rows of these numbers, as float32 `[len(picks), G, K]`."""
         if self.kind == "matrix":
-            moved = np.moveaxis(x, self.k_axis, -1)
+            moved = np.moveaxis(x, self._reduced(x.ndim), -1)
             rows = moved[np.unravel_index(picks, moved.shape[:-1])] if moved.ndim > 1 else x[None]
             return rows.astype(np.float32)[:, None, :]
         if self.kind == "deconv":
@@ -87,11 +87,15 @@ class Form:
             return rows.astype(np.float32).reshape(len(picks), self.groups, self.K)
         return self._patches(x, picks)
 
+    def _reduced(self, rank: int) -> int:
+        """The reduction axis of an activation of that rank; a vector has one only."""
+        return self.k_axis if rank > 1 else -1
+
     def row_at(self, shape: Sequence[int], flat: int) -> int:
         """The number of a row that holds the element at `flat`."""
         where = [int(i) for i in np.unravel_index(flat, tuple(shape))]
         if self.kind == "matrix":
-            axis = self.k_axis % len(shape)
+            axis = self._reduced(len(shape)) % len(shape)
             return _ravel([(where[a], n) for a, n in enumerate(shape) if a != axis])
         if self.kind == "deconv":
             return _ravel([(where[0], shape[0]), *zip(where[2:], shape[2:], strict=True)])

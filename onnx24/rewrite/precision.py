@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from onnx24.analysis.mixed_precision import Plan, is_cast
+from onnx24.analysis.mixed_precision import Plan, is_cast, takes_output_dtype
 from onnx24.analysis.precision import dtype16
 from onnx24.ir import ops
 from onnx24.ir.derived import Derived
@@ -116,6 +116,9 @@ class Rewriter:
             assert producer is not None
             if is_cast(producer):
                 producer.attrs["to"] = int(self.plan.to)
+            if takes_output_dtype(producer):
+                # By default it is the scale's type: ONNX Runtime 1.32 loads no model that says so.
+                del producer.attrs["output_dtype"]
             if id(tensor) in self.plan.outputs | self.plan.body_outputs:
                 self._split_output(tensor, producer, self._readers(tensor, wants, True))
                 return

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx24.analysis.forms import product_axes
 from onnx24.analysis.weight_uses import WeightUse
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
@@ -54,16 +55,10 @@ def channel_norms(
 
 
 def data_axis(use: WeightUse) -> int | None:
-    """The axis of the other operand that a product sums over; None where that is not known."""
+    """The axis of the other operand that a product sums over, from the end; None where that is not
+    known, or where each group of channels is summed by itself."""
     assert use.consumer is not None
-    attributes = {a.name: a for a in use.consumer.proto.attribute}
-    if use.op in ("Conv", "ConvTranspose"):
-        return 1 if use.groups == 1 else None
-    if use.op == "MatMul":
-        return -1 if use.input == 1 else None  # -2, or 0 for a vector: not worth the shape
-    if use.op == "Gemm":
-        name = "transA" if use.input == 1 else "transB"
-        transposed = name in attributes and attributes[name].i
-        last = not transposed if use.input == 1 else transposed
-        return -1 if last else 0
-    return None
+    if use.groups > 1 or not use.shape or use.op == "Einsum":
+        return None
+    axes = product_axes(use.consumer, use.input, len(use.shape))
+    return None if axes is None else axes.k_data

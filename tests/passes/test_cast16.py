@@ -582,3 +582,35 @@ def test_magika_v1_overflows_and_calibration_shows_it(shared_models: Path) -> No
     Cast16().run(model, ctx)
     assert "O24-243" in [d.code for d in ctx.diagnostics]
     assert_same(before, outputs(model, {"bytes": x}), rtol=1e-2)
+
+
+@pytest.mark.parametrize("said", ["weight", "activation", "both"])
+def test_an_output_dtype_changes_with_the_result(said: str) -> None:
+    """DequantizeLinear-23 results in it, where it would be the scale's type."""
+    float_ = ", output_dtype=1"
+    weight, activation = said != "activation", said != "weight"
+    model = text_model(
+        "g (float[2,8] x) => (float[2,6] y) <float s = {0.02}, int8 z = {0}, float[6] ws = "
+        "{0.01,0.01,0.01,0.01,0.01,0.01}> { q = QuantizeLinear(x, s, z) "
+        f"d = DequantizeLinear<axis=1{float_ * activation}>(q, s, z) "
+        f"w = DequantizeLinear<axis=1{float_ * weight}>(v, ws) "
+        "m = MatMul(d, w) y = Relu(m) }",
+        opset=23,
+        weights={"v": (W * 40).astype(np.int8)},
+    )
+    apply(model, Cast16())
+    assert dtypes(model)["m"] == "FLOAT16"
+    onnx.checker.check_model(model.to_bytes(), full_check=True)
+    session(model.to_bytes())
+
+
+def test_bits_are_those_of_float32() -> None:
+    model = text_model(
+        "g (float[2,8] x) => (int32[2,6] i, float[2,6] y) "
+        "{ m = MatMul(x, w) i = BitCast<to=6>(m) y = Relu(m) }",
+        opset=26,
+        weights={"w": W},
+    )
+    ctx = apply(model, Cast16())
+    onnx.checker.check_model(model.to_bytes(), full_check=True)
+    assert computed_in(model, "MatMul") == {"FLOAT16"} and "i" in kept(ctx)

@@ -43,6 +43,26 @@ TAKEN = {
         "[q] y = Gemm<transB = 1, alpha = 0.5>(r, w) }",
         {"u": (0, (C, 16)), "b": (0, (C,)), "w": (1, (24, C))},
     ),
+    "left": (
+        "(float[N, 16, 3] x) => (float[N, 24, 3] y) "
+        "{ [a] p = MatMul(u, x) s = Add(p, b) [q] y = MatMul(w, s) }",
+        {"u": (0, (C, 16)), "b": (0, (C, 1)), "w": (1, (24, C))},
+    ),
+    "over to the other side": (
+        "(float[N, 3, 16] x) => (float[N, 24, 3] y) { [a] p = MatMul(x, u) "
+        "t = Transpose<perm = [0, 2, 1]>(p) [q] y = MatMul(w, t) }",
+        {"u": (1, (16, C)), "w": (1, (24, C))},
+    ),
+    "pooled and flattened": (
+        "(float[N, 4, 6, 6] x) => (float[N, 8] y) { [a] p = Conv(x, u, b) "
+        "m = GlobalAveragePool(p) f = Flatten(m) [q] y = Gemm(f, w) }",
+        {"u": (0, (C, 4, 3, 3)), "b": (0, (C,)), "w": (0, (C, 8))},
+    ),
+    "grouped deconv": (
+        "(float[N, 4, 4, 4] x) => (float[N, 8, 8, 8] y) "
+        "{ [a] p = Conv(x, u) [q] y = ConvTranspose<strides = [2, 2], group = 2>(p, w) }",
+        {"u": (0, (C, 4, 1, 1)), "w": (0, (C, 4, 2, 2))},
+    ),
 }  # fmt: skip
 
 

@@ -163,8 +163,22 @@ REFUSED = {
         "{ m = Mul(x, s) h = Add(m, b) t = Neg(m) [q] y = MatMul(h, w) }", "reads 'm', too"),
     "computed scale": ("(float[N, 4, 32] x, float[32] s) => (float[N, 4, 24] y) "
         "{ h = LayerNormalization(x, s, b) [q] y = MatMul(h, w) }", "computed at run time"),
-    "left": ("(float[N, 32, 4] x) => (float[N, 24, 4] y) "
-        "{ h = Relu(x) [q] y = MatMul(wt, h) }", "another axis than the last"),
+    "a vector": ("(float[N, 32, 32] x) => (float[N, 24] y) "
+        "{ a = Sigmoid(x) h = MatMul(a, s) [q] y = MatMul(h, w) }", "is a vector"),
+    "pooled along": ("(float[N, 4, 32] x) => (float[N, 4, 24] y) { n = LayerNormalization(x, s, b) "
+        "h = MaxPool<kernel_shape = [3], pads = [1, 1]>(n) [q] y = MatMul(h, w) }", "not keep"),
+    "pooled along, spelled out": ("(float[N, 4, 32] x) => (float[N, 4, 24] y) { n = Mul(x, s) "
+        "h = MaxPool<kernel_shape = [3], pads = [1, 1]>(n) [q] y = MatMul(h, w) }", "not keep"),
+    "broadcast": ("(float[N, 32] x) => (float[N, 24] y) "
+        "{ a = ReduceMax<axes = [1]>(x) h = Add(a, b) [q] y = MatMul(h, w) }", "keep the channels"),
+    "transposed": ("(float[32, 32] x) => (float[32, 24] y) { n = LayerNormalization(x, s, b) "
+        "h = Transpose(n) [q] y = MatMul(h, w) }", "scales another axis"),
+    "the batch": ("(float[32, 32] x) => (float[32, 24] y) { n = LayerNormalization(x, s, b) "
+        "[q] y = Gemm<transA = 1>(n, w) }", "scales another axis"),
+    "channels of an image": ("(float[N, 32, 32] x) => (float[N, 32, 24] y) "
+        "{ h = BatchNormalization(x, s, b, b, b) [q] y = MatMul(h, w) }", "scales another axis"),
+    "the other side": ("(float[N, 32, 32] x) => (float[N, 24, 24] y) "
+        "{ [p] h = MatMul(x, w) [q] y = MatMul(wt, h) }", "makes another axis"),
 }  # fmt: skip
 
 

@@ -61,8 +61,6 @@ ERRORS = {
     },
     ("local-functions", "upgrade-opset{to=26}"): "O24-331",
     ("function-attribute", "upgrade-opset{to=26}"): "O24-331",
-    **{("same-node-names", text): "O24-016" for text in ("qdq", "cast16", *PRESETS[1:])},
-    **{("same-node-names", text): "O24-016" for text in ("smooth-quant", "permute24")},
 }
 """The only clean refusals, but for qdq's of opsets below 13 (O24-009)."""
 NOT_IN_ONNXRUNTIME = {("new-operators-opset24", "upgrade-opset{to=26}")}
