@@ -949,6 +949,14 @@ _TABLE = (
         "Q/DQ of com.microsoft made ONNX's",
         "The node is ONNX's operator now, which computes the same.",
     ),
+    Code(
+        "O24-259",
+        "warning",
+        "UINT8 is read as INT8",
+        "TensorRT builds UINT8 activations with zero point 0, or none, as INT8: what lies above "
+        "127 steps, half of the range, becomes 127 steps.",
+        "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
+    ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
@@ -1253,7 +1261,8 @@ _TABLE = (
         "sparse INT8 product with a float result",
         "TensorRT takes a sparse INT8 kernel only INT8-in and INT8-out, and nothing quantizes "
         "the result.",
-        "`onnx24 qdq` places the pair",
+        "`onnx24 qdq` on the float model places the pair; in a model that is quantized already, "
+        "quantize the result with the tool that made it",
     ),
     Code(
         "O24-640",

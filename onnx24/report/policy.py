@@ -114,7 +114,7 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     "operators": {
         "allow": Key("names", "the only operators that may occur (`Conv`, `com.example.Op`)"),
-        "deny": Key("names", "operators that must not occur"),
+        "deny": Key("names", "operators that must not occur (`Unique`, `Resize{mode=cubic}`)"),
         "domains": Key("names", "the only domains that may occur (`ai.onnx`)"),
         "also": Key("names", "operators that may occur whatever `allow` and `domains` say"),
     },

@@ -99,7 +99,7 @@ class Repairs:
             if not is_qdq(node) or ops.is_onnx(node) or len(node.inputs) < 2:
                 continue
             scale = self._values(node.inputs[1])
-            made = self._made_type(node) if node.op == _Q else None
+            made = self._made_type(node) if is_qdq(node, _Q) else None
             kind = self._dtype(node.inputs[2]) if len(node.inputs) > 2 else made
             kind = kind or self._dtype(node.inputs[0])
             if scale is None or kind is None:
@@ -107,7 +107,7 @@ class Repairs:
             least = 13 if scale.size > 1 else 10
             if scale.dtype != np.float32:
                 least = 19
-            if kind not in (np.int8, np.uint8) and not (kind == np.int32 and node.op == _DQ):
+            if kind not in (np.int8, np.uint8) and not (kind == np.int32 and is_qdq(node, _DQ)):
                 least = 21
             if opset < least or not self._admit(label(node)):
                 continue

@@ -11,6 +11,7 @@ import pytest
 
 from onnx24 import targets
 from onnx24.backends import Profile, get
+from onnx24.backends.onnx_file import OnnxFile
 from onnx24.errors import BackendError, NotMetError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -518,3 +519,17 @@ def test_what_stands_between_a_stored_weight_and_its_quantizer_is_computed(chain
     assert "O24-253" in found(model)
     fix(model)
     assert not found(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "said"),
+    [
+        ({"z": U8(0)}, FLOAT_BIAS, ["O24-259"]),
+        ({}, FLOAT_BIAS.replace("(x, s, z)", "(x, s)").replace("(q, s, z)", "(q, s)"), ["O24-259"]),
+        ({}, FLOAT_BIAS, []),
+    ],
+)
+def test_what_a_builder_reads_otherwise_is_said(given, text, said, tmp_path):
+    product(text, **given).save(tmp_path / "m.onnx")
+    warnings = OnnxFile.read(tmp_path / "m.onnx").warnings()
+    assert [warning.code for warning in warnings] == said
