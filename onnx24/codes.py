@@ -883,6 +883,13 @@ _TABLE = (
         "leave the layers that are named in float: `qdq{none=NAME}`; or ask for more of them to be "
         "left by `qdq{min-output=DB}`",
     ),
+    Code(
+        "O24-249",
+        "note",
+        "unchanged state of a Loop",
+        "The body hands the state on as it came: it reads the first value from outside now, and "
+        "the state is gone.",
+    ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code(
         "O24-250",
