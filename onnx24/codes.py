@@ -883,6 +883,13 @@ _TABLE = (
         "leave the layers that are named in float: `qdq{none=NAME}`; or ask for more of them to be "
         "left by `qdq{min-output=DB}`",
     ),
+    Code(
+        "O24-249",
+        "note",
+        "unchanged state of a Loop",
+        "The body hands the state on as it came: it reads the first value from outside now, and "
+        "the state is gone.",
+    ),
     # --- 3xx rewrites ----------------------------------------------------------------------
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),

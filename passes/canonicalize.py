@@ -21,6 +21,7 @@ from onnx24.rewrite.expressions import Expressions
 from onnx24.rewrite.folds import Folds, is_weight, result_of
 from onnx24.rewrite.functions import inline_functions
 from onnx24.rewrite.identities import Identities
+from onnx24.rewrite.loop_states import read_unchanged_states_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Canonicalize(Pass):
       and so does, with a warning (O24-049), a function whose operators mean something else in the
       model's opset, or that no runtime would call: ONNX's own domain, ai.onnx.ml and com.microsoft
       have operators, whatever functions a model has.
+    - What a Loop hands from iteration to iteration as it came is read from outside the body
+      (O24-249), so that a weight which travels so is a constant.
     - Weights that pack24 stored without their zeros are made whole again.
     - Weights that are also graph inputs (`keep_initializers_as_inputs`; Brevitas and Keras write
       such files) could be overridden by a caller. TensorRT takes them for constants all the
@@ -62,7 +65,7 @@ class Canonicalize(Pass):
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
     codes: ClassVar[tuple[str, ...]] = (
-        *("O24-018", "O24-320", "O24-321", "O24-322", "O24-049"),
+        *("O24-018", "O24-249", "O24-320", "O24-321", "O24-322", "O24-049"),
         *("O24-346", "O24-347", "O24-355", "O24-357"),
     )
 
@@ -79,6 +82,8 @@ class Canonicalize(Pass):
             _inline(model, ctx)
         if self.constant_inputs:
             _make_inputs_constant(model, ctx)
+        for scope, name in read_unchanged_states_outside(model, ctx.admit):
+            ctx.record("read outside", "O24-249", scope=scope, weight=name)
         counts = ctx.statistics
         state = _State(model, ctx)
         while True:
