@@ -111,7 +111,8 @@ def report(tallies: dict[str, Tally], arguments: str) -> str:
         "# Random graphs: what passes promise\n\n"
         f"`python benchmarks/random_graphs.py {arguments}`: {done} graphs, {seconds:,.0f} s of "
         "CPU. A difference is relative to the output's largest value; equalize and smooth-quant "
-        f"may make none, others {promises.ROUNDING:g} (another order of summation).\n\n{table(tallies)}\n\n"
+        f"may make none, others {promises.ROUNDING:g} (another order of summation)."
+        f"\n\n{table(tallies)}\n\n"
         f"Kinds of nodes: {counted}.\n\n"
         + ("\n".join(f"- {line}" for line in broken) or "No promise was broken.")
         + "\n"
