@@ -159,15 +159,17 @@ def problem(case: Case, text: str, before: dict[str, np.ndarray] | None, folder:
 
 
 def difference(a: object, b: object) -> float:
+    """Relative to the largest value. A mask's lowest float and an infinity count as one."""
     x, y = np.asarray(a), np.asarray(b)
-    if x.dtype.kind not in "fiub" or x.shape != y.shape:
-        return float(x.shape != y.shape or not np.array_equal(x, y))
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    same = (x == y) | (np.isnan(x) & np.isnan(y))
-    if same.all():
-        return 0.0
-    size = np.abs(x[np.isfinite(x)]).max(initial=1e-30)
-    return float(np.abs((x - y)[~same]).max() / size)
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return float("inf")
+    if x.dtype.kind not in "fiub":
+        return float(
+            x.tolist() != y.tolist() if x.dtype.kind in "OSU" else x.tobytes() != y.tobytes()
+        )
+    x, y = (np.clip(v.astype(np.float64), -1e30, 1e30) for v in (x, y))
+    moved = np.abs(np.where(np.isnan(x) & np.isnan(y), 0, x - y)).max(initial=0.0)
+    return float(moved / np.nanmax(np.abs(x), initial=1e-30)) if moved else 0.0
 
 
 def check(case: Case, texts: tuple[str, ...], folder: str) -> list[str]:

@@ -246,8 +246,9 @@ _TABLE = (
         "O24-036",
         "error",
         "dynamic dimension without a size",
-        "An input has a dynamic dimension and nothing says its size.",
-        "pass --shapes NAME:MINxOPTxMAX, or data of a concrete shape",
+        "Nothing says how large a dynamic dimension of an input is, and no size was found at which "
+        "ONNX Runtime runs the model.",
+        "pass --shapes NAME:MIN:OPT:MAX, or data of a concrete shape",
     ),
     Code(
         "O24-037",
@@ -350,12 +351,29 @@ _TABLE = (
         "rename the initializer in the body",
     ),
     Code(
+        "O24-053",
+        "warning",
+        "size of a dynamic dimension chosen",
+        "Nothing says how large a dynamic dimension is. It takes the size of the same name "
+        "elsewhere, 1 where it is the first (the batch), else the smallest at which ONNX Runtime "
+        "runs the model.",
+        "pass --shapes NAME:MIN:OPT:MAX, or data of a concrete shape",
+    ),
+    Code(
         "O24-054",
         "warning",
         "judged by samples that were fitted",
         "The model was pruned, calibrated or trained on these samples, and none was held out of "
         "them: there were fewer than 16, or one run takes them all. What they say is too good.",
         "pass other data, or calibrate on 16 samples or more: every eighth is held out",
+    ),
+    Code(
+        "O24-055",
+        "error",
+        "no kernels for the opset",
+        "The installed ONNX Runtime has no QuantizeLinear or DequantizeLinear of the model's "
+        "opset, so that the quantized model could not be run and compared.",
+        "export with an older opset, or install a newer ONNX Runtime",
     ),
     Code(
         "O24-056",

@@ -95,7 +95,10 @@ class Prune24(WeightChoice, Effort, Pass):
     heavy: ClassVar = True
     codes: ClassVar = tuple(
         f"O24-{n}"
-        for n in ("008", "035", "057", 100, 102, 103, *range(110, 130), *range(131, 138), 140)
+        for n in (
+            *("008", "035", "037", "057", 100, 102, 103),
+            *(*range(110, 130), *range(131, 138), 140),
+        )
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from threadpoolctl import threadpool_limits
@@ -34,7 +34,9 @@ from onnx24.rewrite.protection import Limits, Protection, protect
 from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
 from onnx24.rewrite.quantizer import Quantizer, Written
 from onnx24.rewrite.shared import move_claims_of_products
+from onnx24.runtime.compare import require_values
 from onnx24.runtime.data import Calibration
+from onnx24.runtime.difference import NAME_OUTPUTS
 from onnx24.runtime.range_search import RangeSearch
 
 
@@ -118,7 +120,7 @@ class Qdq(Pass):
     )  # fmt: skip
     numeric: ClassVar = "close"
     codes: ClassVar = (
-        "O24-008", "O24-009", "O24-034", "O24-035", "O24-200", "O24-210", "O24-211",
+        "O24-008", "O24-009", "O24-034", "O24-035", "O24-037", "O24-200", "O24-210", "O24-211",
         "O24-212", "O24-213", "O24-214", "O24-215", "O24-216", "O24-218", "O24-219",
         "O24-220", "O24-221", "O24-222", "O24-223", "O24-224", "O24-225", "O24-233",
         "O24-234", "O24-235", "O24-236", "O24-237", "O24-246", "O24-247", "O24-400",
@@ -143,6 +145,9 @@ class Qdq(Pass):
         float,
         "leave layers in float until the outputs' relative error is this at most; 0: any",
     ] = 0.0
+    outputs: Annotated[
+        tuple[str, ...], "judge by these outputs, or inner values of the main graph; empty: all"
+    ] = ()
     min_agreement: Annotated[
         float, "leave layers of a classifier in float until so many % of samples keep their class"
     ] = 99.5
@@ -184,8 +189,9 @@ class Qdq(Pass):
         flow = Flow(found, ctx.analysis(model, Shapes), model.opset)
         choice = self._choice(flow, model, ctx)
         check_finite(model, found, choice)
+        require_values(model, self.outputs)
         quantizer = Quantizer(
-            model, flow, choice, lambda: _data(ctx), self._search(ctx), ctx.progress
+            model, flow, choice, lambda: _data(ctx), self._search(ctx), ctx.progress, self.outputs
         )
         if choice.of(Format.INT8, Format.FP8) or choice.products:
             check_opset(model)
@@ -275,6 +281,8 @@ class Qdq(Pass):
             decibels = 0.0 if self.budget else self.min_output
             limits = Limits(self.budget, self.min_agreement / 100, decibels)
         found = protect(quantizer, limits, ctx.progress)
+        if self.budget and found.before is not None and found.before.gap is not None:
+            ctx.diagnostics.add(replace(found.before.gap, hint=NAME_OUTPUTS))
         for layer, error in found.layers.items():
             why = f"alone it would move the outputs by {100 * error:.2f} %"
             quantizer.choice.refuse(layer, ("O24-237", why))

@@ -385,7 +385,30 @@ def resolve_profiles(
     missing = [_missing(i) for i in known.values() if i.dynamic and i.name not in given]
     if missing:
         raise InputError(missing)
-    return {i.name: given[i.name] for i in known.values() if i.dynamic}
+    found = {i.name: given[i.name] for i in known.values() if i.dynamic}
+    _check_names(known, found)
+    return found
+
+
+def _check_names(known: Mapping[str, Input], profiles: Mapping[str, Profile]) -> None:
+    """That dimensions of one name are of one size: a builder holds them to it."""
+    seen: dict[str, tuple[str, tuple[int, int, int]]] = {}
+    for name, profile in profiles.items():
+        sizes = zip(profile.min, profile.opt, profile.max, strict=True)
+        for dim, size in zip(known[name].shape or (), sizes, strict=False):
+            if not isinstance(dim, str) or not dim:
+                continue
+            first, other = seen.setdefault(dim, (name, size))
+            if other != size:
+                raise _bad_shape(
+                    f"--shapes gives the dimensions named {dim!r} the sizes {_range(other)} (of "
+                    f"{first!r}) and {_range(size)} (of {name!r}), the model says they are one",
+                    hint="give them one size, or export the model with names of their own",
+                )
+
+
+def _range(sizes: tuple[int, int, int]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else ":".join(map(str, sizes))
 
 
 def _check_fits(given: Input, profile: Profile) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from onnx24.backends.base import Profile
 from onnx24.backends.onnx_file import Input
+from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.ir.model import Model
-from onnx24.runtime.data import Calibration
+from onnx24.runtime.data import Calibration, chosen_shapes
 
 
 def profiles_from_data(
@@ -43,8 +44,45 @@ def completed(
     shapes: Mapping[str, Profile],
     data: Calibration | None,
     model: Model,
-) -> dict[str, Profile]:
-    """`shapes`, and for dynamic inputs that they leave out what the data show."""
-    if data is None:
-        return dict(shapes)
-    return {**profiles_from_data(inputs, data, model), **shapes}
+) -> tuple[dict[str, Profile], list[Diagnostic]]:
+    """(`shapes`, and for dynamic inputs that they leave out what the data show, else the sizes of
+    `runtime.sizes`; what to say of those, O24-053).
+
+    Raises: InputError O24-036, O24-505.
+    """
+    inputs = list(inputs)
+    found = dict(shapes)
+    if data is not None:
+        found = {**profiles_from_data(inputs, data, model), **shapes}
+    missing = [i.name for i in inputs if i.dynamic and i.name not in found]
+    if not missing:
+        return found, []
+    sizes = chosen_shapes(model, {name: profile.opt for name, profile in found.items()})
+    for name in missing:
+        found[name] = _like_named(inputs, name, sizes[name], found)
+    text = " ".join(f"{name}:{found[name]}" for name in missing)
+    message = f"nothing says how large dynamic dimensions are: the engine is built for {text}"
+    return found, [diagnostic("O24-053", message, hint=f"pass --shapes {text}, with other sizes")]
+
+
+def _like_named(
+    inputs: Iterable[Input], name: str, sizes: tuple[int, ...], found: Mapping[str, Profile]
+) -> Profile:
+    """The sizes as a profile; a dimension whose name has a range elsewhere has that."""
+    ranges: dict[str, tuple[int, int, int]] = {}
+    own: tuple[int | str | None, ...] = ()
+    for given in inputs:
+        if given.name == name:
+            own = given.shape or ()
+        elif given.name in found:
+            profile = found[given.name]
+            for dim, low, opt, high in zip(
+                given.shape or (), profile.min, profile.opt, profile.max, strict=False
+            ):
+                if isinstance(dim, str):
+                    ranges.setdefault(dim, (low, opt, high))
+    each = [
+        ranges.get(dim, (size,) * 3) if isinstance(dim, str) else (size,) * 3
+        for dim, size in zip(own, sizes, strict=True)
+    ]
+    return Profile(*(tuple(column) for column in zip(*each, strict=True)))

@@ -29,7 +29,8 @@ from onnx24.report.table import bytes_text, table
 from onnx24.report.text import sparse_layers
 
 if TYPE_CHECKING:
-    from onnx24.ir.model import Model
+    from onnx24.diagnostics import Diagnostic
+from onnx24.ir.model import Model
 
 _SHOWN = 40
 
@@ -107,7 +108,7 @@ def build_engine(request: BuildRequest) -> int:
     check_distinct(files)
     backend = get(request.backend, target)
     model = source.load()  # a broken file gets our diagnostics, not a parser's
-    profiles = _profiles(request, model, shapes)
+    profiles, chosen = _profiles(request, model, shapes)
     console = Console(as_json=request.as_json)
     with console.waiting(f"building with {backend.name}"):
         result = backend.build(
@@ -122,17 +123,17 @@ def build_engine(request: BuildRequest) -> int:
     if request.layers is not None:
         with atomic_write(request.layers) as file:
             file.write(result.layers_document().encode("utf-8"))
-    console.report(_text(result, from_data=set(profiles) - set(shapes)), result)
-    console.diagnostics(result.diagnostics)
+    console.report(
+        _text(result, from_data=set(profiles) - set(shapes) if request.calib else set()), result
+    )
+    console.diagnostics([*chosen, *result.diagnostics])
     return 0
 
 
 def _profiles(
     request: BuildRequest, model: Model, shapes: Mapping[str, Profile]
-) -> dict[str, Profile]:
-    """--shapes, and what the samples of --calib show of the other inputs."""
-    if request.calib is None:
-        return dict(shapes)
+) -> tuple[dict[str, Profile], list[Diagnostic]]:
+    """--shapes, what the samples of --calib show of the other inputs, else sizes that run."""
     data = load_samples(request.calib, model, shapes, 0)
     return completed(inputs_of(model.proto), shapes, data, model)
 
@@ -153,7 +154,7 @@ def _print_command(request: BuildRequest) -> int:
             f"{request.model} holds packed weights, which trtexec does not read",
             "run `onnx24 unpack24` and print the command for its result",
         )
-    profiles = _profiles(request, loaded, parse_shapes(request.shapes))
+    profiles, chosen = _profiles(request, loaded, parse_shapes(request.shapes))
     files = {
         kind: Path(f"{request.export}.{kind}.json") if request.export is not None else None
         for kind in ("layers", "times", "profile")
@@ -169,7 +170,9 @@ def _print_command(request: BuildRequest) -> int:
         times=files["times"],
         profile=files["profile"],
     )
-    Console(as_json=request.as_json).report(shell_line(argv), {"command": argv})
+    console = Console(as_json=request.as_json)
+    console.report(shell_line(argv), {"command": argv})
+    console.diagnostics(chosen)
     return 0
 
 

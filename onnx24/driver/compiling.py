@@ -253,18 +253,25 @@ def compile(
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
     resources, folder = effort.resources(), effort.folder()
 
+    from onnx24.runtime.session import require_qdq
+
     source = load(model)
     original = source.load()
     facts = ModelFacts.of(original, source.name)
     calibration = None
+    chosen: list[Diagnostic] = []
     if plan.backend is not None:  # it would refuse them only after all the work
         inputs = inputs_of(original.proto)
         calibration = load_samples(calib, original, plan.profiles, seed)
-        plan = replace(plan, profiles=completed(inputs, plan.profiles, calibration, original))
+        profiles, chosen = completed(inputs, plan.profiles, calibration, original)
+        plan = replace(plan, profiles=profiles)
         resolve_profiles(inputs, plan.profiles)
     early = _judge_pairs(original, plan)
     with plan.shows.waiting("loading into ONNX Runtime"):
         _must_run(original, named_values(plan.limits))
+        if any(step.name == "qdq" for step in plan.pipeline):
+            raised = [getattr(step, "to", 0) for step in plan.pipeline]
+            require_qdq(max([original.opset, *(to for to in raised if isinstance(to, int))]))
     verdicts = judge(original, plan.target)
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
     given = load_samples(data, original, plan.profiles, seed)
@@ -315,7 +322,13 @@ def compile(
         comparison=comparison,
         limits=limits,
         backend=document,
-        diagnostics=[*early, *notes, *unmet, *(failure.diagnostics if failure else [])],
+        diagnostics=[
+            *early,
+            *chosen,
+            *notes,
+            *unmet,
+            *(failure.diagnostics if failure else []),
+        ],
         run=clock.run(),
     )
     done = Result(report=report, compiled=compiled, engine=built)

@@ -14,6 +14,8 @@ import numpy as np
 
 from onnx24 import metrics
 from onnx24.backends.base import get, parse_shapes
+from onnx24.backends.onnx_file import inputs_of
+from onnx24.backends.profiles import completed
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import BackendError, InputError
 from onnx24.gate.subject import Subject
@@ -237,6 +239,8 @@ def _backend(subject: Subject) -> Iterator[Diagnostic]:
     policy = subject.policy
     backend = get(str(policy.get("backend.build")), subject.target)
     backend.require()
+    given = parse_shapes(policy.get("backend.shapes", ()))
+    shapes, _ = completed(inputs_of(subject.model.proto), given, None, subject.model)
     model_path = subject.model.path
     assert model_path is not None
     with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
@@ -245,7 +249,7 @@ def _backend(subject: Subject) -> Iterator[Diagnostic]:
                 model_path,
                 subject.target,
                 engine=Path(folder) / "model.engine",
-                shapes=parse_shapes(policy.get("backend.shapes", ())),
+                shapes=shapes,
                 timeout_s=policy.get("backend.timeout"),
             )
         except BackendError as err:

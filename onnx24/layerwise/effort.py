@@ -71,6 +71,9 @@ class Effort:
     budget: Annotated[
         float, "largest relative error of the outputs; layers stay dense to keep it; 0: none"
     ] = 0.0
+    outputs: Annotated[
+        tuple[str, ...], "judge by these outputs, or inner values of the main graph; empty: all"
+    ] = ()
 
     def __post_init__(self) -> None:
         parse_augmentation(self.augment)  # ValueError for a text that is none

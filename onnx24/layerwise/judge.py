@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from onnx24.diagnostics import Diagnostic
 from onnx24.layerwise.segments import Piece, in_order
 from onnx24.layerwise.store import Store
-from onnx24.runtime.difference import Differences, mean_rel_l2
+from onnx24.runtime.difference import Differences, gap_finding, mean_rel_l2
 
 __all__ = ["Agreement", "Judge", "fewest"]
 
@@ -20,10 +21,11 @@ __all__ = ["Agreement", "Judge", "fewest"]
 class Agreement:
     """With the dense model. rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1:
     share of samples whose largest entry stands at the same place, where a model has one output
-    of which that makes sense; else None."""
+    of which that makes sense; else None. gap: O24-037 where an output was not compared in full."""
 
     rel_l2: float
     top1: float | None
+    gap: Diagnostic | None = None
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"rel_l2": self.rel_l2}
@@ -57,7 +59,8 @@ class Judge:
             sums.add({name: self._store.get(run, name)[0] for name in found}, found)
         results = sums.results()
         one = results[0] if len(results) == 1 and len(results[0].shape) >= 2 else None
-        return Agreement(rel_l2=mean_rel_l2(results), top1=one.top1_agreement if one else None)
+        top1 = one.top1_agreement if one else None
+        return Agreement(rel_l2=mean_rel_l2(results), top1=top1, gap=gap_finding(results))
 
     def _outputs(self, weights: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         with ThreadPoolExecutor(self._threads) as pool:

@@ -18,6 +18,7 @@ from onnx24.layerwise.prune import Solved, solve_model
 from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.segments import Unsupported
 from onnx24.runtime.augment import parse_augmentation
+from onnx24.runtime.compare import require_values
 from onnx24.runtime.data import Calibration
 
 __all__ = ["solve_weights"]
@@ -46,6 +47,7 @@ def solve_weights(
     solved = Solved.nothing()
     if effort.solves(data):
         assert data is not None
+        require_values(model, effort.outputs)
         strides = {verdict.key: _stride(verdict) for verdict in verdicts}
         try:
             solved = solve_model(
@@ -57,6 +59,7 @@ def solve_weights(
                 resources=resources,
                 augmentation=parse_augmentation(effort.augment),
                 budget=effort.budget,
+                outputs=effort.outputs,
                 progress=progress,
                 saved=Saved(work_dir, _identity(model, data, effort, list(strides))),
             )

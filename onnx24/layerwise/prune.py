@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -26,12 +26,13 @@ from onnx24.layerwise.judge import Agreement, Judge, fewest
 from onnx24.layerwise.progress import Saved
 from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.results import LayerResult
-from onnx24.layerwise.segments import Unsupported, whole
+from onnx24.layerwise.segments import Piece, Unsupported, whole
 from onnx24.layerwise.solver import Settings, solve_layers
 from onnx24.layerwise.stages import Layer, draws, make_plan
 from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmentation, Augmented
 from onnx24.runtime.data import Calibration
+from onnx24.runtime.difference import NAME_OUTPUTS
 from onnx24.sparsity.masks import prune_24_by_stride
 
 __all__ = ["Solved", "can_be_judged", "solve_model"]
@@ -53,6 +54,8 @@ class Solved:
     fitted: int = 0
     held: int = 0
     agreement: Agreement | None = None
+    gap: Diagnostic | None = None
+    """O24-037, where the outputs that judge as solved are not comparable in full."""
     agreement_magnitude: Agreement | None = None
     fallen_back: list[ValueKey] = field(default_factory=list)
     dense_again: dict[ValueKey, float] = field(default_factory=dict)
@@ -94,11 +97,12 @@ class Solved:
         if self.layers and (self.agreement is None or self.agreement_magnitude is None):
             message = "there are too few samples to hold any back: nothing was judged"
             return [diagnostic("O24-135", message)]
+        gap = [replace(self.gap, hint=NAME_OUTPUTS)] if self.gap else []
         if not self.fallen_back:
-            return []
+            return gap
         message = f"{len(self.fallen_back)} layers went back to magnitude: as solved, the model "
         message += "erred more than by magnitude on held-back samples"
-        return [diagnostic("O24-132", message)]
+        return [*gap, diagnostic("O24-132", message)]
 
     def moved_bias(self, key: ValueKey) -> tuple[np.ndarray, np.ndarray] | None:
         """The bias of a layer as it was and as solved, both as stored; None where it stays."""
@@ -128,11 +132,12 @@ def solve_model(
     budget: float,
     progress: Callable[..., Iterator[Any]],
     saved: Saved,
+    outputs: Sequence[str] = (),
 ) -> Solved:
     """Solve the weights that `strides` names; the model itself stays as it is.
 
     budget: the largest relative error of the outputs, 0 for no limit; layers go back to dense
-    until it is met.
+    until it is met. outputs: values to judge by; the model's outputs where empty.
     Raises: InputError O24-016, O24-030 to O24-033, O24-035 for a budget that no sample is left to
     judge; segments.Unsupported; BackendError O24-500.
     """
@@ -179,12 +184,15 @@ def solve_model(
         solved.leave_dense(plan.unsolved)
     if not alone and solved.layers:
         with threadpool_limits(1):
-            _judge(model, solved, dense, unsolved(), strides, held, resources, budget, progress)
+            shown = whole(model, list(solved.layers.values()), dense, held.names, outputs)
+            less = unsolved()
+            _judge(model, shown, solved, dense, less, strides, held, resources, budget, progress)
     return solved
 
 
 def _judge(
     model: Model,
+    piece: Piece,
     solved: Solved,
     dense: dict[str, np.ndarray],
     unsolved: dict[str, np.ndarray],
@@ -194,13 +202,10 @@ def _judge(
     budget: float,
     progress: Callable[..., Iterator[Any]],
 ) -> None:
-    layers = list(solved.layers.values())
-
     def samples() -> Iterator[Mapping[str, np.ndarray]]:
         return islice(held.batches(model), MAX_HELD_RUNS)
 
     with Store(resources.memory_bytes // 2, resources.folder) as store:
-        piece = whole(model, layers, dense, held.names)
         judge = Judge(piece, samples, dense, store, resources.threads)
         _choose(judge, solved, {**dense, **unsolved}, strides, budget, progress)
 
@@ -222,6 +227,7 @@ def _choose(
     ours = _weights(dense, layers, solved.results)
     solved.agreement_magnitude = judge({**dense, **by_magnitude})
     solved.agreement = judge(ours)
+    solved.gap = solved.agreement.gap
     limit = solved.agreement_magnitude.rel_l2
     if not solved.agreement.rel_l2 <= limit:
         others = [layer for layer in layers if not solved.results[layer.key].magnitude]

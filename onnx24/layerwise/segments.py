@@ -94,14 +94,22 @@ def segment_piece(
     return Piece(model, segment.nodes, inputs, segment.outputs, layers, dense)
 
 
-def whole(model: Model, layers: Sequence[Layer], dense: Weights, fed: Sequence[str]) -> Piece:
-    """The whole main graph, with the inputs `fed` and the outputs that are tensors.
+def whole(
+    model: Model,
+    layers: Sequence[Layer],
+    dense: Weights,
+    fed: Sequence[str],
+    outputs: Sequence[str] = (),
+) -> Piece:
+    """The whole main graph, with the inputs `fed` and `outputs`; without any, those of the model
+    that are tensors.
 
     Raises: Unsupported where none is.
     """
     graph = model.proto.graph
     inputs = [value for value in graph.input if value.name in fed]
-    names = [v.name for v in graph.output if v.type.WhichOneof("value") in ("tensor_type", None)]
+    tensors = [v.name for v in graph.output if v.type.WhichOneof("value") in ("tensor_type", None)]
+    names = list(outputs) or tensors
     if not names:
         raise Unsupported("no output is a tensor, by which the result could be judged")
     return Piece(model, list(graph.node), inputs, names, layers, dense)

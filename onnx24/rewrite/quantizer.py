@@ -58,7 +58,8 @@ class Written:
 
 @dataclass
 class Quantizer:
-    """samples: asked for when they are needed. search: how ranges are found."""
+    """samples: asked for when they are needed. search: how ranges are found. outputs: values to
+    judge by; the model's outputs where empty."""
 
     model: Model
     flow: Flow
@@ -66,6 +67,7 @@ class Quantizer:
     samples: Callable[[], Calibration]
     search: RangeSearch
     progress: Callable[..., Any]
+    outputs: tuple[str, ...] = ()
     ranges: dict[str, Range] = field(default_factory=dict)
     measured: Measured | None = None
     ranges_by: str = ""
@@ -80,7 +82,7 @@ class Quantizer:
     @cached_property
     def reference(self) -> Reference:
         """What the float model gives; the weights must not have changed yet."""
-        return Reference(self.model, self.data)
+        return Reference(self.model, self.data, self.outputs)
 
     @cached_property
     def _weights(self) -> PairedWeights:

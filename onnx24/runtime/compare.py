@@ -11,7 +11,7 @@ from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
-from onnx24.runtime.difference import Differences, OutputDiff
+from onnx24.runtime.difference import Differences, OutputDiff, gap_finding
 from onnx24.runtime.rounding import has_16_bit
 from onnx24.runtime.session import Session
 
@@ -51,20 +51,8 @@ class Comparison:
         if self.is_random:
             message = f"{self.data}: the comparison says nothing about accuracy"
             found.append(diagnostic("O24-034", message, severity=Severity.WARNING))
-        for out in self.outputs:
-            if out.is_complete:
-                continue
-            found.append(
-                diagnostic(
-                    "O24-037",
-                    f"output {out.name!r} was compared in {out.compared} of {out.runs} runs: "
-                    f"{out.gap}",
-                    severity=Severity.WARNING,
-                    tensor=out.name,
-                    facts={"compared": out.compared, "runs": out.runs, "unlike": out.unlike},
-                    hint=None if out.unlike else "",
-                )
-            )
+        gaps = (gap_finding([out]) for out in self.outputs)
+        found += [gap for gap in gaps if gap is not None]
         return found
 
     def breaches(self) -> list[Diagnostic]:

@@ -22,7 +22,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,8 @@ from onnx import TensorProto, numpy_helper
 from onnx24.errors import InputError
 from onnx24.ir.index import Index
 from onnx24.ir.model import Model
-from onnx24.ir.shapes import Dim
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
+from onnx24.runtime.sizes import concrete_shapes
 
 __all__ = ["Calibration", "SampleSource", "Stacked", "load_data"]
 
@@ -163,9 +163,9 @@ def load_data(
 ) -> Calibration:
     """The samples that `spec` (see the module) names, checked against the model's inputs.
 
-    shapes: for `random:N`, sizes by input name; without, a dynamic first dimension is 1.
-    Raises: InputError O24-030 to O24-033; O24-036 for a dynamic dimension of unknown size,
-    O24-505 for shapes that contradict the model.
+    shapes: for `random:N`, sizes by input name; without, they are chosen (runtime.sizes).
+    Raises: InputError O24-030 to O24-033; O24-036 for a dynamic dimension that no size was found
+    for, O24-505 for shapes that contradict the model.
     """
     specs = input_specs(model)
     if spec.startswith("random:"):
@@ -655,6 +655,33 @@ class _TestData(SampleSource):
         return arrays
 
 
+def chosen_shapes(model: Model, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """A size for every dimension of every input: what `random:N` takes (see runtime.sizes).
+
+    Raises: InputError O24-030, O24-036, O24-505.
+    """
+    return _Random("random:1", model, input_specs(model), given, 0).shapes
+
+
+class _Trial:
+    """How ONNX Runtime runs a model at some sizes (see runtime.sizes); the session is made when
+    first asked."""
+
+    def __init__(self, model: Model, feeds: Callable[[Mapping[str, tuple[int, ...]]], Feeds]):
+        self._model, self._feeds = model, feeds
+        self._session: Any = None
+
+    def __call__(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        from onnx24.runtime.session import Session
+
+        self._session = self._session or Session(self._model)
+        try:
+            found = self._session.run(self._feeds(shapes))
+        except InputError:
+            return 0
+        return 2 if all(np.asarray(y).size for y in found.values()) else 1
+
+
 # --- random numbers ------------------------------------------------------------------------
 class _Random(SampleSource):
     """Seeded values that fit each dtype: normal floats; integers below the size of the table they
@@ -680,7 +707,6 @@ class _Random(SampleSource):
         self.units = int(count)
         self._seed = seed
         self._specs = [s for s in specs if s.required]
-        self._shapes = _concrete_shapes(specs, shapes)
         for spec in self._specs:
             if spec.element == TensorProto.STRING:
                 raise unreadable(text, f"input {spec.name!r} takes strings; pass real samples")
@@ -690,10 +716,23 @@ class _Random(SampleSource):
             for s in self._specs
             if s.dtype.kind in "iu" and s.dtype.itemsize > 1
         }
+        self._shapes, self.searched = concrete_shapes(specs, shapes, _Trial(model, self._once))
+        self.description += "".join(
+            f", {name} {'x'.join(map(str, self._shapes[name]))}" for name in self.searched
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(self._shapes)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(s.name for s in self._specs)
+
+    def _once(self, shapes: Mapping[str, tuple[int, ...]]) -> Feeds:
+        """What to feed in one run of these sizes."""
+        self._shapes = dict(shapes)
+        return next(self.feeds(np.arange(1), 1))
 
     def fitted(self, specs: list[InputSpec]) -> SampleSource:
         given = {s.name: (s.dtype, self._shapes[s.name]) for s in self._specs}
@@ -721,63 +760,3 @@ class _Random(SampleSource):
         if dtype.kind == "c":
             return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
         return rng.standard_normal(shape).astype(dtype)
-
-
-def _concrete_shapes(
-    specs: list[InputSpec], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, ...]]:
-    """A size for every dimension: as given (a negative size gives none), as the same symbol has
-    elsewhere, or 1 where it is the first. Raises: InputError O24-036, O24-505."""
-    known = {s.name for s in specs}
-    if unknown := sorted(set(shapes) - known):
-        raise InputError.of(
-            "O24-505", f"shapes for {unknown}: expected names of inputs, {sorted(known)}"
-        )
-    symbols: dict[str, int] = {}
-    wanted: dict[str, tuple[Dim, ...] | None] = {}
-    for spec in specs:
-        wanted[spec.name] = _merged(spec, shapes.get(spec.name))
-        for dim, size in zip(spec.dims or (), wanted[spec.name] or (), strict=False):
-            if isinstance(dim, str) and isinstance(size, int):
-                symbols.setdefault(dim, size)
-    return {spec.name: _sizes(spec, wanted[spec.name], symbols) for spec in specs}
-
-
-def _merged(spec: InputSpec, given: Sequence[int] | None) -> tuple[Dim, ...] | None:
-    """The input's dimensions with the sizes that are given. Raises: InputError O24-505."""
-    if given is None:
-        return spec.dims
-    dims: tuple[Dim, ...] = (None,) * len(given) if spec.dims is None else spec.dims
-    if len(dims) == len(given) and all(
-        size < 0 or not isinstance(dim, int) or dim == size
-        for dim, size in zip(dims, given, strict=True)
-    ):
-        return tuple(dim if size < 0 else int(size) for dim, size in zip(dims, given, strict=True))
-    raise InputError.of(
-        "O24-505",
-        f"shape of {spec.name!r}: expected {spec.dims_text}, found {list(given)}",
-        tensor=spec.name,
-    )
-
-
-def _sizes(
-    spec: InputSpec, dims: tuple[Dim, ...] | None, symbols: dict[str, int]
-) -> tuple[int, ...]:
-    if dims is None:
-        raise InputError.of(
-            "O24-036",
-            f"input {spec.name!r} has no known rank: expected its shape, found none",
-            tensor=spec.name,
-        )
-    sizes = []
-    for axis, dim in enumerate(dims):
-        size = dim if isinstance(dim, int) else symbols.get(dim or "", 1 if axis == 0 else -1)
-        if size < 0:
-            raise InputError.of(
-                "O24-036",
-                f"input {spec.name!r} is {spec.dims_text}: nothing says how large dimension "
-                f"{axis} ({dim or '?'}) is",
-                tensor=spec.name,
-            )
-        sizes.append(size)
-    return tuple(sizes)

@@ -14,6 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+
+NAME_OUTPUTS = (
+    "name what to judge by, such as a value before the operator that selects: outputs=NAME"
+)
+"""What helps a budget whose outputs differ in shape."""
+
 __all__ = [
     "Accumulator",
     "Differences",
@@ -114,6 +121,21 @@ def mean_rel_l2(outputs: Sequence[OutputDiff]) -> float:
     no value that could be compared."""
     errors = [out.badness for out in outputs]
     return math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
+
+
+def gap_finding(outputs: Sequence[OutputDiff]) -> Diagnostic | None:
+    """O24-037 of the first output that was not compared in full."""
+    out = next((out for out in outputs if not out.is_complete), None)
+    if out is None:
+        return None
+    return diagnostic(
+        "O24-037",
+        f"output {out.name!r} was compared in {out.compared} of {out.runs} runs: {out.gap}",
+        severity=Severity.WARNING,
+        tensor=out.name,
+        facts={"compared": out.compared, "runs": out.runs, "unlike": out.unlike},
+        hint=None if out.unlike else "",
+    )
 
 
 class Differences:

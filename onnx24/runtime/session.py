@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx.parser
 from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnx24.errors import InputError
@@ -29,7 +30,7 @@ from onnx24.runtime.rounding import rounded
 if TYPE_CHECKING:  # it is imported where a session is made: most commands make none
     import onnxruntime as ort
 
-__all__ = ["Session", "activations"]
+__all__ = ["Session", "activations", "require_qdq"]
 
 MAX_IN_MEMORY_BYTES = 64 << 20
 """Models with more weights go through a temporary file with external data, which ONNX Runtime
@@ -135,6 +136,26 @@ class Session:
 
     def _refused(self, err: Exception) -> InputError:
         return InputError.of("O24-016", f"ONNX Runtime: {_shortened(str(err))}", file=self._file)
+
+
+def require_qdq(opset: int) -> None:
+    """That ONNX Runtime has the quantizers of an opset, which it lacks for those it is too old for:
+    to be asked before calibration, not after.
+
+    Raises: InputError O24-055.
+    """
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : {opset}]> g (float[4] x, float s) => (float[4] y) '
+        "<int8 z = {0}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    )
+    try:
+        Session(Model.from_proto(proto))
+    except InputError as err:
+        raise InputError.of(
+            "O24-055",
+            f"ONNX Runtime does not run QuantizeLinear of opset {opset}, so that a quantized model "
+            f"could not be compared: {err.diagnostics[0].message}",
+        ) from err
 
 
 def activations(

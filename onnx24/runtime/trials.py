@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration
-from onnx24.runtime.difference import Differences, is_float, mean_rel_l2
+from onnx24.runtime.difference import Differences, gap_finding, is_float, mean_rel_l2
 from onnx24.runtime.ranges import doublings
 from onnx24.runtime.session import Session
 
@@ -44,22 +45,27 @@ class Likeness:
     None. expected: share of rows that would change it, were the change of each row's margin drawn
     from a normal distribution: a few rows tell more by it than by counting. worst: (signal to noise
     [dB], name) of the output that has the least, of those whose shapes agree in every run. runs:
-    compared."""
+    compared. gap: O24-037 where an output was not compared in full."""
 
     rel_l2: float
     top1: float | None = None
     expected: float = 0.0
     worst: tuple[float, str] = (math.inf, "")
     runs: int = 0
+    gap: Diagnostic | None = None
 
 
 @dataclass
 class Reference:
     """The float model's outputs on samples, run once and kept. Samples come in the order of
-    `doublings`: the first so many are spread evenly over all."""
+    `doublings`: the first so many are spread evenly over all.
+
+    outputs: names of outputs or inner values to judge by; the model's outputs where empty.
+    """
 
     model: Model
     data: Calibration
+    outputs: tuple[str, ...] = ()
     _parts: list[Calibration] = field(default_factory=list)
     _kept: list[Outputs] = field(default_factory=list)
     _used: int = 0
@@ -76,7 +82,7 @@ class Reference:
             if i == len(self._kept):
                 if self._used > OUTPUT_BYTES:
                     return
-                session = session or Session(self.model)
+                session = session or Session(self.model, self.outputs or None)
                 found = session.run(feeds)
                 self._kept.append({name: y for name, y in found.items() if _is_real(y)})
                 self._used += sum(y.nbytes for y in self._kept[-1].values())
@@ -84,7 +90,7 @@ class Reference:
 
     def likeness(self, quantized: Model, count: int) -> Likeness:
         """Of a model of the same outputs, on that many runs. Raises: InputError O24-016."""
-        session = Session(quantized)
+        session = Session(quantized, self.outputs or None)
         sums = Differences()
         margins: list[np.ndarray] = []
         moves: list[np.ndarray] = []
@@ -104,10 +110,10 @@ class Reference:
         worst = min(alike, default=(math.inf, ""))
         runs = max((out.runs for out in results), default=0)
         if not margins:
-            return Likeness(rel_l2, worst=worst, runs=runs)
+            return Likeness(rel_l2, worst=worst, runs=runs, gap=gap_finding(results))
         top1 = results[0].top1_agreement
         expected = _expected(np.concatenate(margins), np.concatenate(moves))
-        return Likeness(rel_l2, top1, expected, worst, runs)
+        return Likeness(rel_l2, top1, expected, worst, runs, gap_finding(results))
 
 
 def _expected(margin: np.ndarray, move: np.ndarray) -> float:
@@ -149,7 +155,7 @@ def best_candidate(
     sums = {key: Differences() for key in candidates}
     try:
         list(reference.runs(count))  # one session after the other: each holds the weights
-        trial = Session(_with_inputs(quantized, list(candidates[first])))
+        trial = Session(_with_inputs(quantized, list(candidates[first])), reference.outputs or None)
         for i, (feeds, exact) in enumerate(reference.runs(count)):
             if i == count // 4:
                 errors = {key: mean_rel_l2(found.results()) for key, found in sums.items()}

@@ -16,6 +16,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
 from onnx24.ir.verify import verify
 from onnx24.passmgr.manager import run
+from onnx24.passmgr.pipeline import parse
 from onnx24.runtime.session import Session
 
 TARGET = targets.load(targets.DEFAULT)
@@ -78,9 +79,10 @@ def test_narrow_types_are_read_and_kept(dtype: str, rows: int):
     tensor = TensorProto(name="w", data_type=data_type, dims=[rows, 31], raw_data=raw.tobytes())
     nodes = [
         helper.make_node("Identity", ["w"], ["kept"]),
-        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("MatMul", ["x", "eye"], ["y"]),
     ]
-    proto = _graph(nodes, [tensor], opset=28, ir=14)
+    eye = numpy_helper.from_array(np.eye(32, dtype=np.float32), "eye")
+    proto = _graph(nodes, [tensor, eye], opset=28, ir=14)
     proto.graph.output.append(helper.make_tensor_value_info("kept", data_type, [rows, 31]))
     model = Model.from_proto(proto)
     assert bytes(model.weights.payload(model.weights.tensor("w"))) == raw.tobytes()
@@ -89,7 +91,8 @@ def test_narrow_types_are_read_and_kept(dtype: str, rows: int):
     same = TensorProto(data_type=data_type)
     model.weights.set_values(same, values)
     assert bytes(model.weights.payload(same)) == raw.tobytes()
-    run(model, [Canonicalize()], target=TARGET)
+    text = "canonicalize,prune24,matmul-to-conv1x1{when=always},cast16"
+    run(model, parse(text), target=TARGET)
     again = Model.from_bytes(model.to_bytes())
     assert bytes(again.weights.payload(again.weights.tensor("w"))) == raw.tobytes()
 

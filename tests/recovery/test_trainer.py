@@ -267,7 +267,7 @@ def test_early_stop(tmp_path: Path) -> None:
 def test_samples_come_in_permutations(tmp_path: Path) -> None:
     samples = Samples(data(tmp_path, 40), net())
     assert len(samples.held_out) == 5 and not set(samples.held_out) & set(samples.train)
-    seen = np.concatenate([samples.batch(step, 6, 0) for step in range(6)])
+    seen = np.concatenate([samples.batch(step, 5, 0) for step in range(7)])
     assert sorted(seen) == sorted(samples.train)
     few = Samples(data(tmp_path, 8), net())
     assert not few.is_divided and len(few.train) == len(few.held_out) == 8

@@ -318,11 +318,13 @@ def test_random_indices_stay_inside_their_table():
 
 def test_random_shapes():
     model = model_of(("x", TensorProto.FLOAT, ["b", "s"]), ("y", TensorProto.FLOAT, [4, "s"]))
-    refused("O24-036", "random:1", model, "'x'", "dimension 1")
+    (run,) = load_data("random:1", model).batches(model)
+    assert run["x"].shape == (1, 1) and run["y"].shape == (4, 1)
     (run,) = load_data("random:1", model, shapes={"x": [2, 5]}).batches(model)
     assert run["x"].shape == (2, 5) and run["y"].shape == (4, 5)
     refused("O24-505", "random:1", model, "[4, s]", shapes={"y": [3, 5]})
     refused("O24-505", "random:1", model, "z", shapes={"z": [3]})
+    refused("O24-505", "random:1", model, "'s'", "5 and 6", shapes={"x": [2, 5], "y": [4, 6]})
     minus = model_of(("x", TensorProto.FLOAT, [-1, 3]))
     for shapes in (None, {"x": [-1, 3]}):
         (run,) = load_data("random:1", minus, shapes=shapes).batches(minus)

@@ -13,7 +13,7 @@ from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime import session as session_module
 from onnx24.runtime.data import load_data
-from onnx24.runtime.session import Session, activations
+from onnx24.runtime.session import Session, activations, require_qdq
 
 MLP = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 4] x) => (float[N, 2] y)
@@ -198,3 +198,9 @@ def test_a_run_that_fails_is_bad_input():
     feeds = {"x": np.ones(3, np.float32), "s": np.array([2, 2])}
     with pytest.raises(InputError, match="O24-016"):
         Session(model).run(feeds)
+
+
+def test_quantizers_of_an_opset_that_is_too_new_are_said_at_once():
+    require_qdq(21)
+    with pytest.raises(InputError, match="O24-055"):
+        require_qdq(28)
