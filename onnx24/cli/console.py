@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from onnx24.diagnostics import Diagnostic
+    from onnx24.driver.result import Documented, MadeAndDocumented
+
 
 T = TypeVar("T")
 
@@ -48,6 +50,21 @@ class Console:
             stream = sys.stderr if self._stdout_is_taken else sys.stdout
             stream.write(_lines(text))
             stream.flush()
+
+    def found(self, found: Documented) -> None:
+        """What a job found, and what it says of it."""
+        self.report(found.text, found.document)
+        self.diagnostics(found.diagnostics)
+
+    def made(self, found: MadeAndDocumented, out: str) -> None:
+        """A model that a job made, on stdout where OUT is "-"; and what the job says of it."""
+        if out == "-":
+            found.save(out)
+        if self.as_json:
+            self.document(found.document)
+        else:
+            self.note(f"{out}\n{found.text}")
+        self.diagnostics(found.diagnostics)
 
     def document(self, document: Any) -> None:
         from onnx24.report.jsontext import json_text

@@ -4,13 +4,50 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from onnx24.cli import options as o
+from onnx24.cli.command import Command
 from onnx24.cli.console import Console
 from onnx24.codes import CODES, Code
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
 from onnx24.report.table import WIDTH, table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes(Command):
+    """List the passes and the presets."""
+
+    json: o.Json = False
+
+    def run(self) -> int:
+        return list_passes(as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets(Command):
+    """List the targets: what a GPU architecture can do under a TensorRT release."""
+
+    name: Annotated[str | None, o.argument("T", "One target, with the sources of its facts.")] = (
+        None
+    )
+    json: o.Json = False
+
+    def run(self) -> int:
+        return list_targets(self.name, as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(Command):
+    """Explain a diagnostic's code."""
+
+    code: Annotated[str, o.argument("CODE", "For instance O24-113, or 113.")]
+    json: o.Json = False
+
+    def run(self) -> int:
+        return explain_code(self.code, as_json=self.json)
 
 
 def list_passes(*, as_json: bool) -> int:

@@ -14,6 +14,11 @@ def flag(name: str, metavar: str, text: str, **more: Any) -> Any:
     return typer.Option(*name.split(","), metavar=metavar or None, help=text, **more)
 
 
+def argument(metavar: str, text: str) -> Any:
+    """An argument, for a field of a command."""
+    return typer.Argument(metavar=metavar, help=text)
+
+
 DEFAULT_TARGET = "sm86-trt10"
 """targets.DEFAULT, said again so that --help need not read the table of targets (a test
 compares)."""
@@ -169,3 +174,4 @@ WorkDir = Annotated[
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
 ]
+Builder = Annotated[str, flag("--backend", "B", "auto, tensorrt, trtexec or tensorrt-rtx.")]

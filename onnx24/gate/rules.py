@@ -279,6 +279,9 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
     counts: Counter[ops.FunctionId] = Counter()
     first: dict[ops.FunctionId, tuple[str, onnx.NodeProto]] = {}
     for scope, node in subject.nodes():
+        if form := next((name for name in deny if _is_form(name, node)), ""):
+            where = {"scope": scope, "node": node_label(node), "op": node.op_type}
+            yield subject.finding("O24-621", f"the policy denies {form}", "operators.deny", **where)
         key = ops.called(node)
         counts[key] += 1
         first.setdefault(key, (scope, node))
@@ -301,6 +304,15 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
         if not (domains is None or full in also or (domain or ops.ONNX) in domains):
             message = f"{full}{times} is of domain {domain!r}"
             yield subject.finding("O24-622", message, "operators.domains", **where)
+
+
+def _is_form(text: str, node: onnx.NodeProto) -> bool:
+    """Whether a node is what `Op{attribute=value}` says."""
+    name, brace, rest = text.partition("{")
+    if not brace or ops.full_name(node) != name:
+        return False
+    attribute, _, value = rest.removesuffix("}").partition("=")
+    return str(ops.attribute(node, attribute)) == value
 
 
 # --- [metadata], [provenance] -----------------------------------------------------------------

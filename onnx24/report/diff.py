@@ -28,7 +28,7 @@ from onnx24.ir.packed import unpacked
 from onnx24.ir.scopes import node_label
 from onnx24.ir.shapes import ValueType, value_type
 from onnx24.ir.text import type_text
-from onnx24.report.jsontext import plain
+from onnx24.report.jsontext import Document, plain
 from onnx24.report.table import number_text, table
 
 _CHUNK = 1 << 20  # elements compared at a time, so that memory stays bounded
@@ -93,7 +93,7 @@ class ValueChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDiff:
+class ModelDiff(Document):
     """Everything that differs; nothing is left out but the order of initializers."""
 
     header: list[Change] = field(default_factory=list)

@@ -21,7 +21,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.text import dtype_name
 from onnx24.ir.weights import element_count, payload_bytes
-from onnx24.report.jsontext import plain
+from onnx24.report.jsontext import Document, plain
 from onnx24.report.model import NO_PRODUCT
 from onnx24.report.table import WIDTH, cut, shape_text, share_text, table
 from onnx24.sparsity.metrics import count_zeros
@@ -136,7 +136,7 @@ class DynamicProduct:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
+class Inspection(Document):
     """All rows in document order, and what they add up to. min_channels: from how many channels
     on the target is said to gain."""
 

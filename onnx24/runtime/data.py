@@ -103,7 +103,7 @@ class Calibration:
         return Calibration(self._source, self._units, max(1, count))
 
     def __len__(self) -> int:
-        return len(self._units) * self._source.samples_per_unit
+        return self._source.count(self._units)
 
     def batches(self, model: Model) -> Iterator[Feeds]:
         """What to feed, run by run: one array for each input.
@@ -116,7 +116,7 @@ class Calibration:
 
     def describe(self) -> str:
         """In words, for reports."""
-        total = self._source.units * self._source.samples_per_unit
+        total = self._source.count(np.arange(self._source.units))
         count = f"{len(self)} of its {total}" if len(self) < total else str(total)
         return f"{self._source.description}: {count} {self._source.noun}{'s' * (total != 1)}"
 
@@ -206,7 +206,7 @@ def sorted_paths(paths: Iterator[Path]) -> list[Path]:
 
 
 # --- what every source checks --------------------------------------------------------------
-def _check_names(where: str, given: Sequence[str], specs: list[InputSpec]) -> None:
+def check_names(where: str, given: Sequence[str], specs: list[InputSpec]) -> None:
     required = [s.name for s in specs if s.required]
     unknown = sorted(set(given) - {s.name for s in specs})
     missing = [name for name in required if name not in given]
@@ -249,7 +249,7 @@ def _bad_shape(where: str, name: str, expected: str, found: tuple[int, ...]) -> 
     )
 
 
-def _fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
+def fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
     return len(dims) == len(shape) and all(
         not isinstance(d, int) or d == n for d, n in zip(dims, shape, strict=True)
     )
@@ -257,13 +257,13 @@ def _fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
 
 def check_run(where: str, given: Mapping[str, tuple[np.dtype, tuple[int, ...]]], specs) -> None:
     """That arrays are exactly what one run takes."""
-    _check_names(where, list(given), specs)
+    check_names(where, list(given), specs)
     for spec in specs:
         if spec.name not in given:
             continue
         dtype, shape = given[spec.name]
         _check_dtype(where, spec, dtype)
-        if spec.dims is not None and not _fits(spec.dims, shape):
+        if spec.dims is not None and not fits(spec.dims, shape):
             raise _bad_shape(where, spec.name, spec.dims_text, shape)
 
 
@@ -300,6 +300,10 @@ class SampleSource(abc.ABC):
     @property
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]: ...
+
+    def count(self, units: np.ndarray) -> int:
+        """Samples in these units."""
+        return len(units) * self.samples_per_unit
 
     @abc.abstractmethod
     def fitted(self, specs: list[InputSpec]) -> SampleSource:
@@ -355,7 +359,7 @@ def _headers(path: Path) -> dict[str, Header]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How an archive's rows become runs. `rows`: of each array in one unit; `whole`: arrays whose
     first axis counts runs."""
 
@@ -409,8 +413,8 @@ class Stacked(SampleSource):
     def readers(self, stack: ExitStack) -> Mapping[str, RowReader]:
         """What gives the rows of each array until `stack` is closed."""
 
-    def _make_plan(self) -> _Plan:
-        _check_names(self.description, list(self._headers), self.specs)
+    def _make_plan(self) -> Plan:
+        check_names(self.description, list(self._headers), self.specs)
         fixed: dict[str, int] = {}
         free: list[str] = []
         whole: set[str] = set()
@@ -423,10 +427,10 @@ class Stacked(SampleSource):
             if not header.shape:
                 raise _bad_shape(self.description, spec.name, _stacked_text(spec), header.shape)
             counts[spec.name] = header.shape[0]
-            if spec.dims is not None and _fits(spec.dims, header.shape[1:]):
+            if spec.dims is not None and fits(spec.dims, header.shape[1:]):
                 whole.add(spec.name)
                 fixed[spec.name] = 1
-            elif spec.dims is None or (spec.dims and _fits(spec.dims[1:], header.shape[1:])):
+            elif spec.dims is None or (spec.dims and fits(spec.dims[1:], header.shape[1:])):
                 first = spec.dims[0] if spec.dims else None
                 if isinstance(first, int):
                     fixed[spec.name] = first
@@ -440,7 +444,7 @@ class Stacked(SampleSource):
             return self._fixed_plan(fixed, free, frozenset(whole), counts)
         if len(set(counts.values())) > 1:
             raise self._uneven(f"as many rows of each array, found {counts}")
-        return _Plan(
+        return Plan(
             units=next(iter(counts.values())),
             units_per_run=self._group(),
             rows=dict.fromkeys(counts, 1),
@@ -453,7 +457,7 @@ class Stacked(SampleSource):
         free: list[str],
         whole: frozenset[str],
         counts: dict[str, int],
-    ) -> _Plan:
+    ) -> Plan:
         runs = {name: counts[name] // rows if rows else 0 for name, rows in fixed.items()}
         if len(set(runs.values())) > 1:
             raise self._uneven(f"every array to fill as many runs, found {runs}")
@@ -467,7 +471,7 @@ class Stacked(SampleSource):
                 raise self._uneven(f"{name!r} to fill {total} runs, found {counts[name]} rows")
             rows[name] = sizes[0] if sizes else counts[name] // total
         in_order = {s.name: rows[s.name] for s in self.specs if s.name in rows}
-        return _Plan(total, 1, in_order, whole)
+        return Plan(total, 1, in_order, whole)
 
     def _uneven(self, what: str) -> InputError:
         return InputError.of(
