@@ -55,8 +55,8 @@ def test_what_is_static_or_given_is_left_alone(tmp_path):
     inputs = inputs_of(model.proto)
     assert set(profiles_from_data(inputs, data, model)) == {"x"}
     given = {"x": Profile.static((5, 4))}
-    assert completed(inputs, given, data, model) == given
-    assert completed(inputs, given, None, model) == given
+    assert completed(inputs, given, data, model) == (given, [])
+    assert completed(inputs, given, None, model) == (given, [])
 
 
 @pytest.mark.parametrize("runs", [1, 7])
