@@ -50,6 +50,7 @@ class Build(Command):
             "FILE",
             "The engine. Default: MODEL's stem + .engine in the current folder.",
         ),
+        o.WRITES,
     ] = None
     shapes: o.Shapes = None
     calib: Annotated[
@@ -79,6 +80,7 @@ class Build(Command):
             "FILE",
             "Read kernel timings from there and keep them; the report gives their hash.",
         ),
+        o.WRITES,
     ] = None
     hardware_compatibility: Annotated[
         Literal["none", "ampere+", "same"],
@@ -99,11 +101,14 @@ class Build(Command):
         False
     )
     log: Annotated[
-        str | None, flag("--log", "FILE", "Keep the builder's whole log (for `onnx24 ledger`).")
+        str | None,
+        flag("--log", "FILE", "Keep the builder's whole log (for `onnx24 ledger`)."),
+        o.WRITES,
     ] = None
     layers: Annotated[
         str | None,
         flag("--layers", "FILE", "Keep the engine's layers as JSON (for `onnx24 ledger`)."),
+        o.WRITES,
     ] = None
     print_command: Annotated[
         bool,
@@ -169,9 +174,7 @@ class Build(Command):
             ("--layers", self.layers),
             ("--timing-cache", self.timing_cache),
         ]
-        for _, path in files:
-            if path is not None:
-                check_output(path, self.model)
+        check_output(engine)
         check_distinct(files)
         result = build(
             source_of(self.model),
@@ -268,6 +271,7 @@ class Ledger(Command):
     output: Annotated[
         str | None,
         flag("--output,-o", "FILE", "Also write it there, as .html, .json or .txt."),
+        o.WRITES,
     ] = None
     json: o.Json = False
 
@@ -279,9 +283,6 @@ class Ledger(Command):
         files = {name: getattr(self, name) for name in (*names, *(f"dense_{n}" for n in names))}
         if self.output is not None:
             check_ending("-o", self.output, RENDERED)
-            for path in (self.model, *files.values()):
-                if path is not None:
-                    check_output(self.output, path)
         model = None if self.model is None else source_of(self.model)
         ledger = layer_ledger(model, target=self.target, shapes=self.shapes, **files)
         if self.output is not None:
@@ -437,10 +438,7 @@ class Gate(Command):
         if STANDARD_STREAM in (self.dense, self.ledger):
             raise usage("--dense and --ledger read no standard input", "give paths")
         out = output_path(self.output, self.model)
-        check_model_output(out, self.model, as_json=self.json)
-        for path in (self.dense, self.ledger):
-            if out != STANDARD_STREAM and path is not None:
-                check_output(out, path)
+        check_model_output(out, as_json=self.json)
         console = Console(as_json=self.json, stdout_is_taken=True)
         found = give_back(
             source_of(self.model),

@@ -70,11 +70,11 @@ class Making:
         """OUT, with everything refused that can be before the model is read."""
         out = output_path(self.output, self.model)
         if writes:
-            check_model_output(out, self.model, as_json=self.json, external=self.external)
+            check_model_output(out, as_json=self.json, external=self.external)
         reports = self.report or []
-        check_reports(reports, self.model)
+        check_reports(reports)
         if engine is not None:
-            check_output(engine, self.model)
+            check_output(engine)
         named = [("-o", out if writes else None), ("--engine", engine)]
         check_distinct([*named, *(("--report", path) for path in reports)])
         return out
@@ -139,6 +139,7 @@ class Compile(Effort, Making, Command):
             "FILE",
             "Build an engine into FILE. Default with --backend: OUT's stem + .engine.",
         ),
+        o.WRITES,
     ] = None
     timeout: o.Timeout = None
     verify: o.Verify = True
@@ -215,7 +216,9 @@ class Opt(Effort, Making, Command):
         ),
     ] = None
     dump: Annotated[
-        str | None, flag("--dump", "DIR", "Write the model after every pass that changed it.")
+        str | None,
+        flag("--dump", "DIR", "Write the model after every pass that changed it."),
+        o.KEEPS,
     ] = None
     dump_onnx: Annotated[bool, flag("--dump-onnx", "", "With --dump, as .onnx too.")] = False
     time: Annotated[bool, flag("--time", "", "Time and peak memory of each pass.")] = False
