@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +24,7 @@ from onnx24.cli.files import (
 )
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import Block, block, shown
 
 if TYPE_CHECKING:
     from onnx24.backends.base import BuildResult
@@ -163,7 +165,7 @@ class Build(Command):
                     "only trtexec has a command line; leave --backend out",
                 )
             argv = trtexec_command(self.model, export=self.export, **common)
-            console.report(shell_line(argv), {"command": list(argv)})
+            console.report(shown(shell_line(argv), sys.maxsize), {"command": list(argv)})
             console.diagnostics(argv.diagnostics)
             return 0
         if self.export is not None:
@@ -190,7 +192,7 @@ class Build(Command):
         return 0
 
 
-def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) -> str:
+def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) -> Block:
     from onnx24.backends.base import parse_shapes
     from onnx24.report.table import bytes_text, table
     from onnx24.report.text import sparse_layers
@@ -220,7 +222,7 @@ def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) ->
         lines.append(table(("layer", "kind", "tactic", "sparse kernel"), rows))
     if len(result.layers) > _SHOWN:
         lines.append(f"  … and {len(result.layers) - _SHOWN} more (--json lists all)")
-    return "\n".join(lines)
+    return block(lines)
 
 
 # --- ledger ---------------------------------------------------------------------------------------

@@ -154,4 +154,4 @@ def _rendered(report: Report, ending: str) -> str:
         return render_html(report)
     from onnx24.report.text import render_text
 
-    return render_text(report)
+    return render_text(report) + "\n"

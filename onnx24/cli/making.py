@@ -24,6 +24,7 @@ from onnx24.cli.files import (
 )
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import Block, block
 
 if TYPE_CHECKING:
     from onnx24.driver.result import Result
@@ -238,7 +239,7 @@ class Opt(Effort, Making, Command):
 
         def say() -> None:
             if self.time:
-                console.note(timing.render())
+                console.note(block(timing.render().splitlines()))
 
         return run_passes(
             self,
@@ -273,7 +274,7 @@ def _looking(self: Opt, pipeline: Pipeline, console: Console) -> list[Instrument
                     f"{near}it has {', '.join(sorted(names)) or 'none'}",
                 )
         wanted = () if "all" in self.print_after else self.print_after
-        hooks.append(PrintAfter(console.note, wanted))
+        hooks.append(PrintAfter(lambda text: console.note(Block(text)), wanted))
     return hooks
 
 

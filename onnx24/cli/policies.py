@@ -130,4 +130,4 @@ def _rendered(form: str, results: Sequence[Checked], threshold: Severity, *, exp
         return render_junit(results, fail_on=threshold)
     if form == "github":
         return render_annotations(results)
-    return render_text(results, explain=explain)
+    return render_text(results, explain=explain) + "\n"

@@ -13,6 +13,7 @@ from onnx24.cli.console import Console
 from onnx24.cli.files import STANDARD_STREAM, source_of, write_text
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import shown
 
 if TYPE_CHECKING:
     from onnx24.passmgr.bisect import Probe
@@ -206,7 +207,7 @@ class Bisect(Command):
             verify=self.verify,
             on_probe=lambda probe: console.note(_probe_text(probe)),
         )
-        console.report(str(result), result)
+        console.report(shown(str(result)), result)
         return 1 if result.verdict == "bad-before" else 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.result import Documented
 from onnx24.driver.usage import usage
+from onnx24.lines import block
 from onnx24.passmgr.provenance import DataRanges, Provenance, data_digest
 from onnx24.report.model import ModelFacts, Report, findings_digest
 from onnx24.report.table import table
@@ -74,9 +75,7 @@ def verify_provenance(
     if recorded.is_fast:
         lines.append("  values are recorded by a checksum: against accidents, not against people")
     lines += [table(("recorded", "value"), rows, whole=(1,))] if rows else []
-    return Proof(
-        document=document, text="\n".join(lines), recorded=recorded, problems=tuple(problems)
-    )
+    return Proof(document=document, text=block(lines), recorded=recorded, problems=tuple(problems))
 
 
 def _digest_of_report(report: Any) -> str:
