@@ -1319,6 +1319,24 @@ _TABLE = (
         "Fewer products have both operands quantized than the policy asks for.",
     ),
     Code(
+        "O24-641",
+        "error",
+        "not what MLflow loads",
+        "The version's MLmodel does not say of one ONNX file among its files that MLflow loads "
+        "it, so "
+        "that a judgement of any file would be no judgement of the model.",
+        "log the model again with mlflow.onnx.log_model",
+    ),
+    Code(
+        "O24-642",
+        "error",
+        "queue file cannot be used",
+        "The file of waiting versions is no file, is damaged, belongs to another program, or "
+        "another "
+        "service works on it.",
+        "name another file with --queue, or stop the other service",
+    ),
+    Code(
         "O24-650",
         "error",
         "task metric not met",

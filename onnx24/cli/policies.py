@@ -96,19 +96,24 @@ class Check(Command):
     def _judged(self) -> list[Checked]:
         from onnx24.driver.checking import check_files
 
+        passed_over: list[str] = []
         with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
             kept = str(Path(folder) / "stdin.onnx")
             if STANDARD_STREAM in self.models:
                 Path(kept).write_bytes(standard_input())
-            return check_files(
+            results = check_files(
                 [kept if model == STANDARD_STREAM else model for model in self.models],
                 policy=self.policy,
                 target=self.target,
                 baseline=self.baseline,
                 jobs=self.jobs,
                 names={kept: STANDARD_STREAM},
+                passed_over=passed_over,
                 progress=Console(),
             )
+        for text in passed_over:
+            Console().note(f"not judged: {text}")
+        return results
 
 
 def _rendered(form: str, results: Sequence[Checked], threshold: Severity, *, explain: bool) -> str:

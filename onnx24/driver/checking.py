@@ -73,6 +73,7 @@ def check_files(
     baseline: str | os.PathLike[str] | None = None,
     jobs: int = 0,
     names: dict[str, str] | None = None,
+    passed_over: list[str] | None = None,
     progress: ProgressLike = None,
 ) -> list[Checked]:
     """Hold files to a policy, each read in a process of its own with limits of memory and time, so
@@ -80,6 +81,7 @@ def check_files(
 
     models: paths, patterns, folders, an OCI image layout. baseline: a file of findings that are
     accepted. jobs: models at a time; 0: one a core. names: what reports call a file, by path.
+    passed_over: a list to which what folders hold and is not judged is added, in words.
 
     Raises: InputError for a policy, a target or a pattern that is none; what is wrong with a file
     is in its result.
@@ -93,7 +95,10 @@ def check_files(
     rules = policy_of(policy)
     name = targets.load(rules.target or target).name
     known = frozenset[str]() if baseline is None else read_baseline(os.fspath(baseline))
-    with Sources(list(models)) as files:
+    sources = Sources(list(models))
+    with sources as files:
+        if passed_over is not None:
+            passed_over += sources.passed_over
         shown = [ModelFile(file.path, (names or {}).get(file.path, file.name)) for file in files]
         with Sandbox(rules, name, jobs=jobs or _cores()) as sandbox:
             judged = sandbox.judge_all(shown)
