@@ -106,6 +106,8 @@ def _passes(report: Report) -> Block:
     for i, entry in enumerate(report.passes):
         seconds = times[i].get("seconds") if i < len(times) else None
         numbers = statistics_text(entry.get("statistics", {}))
+        if resumed := times[i].get("resumed") if i < len(times) else None:
+            numbers += f", resumed {resumed}"
         did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
         what = textwrap.wrap(numbers or _actions(did), room) or [""]
         changed = "+".join(entry["changed"]) or "nothing"

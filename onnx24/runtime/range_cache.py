@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
 from onnx24.ir.inputs import protect
 from onnx24.ir.model import Model
@@ -53,7 +54,7 @@ class RangeCache:
             text = Path(path).read_text(encoding="utf-8")
             protect(path)
             return _from_json(text) if _is_json(path) else _from_tensorrt(text)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        except UNREADABLE as err:
             reason = os.strerror(err.errno) if isinstance(err, OSError) and err.errno else str(err)
             raise InputError.of("O24-223", f"no cache of ranges: {reason}", file=str(path)) from err
 
