@@ -220,12 +220,12 @@ class Model:
     @property
     def opsets(self) -> dict[str, int]:
         """Domain → version; ai.onnx is ""."""
-        return {ops.own_domain(entry.domain): entry.version for entry in self.proto.opset_import}
+        return ops.opsets(self.proto)
 
     @property
     def opset(self) -> int:
         """Version of ai.onnx; 1 where a model does not import it."""
-        return self.opsets.get("", 1)
+        return ops.opset(self.proto)
 
     def scopes(self) -> Iterator[Scope]:
         return scopes(self.proto)

@@ -41,9 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {*BELOW_PASSMGR, "report", "gate"},
     "recovery": {*BELOW_PASSMGR, "passmgr"} - {"layerwise"},
     "torch": {*BELOW_PASSMGR, "passmgr", "recovery"} - {"layerwise"},
+    "tuning": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger"},
     "driver": {
         *BELOW_PASSMGR,
-        *("passmgr", "report", "backends", "ledger", "gate", "recovery"),
+        *("passmgr", "report", "backends", "ledger", "gate", "recovery", "tuning"),
     },
     "cli": {
         *BELOW_PASSMGR,
