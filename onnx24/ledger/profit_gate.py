@@ -172,7 +172,7 @@ def render_gate(
         (d.weight, "–" if d.gain is None else f"{d.gain:.2f}", d.action, d.reason)
         for d in decisions
     ]
-    lines = []
+    lines: list[str] = []
     if rows:
         lines.append(table(("weight", "gain", "what", "why"), rows, right=(1,), prose=(3,)))
     back = sum(d.action == "dense again" for d in decisions)
