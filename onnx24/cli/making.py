@@ -25,6 +25,7 @@ from onnx24.cli.files import (
 )
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import Block, block
 
 if TYPE_CHECKING:
     from onnx24.driver.result import Result
@@ -71,11 +72,11 @@ class Making:
         """OUT, with everything refused that can be before the model is read."""
         out = output_path(self.output, self.model)
         if writes:
-            check_model_output(out, self.model, as_json=self.json, external=self.external)
+            check_model_output(out, as_json=self.json, external=self.external)
         reports = self.report or []
-        check_reports(reports, self.model)
+        check_reports(reports)
         if engine is not None:
-            check_output(engine, self.model)
+            check_output(engine)
         named = [("-o", out if writes else None), ("--engine", engine)]
         check_distinct([*named, *(("--report", path) for path in reports)])
         return out
@@ -146,6 +147,7 @@ class Compile(Effort, Making, Command):
             "FILE",
             "Build an engine into FILE. Default with --backend: OUT's stem + .engine.",
         ),
+        o.WRITES,
     ] = None
     timeout: o.Timeout = None
     verify: o.Verify = True
@@ -302,7 +304,9 @@ class Opt(Effort, Making, Command):
         ),
     ] = None
     dump: Annotated[
-        str | None, flag("--dump", "DIR", "Write the model after every pass that changed it.")
+        str | None,
+        flag("--dump", "DIR", "Write the model after every pass that changed it."),
+        o.KEEPS,
     ] = None
     dump_onnx: Annotated[bool, flag("--dump-onnx", "", "With --dump, as .onnx too.")] = False
     time: Annotated[bool, flag("--time", "", "Time and peak memory of each pass.")] = False
@@ -322,7 +326,7 @@ class Opt(Effort, Making, Command):
 
         def say() -> None:
             if self.time:
-                console.note(timing.render())
+                console.note(block(timing.render().splitlines()))
 
         return run_passes(
             self,
@@ -357,7 +361,7 @@ def _looking(self: Opt, pipeline: Pipeline, console: Console) -> list[Instrument
                     f"{near}it has {', '.join(sorted(names)) or 'none'}",
                 )
         wanted = () if "all" in self.print_after else self.print_after
-        hooks.append(PrintAfter(console.note, wanted))
+        hooks.append(PrintAfter(lambda text: console.note(Block(text)), wanted))
     return hooks
 
 
