@@ -105,7 +105,7 @@ def _alone(
     for budget in BUDGETS:
         made = onnx24.optimize(base, text.format(budget), calib=rows)
         if onnx24.compare(base, made, held_out, max_drop=limits).met:
-            taken = {record.weight for record in made.report.records if record.action == action}
+            taken = {w["name"] for w in made.weights if any(s.endswith(action) for s in w["steps"])}
             cost = sum(unit.costs[form if unit.weight in taken else DENSE] for unit in units)
             return 1 - cost / dense, budget
     return 0.0, 0.0
