@@ -300,7 +300,7 @@ def fake(tmp_path_factory, monkeypatch):
 )
 def test_a_worker_that_ends_badly(fake, model, tmp_path, body, code, says):
     # Time enough to start Python on a busy machine; only the worker that sleeps is to reach it.
-    patience = 10 if "sleep" in body else 300
+    patience = 30 if "sleep" in body else 300
     with pytest.raises(BackendError, match=says) as caught:
         fake(body).build(
             model, SM86, engine=tmp_path / "out.engine", shapes=SHAPES, timeout_s=patience
