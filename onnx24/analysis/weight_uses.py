@@ -10,7 +10,7 @@ guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -195,6 +195,9 @@ class WeightUses(Analysis):
     index: Index
     fixed: set[ValueKey]
     """What depends on nothing but constants, those included."""
+    looked_at: set[ValueKey]
+    """Initializers whose values decided something: scales, zero points, shapes. Those of weights
+    decide nothing."""
 
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> WeightUses:
@@ -230,7 +233,19 @@ class WeightUses(Analysis):
             elif not all(fixed) and is_product(site, fixed.index(True)):
                 key, tensor, use = _computed(site, fixed.index(True), cache.get(model, Shapes))
                 elsewhere.setdefault(key, (tensor, []))[1].append(use)
-        return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index, tracer.fixed)
+        return cls(
+            uses,
+            tensors,
+            frozenset(constants),
+            elsewhere,
+            dynamic,
+            index,
+            tracer.fixed,
+            tracer.looked_at,
+        )
+
+    def rests_on(self, replaced: Set[ValueKey]) -> bool:
+        return not self.looked_at.isdisjoint(replaced)
 
     def read(self, model: Model, key: ValueKey) -> np.ndarray:
         """The stored values, as a read-only array."""
@@ -424,6 +439,7 @@ class _Tracer:
         self._overridable = index.graph_inputs
         self._functions = ops.functions(model.proto)
         self._behind: dict[ValueKey, str] = {}
+        self.looked_at: set[ValueKey] = set()
         self.fixed = self._fixed_values(model)
 
     def _fixed_values(self, model: Model) -> set[ValueKey]:
@@ -642,7 +658,7 @@ class _Tracer:
         )
 
     def _constant(self, name: str, scope: str) -> np.ndarray | None:
-        return ops.constant_behind(self._model, self._index, name, scope)
+        return ops.constant_behind(self._model, self._index, name, scope, self.looked_at)
 
     # --- final consumers -------------------------------------------------------------------
     def _consumer(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
