@@ -105,11 +105,14 @@ def report(tallies: dict[str, Tally], arguments: str) -> str:
     seconds = sum(tally.seconds for tally in tallies.values())
     counted = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     broken = [line for tally in tallies.values() for line in tally.broken]
+    whole = list(promises.SAME)[-1]
+    done = ", ".join(f"{tally.graphs[whole]:,} {label}" for label, tally in tallies.items())
     return (
         "# Random graphs: what passes promise\n\n"
-        f"`python benchmarks/random_graphs.py {arguments}`, {seconds:,.0f} s of CPU. A difference "
-        "is relative to the output's largest value; equalize and smooth-quant may make none, "
-        f"others {promises.ROUNDING:g} (another order of summation).\n\n{table(tallies)}\n\n"
+        f"`python benchmarks/random_graphs.py {arguments}`: {done} graphs, {seconds:,.0f} s of "
+        "CPU. A difference is relative to the output's largest value; equalize and smooth-quant "
+        f"may make none, others {promises.ROUNDING:g} (another order of summation)."
+        f"\n\n{table(tallies)}\n\n"
         f"Kinds of nodes: {counted}.\n\n"
         + ("\n".join(f"- {line}" for line in broken) or "No promise was broken.")
         + "\n"

@@ -296,6 +296,29 @@ _TABLE = (
         "A model with external data needs a folder.",
         "use paths instead of '-'",
     ),
+    Code(
+        "O24-065",
+        "error",
+        "no samples",
+        "What was given for calibration or comparison is of a kind that no samples are read from.",
+        "pass a path, a dict of arrays, batches, a DataLoader, a table, or a function that gives "
+        "an iterator",
+    ),
+    Code(
+        "O24-066",
+        "error",
+        "too many samples to hold",
+        "What can be read only once, such as a generator, is kept in memory, up to a bound.",
+        "pass a function that makes a fresh iterator, or write the samples to a folder of .npz",
+    ),
+    Code(
+        "O24-067",
+        "error",
+        "samples change from pass to pass",
+        "A function is called for each pass over the data, and must give the same samples in the "
+        "same order: which of them are held out is counted.",
+        "seed it, and do not shuffle anew",
+    ),
     Code("O24-043", "error", "wrong usage", "The command line contradicts itself.", "see --help"),
     Code(
         "O24-044",
@@ -709,6 +732,13 @@ _TABLE = (
         "its own output says why it ended; the same command goes on from the last checkpoint of "
         "--work-dir",
     ),
+    Code(
+        "O24-165",
+        "note",
+        "domain imported twice",
+        "The model imported two versions of one domain, of which readers take another one each; "
+        "ONNX Runtime and onnx.checker take the last, and that one stays.",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(
@@ -909,6 +939,79 @@ _TABLE = (
         "the state is gone.",
     ),
     # --- 3xx rewrites ----------------------------------------------------------------------
+    Code(
+        "O24-250",
+        "error",
+        "scale is not positive",
+        "TensorRT's parser refuses Q and DQ with a scale that is 0, negative or NaN.",
+        "quantize again; a channel of zeros takes any positive scale",
+    ),
+    Code(
+        "O24-251",
+        "warning",
+        "Q/DQ of com.microsoft",
+        "ONNX Runtime writes its own QuantizeLinear and DequantizeLinear below opset 21. TensorRT "
+        "takes them like ONNX's; the passes of onnx24 look at ONNX's alone.",
+        "`onnx24 canonicalize` or `lint --fix` makes them ONNX's, where the opset has their types",
+    ),
+    Code(
+        "O24-252",
+        "error",
+        "quantized constant of rank 0",
+        "TensorRT's builder refuses a quantized scalar behind DequantizeLinear.",
+        "`onnx24 lint --fix` makes it a float",
+    ),
+    Code(
+        "O24-253",
+        "error",
+        "quantized constant is not read by DequantizeLinear",
+        "TensorRT's builder refuses a constant of a quantized type that anything but DQ reads.",
+        "`onnx24 lint --fix` computes what stands between, or move it behind DQ",
+    ),
+    Code(
+        "O24-254",
+        "error",
+        "INT4 weight beside an INT8 activation",
+        "TensorRT-RTX fails on convolutions of INT4 weights, and on INT4 with one scale a tensor, "
+        "where the activation is INT8.",
+        "leave the activation in float, or quantize the weight by channel or block",
+    ),
+    Code(
+        "O24-255",
+        "error",
+        "FP8 without FP8 kernels",
+        "The target has no FP8 kernels; TensorRT refuses to build such a model for it.",
+        "choose a target of compute capability 8.9 or later, or INT8",
+    ),
+    Code(
+        "O24-256",
+        "warning",
+        "bias is quantized to 8 bits",
+        "TensorRT-RTX builds a bias of 8 bits behind DequantizeLinear; other releases are not "
+        "known to, and it costs accuracy.",
+        "`onnx24 lint --fix` makes it a float",
+    ),
+    Code(
+        "O24-257",
+        "note",
+        "weight of integers recognised",
+        "Cast and Mul by a constant scale became DequantizeLinear, which says the same; the weight "
+        "keeps its 8 bits.",
+    ),
+    Code(
+        "O24-258",
+        "note",
+        "Q/DQ of com.microsoft made ONNX's",
+        "The node is ONNX's operator now, which computes the same.",
+    ),
+    Code(
+        "O24-259",
+        "warning",
+        "UINT8 is read as INT8",
+        "TensorRT builds UINT8 activations with zero point 0, or none, as INT8: what lies above "
+        "127 steps, half of the range, becomes 127 steps.",
+        "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
+    ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
@@ -1145,14 +1248,15 @@ _TABLE = (
         "error",
         "zero point is not 0",
         "TensorRT quantizes symmetrically: the zero points of Q and DQ must be 0.",
-        "quantize symmetrically",
+        "`onnx24 lint --fix --symmetric` makes them 0 and says what it costs, or quantize anew",
     ),
     Code(
         "O24-631",
         "error",
         "quantized type not taken",
-        "TensorRT takes INT8, INT4 weights, FP8 and FP4; UINT8 does not parse or is read as INT8.",
-        "quantize to INT8",
+        "TensorRT takes INT8, INT4 weights, FP8 and FP4. UINT8 does not parse, but for activations "
+        "with zero point 0, which are read as INT8: the upper half of the range is lost.",
+        "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
     ),
     Code(
         "O24-632",
@@ -1166,8 +1270,8 @@ _TABLE = (
         "O24-633",
         "error",
         "bias is quantized",
-        "A bias behind DequantizeLinear does not parse; TensorRT wants it as a float.",
-        "leave biases in float",
+        "INT32 behind DequantizeLinear does not parse; TensorRT wants biases as floats.",
+        "`onnx24 lint --fix` makes it a float",
     ),
     Code(
         "O24-634",
@@ -1186,9 +1290,10 @@ _TABLE = (
     ),
     Code(
         "O24-636",
-        "error",
+        "warning",
         "unpaired QuantizeLinear",
-        "What QuantizeLinear makes must be read by DequantizeLinear.",
+        "What QuantizeLinear makes is read by something else than DequantizeLinear: no kernel "
+        "fuses it. TensorRT-RTX 1.7 builds it; other releases are not known to.",
     ),
     Code(
         "O24-637",
@@ -1211,13 +1316,32 @@ _TABLE = (
         "sparse INT8 product with a float result",
         "TensorRT takes a sparse INT8 kernel only INT8-in and INT8-out, and nothing quantizes "
         "the result.",
-        "`onnx24 qdq` places the pair",
+        "`onnx24 qdq` on the float model places the pair; in a model that is quantized already, "
+        "quantize the result with the tool that made it",
     ),
     Code(
         "O24-640",
         "error",
         "quantized share too low",
         "Fewer products have both operands quantized than the policy asks for.",
+    ),
+    Code(
+        "O24-641",
+        "error",
+        "not what MLflow loads",
+        "The version's MLmodel does not say of one ONNX file among its files that MLflow loads "
+        "it, so "
+        "that a judgement of any file would be no judgement of the model.",
+        "log the model again with mlflow.onnx.log_model",
+    ),
+    Code(
+        "O24-642",
+        "error",
+        "queue file cannot be used",
+        "The file of waiting versions is no file, is damaged, belongs to another program, or "
+        "another "
+        "service works on it.",
+        "name another file with --queue, or stop the other service",
     ),
     Code(
         "O24-650",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -22,6 +23,7 @@ from onnx24.rewrite.folds import Folds, is_weight, result_of
 from onnx24.rewrite.functions import inline_functions
 from onnx24.rewrite.identities import Identities
 from onnx24.rewrite.loop_states import read_unchanged_states_outside
+from onnx24.rewrite.qdq_repairs import Repairs, may_be_recognised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,9 @@ class Canonicalize(Pass):
       computed once. The result keeps the weight's name where nothing else reads the original. A
       weight that several consumers share is folded only if all of them want the same, since each
       form would be one more copy. Quantize- and DequantizeLinear of a weight stay.
+    - int8 or uint8 behind Cast and a Mul by a constant scale is a quantized weight, and stands
+      behind DequantizeLinear then (O24-257); Quantize- and DequantizeLinear of com.microsoft become
+      ONNX's where the opset has their types (O24-258).
     - What other nodes compute from constants alone (weight_norm, unmerged LoRA, `w * gain`, a scale
       that is the weight's largest magnitude) is computed once, by ONNX Runtime, in bodies too: but
       no random numbers, no Quantize- and DequantizeLinear, nothing that grows the model by more
@@ -56,7 +61,8 @@ class Canonicalize(Pass):
       and so does a single number in a model whose other initializers are no inputs: somebody
       made it a parameter. What stays is no constant (O24-018).
     - Defects that runtimes overlook (nodes out of order, a graph without a name) are repaired, and
-      nodes that share a name, which ONNX Runtime refuses, get names apart (O24-346).
+      nodes that share a name, which ONNX Runtime refuses, get names apart (O24-346). Of two imports
+      of one domain the last stays (O24-165).
 
     Example: `canonicalize{inline-functions=false}`.
     *Source:* onnx/docs/IR.md (initializers and inputs), onnx/docs/Operators.md.
@@ -65,7 +71,8 @@ class Canonicalize(Pass):
     name: ClassVar[str] = "canonicalize"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
     codes: ClassVar[tuple[str, ...]] = (
-        *("O24-018", "O24-249", "O24-320", "O24-321", "O24-322", "O24-049"),
+        *("O24-018", "O24-249", "O24-257", "O24-258", "O24-320", "O24-321", "O24-322"),
+        *("O24-049", "O24-165"),
         *("O24-346", "O24-347", "O24-355", "O24-357"),
     )
 
@@ -73,7 +80,11 @@ class Canonicalize(Pass):
     inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = True
 
     def run(self, model: Model, ctx: Context) -> None:
-        if "duplicate-names" in repair(model):
+        repaired = repair(model)
+        if "duplicate-opsets" in repaired:
+            what = f"a domain was imported twice; the model is read as opset {model.opset}"
+            ctx.diagnostics.add(diagnostic("O24-165", what))
+        if "duplicate-names" in repaired:
             what = "nodes that shared a name have names apart now"
             ctx.diagnostics.add(diagnostic("O24-346", what))
         for _, weight in unpack(model):
@@ -88,7 +99,7 @@ class Canonicalize(Pass):
         state = _State(model, ctx)
         while True:
             before = sum(counts.values())
-            for step in (_constants, _identities, _folds):
+            for step in (_constants, _identities, _recognised, _folds):
                 counts[step.__name__[1:]] = counts.get(step.__name__[1:], 0) + step(state)
             if sum(counts.values()) == before:
                 computed = _expressions(state)
@@ -162,6 +173,26 @@ def _identities(state: _State) -> int:
             identities.remove(removal)
     identities.commit()
     return len(identities.removals)
+
+
+def _recognised(state: _State) -> int:
+    """Weights and values that are quantized in other words, in ONNX's. Returns: how many nodes."""
+    if not may_be_recognised(state.model):
+        return 0
+    uses = state.ctx.analysis(state.model, WeightUses)
+    count = 0
+    with state.model.surgeon() as root:
+        for repair in Repairs(state.model, uses, root, state.ctx.admit).recognise():
+            state.ctx.record(
+                "recognised",
+                repair.code,
+                node=repair.node,
+                op=repair.op,
+                scope=repair.scope,
+                reason=repair.reason,
+            )
+            count += 1
+    return count
 
 
 def _folds(state: _State) -> int:

@@ -20,18 +20,24 @@ class Lint(Pass):
     """Judge the Q/DQ of a model by TensorRT's rules, and repair on request what is safe.
 
     For models that were quantized elsewhere (PyTorch, ModelOpt, ONNX Runtime). The rules are those
-    that `check` applies and that `qdq` follows, onnx24/analysis/qdq_rules.py: a zero point that is
-    not 0 (O24-630) or not written out (O24-228), UINT8 and other types (O24-631), an activation's
-    scale that is no scalar (O24-632), a quantized bias (O24-633), a weight quantized along another
-    axis than its output channels or as a whole (O24-634), integer operators (O24-635), a Q that
-    something else than DQ reads (O24-636), a product with one operand quantized (O24-637), a pair
-    on the wrong branch of a residual Add (O24-638), a 2:4 INT8 product with a float result on
-    targets that want it INT8 (O24-639).
+    that `check` applies and that `qdq` follows, onnx24/analysis/qdq_rules.py, and agree form by
+    form with what tensorrt-rtx builds (benchmarks/rtx_forms.py): a zero point that is not 0
+    (O24-630) or not written out (O24-228), UINT8 and other types (O24-631), FP8 without kernels
+    (O24-255), a scale that is 0 or negative (O24-250), an activation's scale that is no scalar
+    (O24-632), Q/DQ of com.microsoft (O24-251), a quantized bias (O24-633, O24-256), a quantized
+    scalar (O24-252) or constant that something else than DQ reads (O24-253), INT4 beside INT8 where
+    it fails (O24-254), a weight quantized along another axis than its output channels or as a whole
+    (O24-634), integer operators (O24-635), a Q that something else than DQ reads (O24-636), a
+    product with one operand quantized (O24-637), a pair on the wrong branch of a residual Add
+    (O24-638), a 2:4 INT8 product with a float result on targets that want it INT8 (O24-639).
 
     Without `fix` nothing is changed, and the exit code is 1 where a finding is an error. With it
-    (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases become
-    floats; scales of shape [1] scalars; zero points are written out. Outputs stay the same in
-    every bit. What is left is reported, and fails nothing.
+    (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases, and
+    quantized scalars, become floats; scales of shape [1] scalars; zero points are written out;
+    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; Q/DQ of
+    com.microsoft become ONNX's (O24-258); stored integers behind Cast and Mul stand behind
+    DequantizeLinear (O24-257). Outputs stay the same in every bit. What is left is reported, and
+    fails nothing.
 
     `symmetric` makes zero points 0 besides (O24-227), which TensorRT asks for and which is not
     exact: the step grows to cover the wider side of the range, up to twice its size, and a value
@@ -56,6 +62,15 @@ class Lint(Pass):
         "O24-226",
         "O24-227",
         "O24-228",
+        "O24-250",
+        "O24-251",
+        "O24-252",
+        "O24-253",
+        "O24-254",
+        "O24-255",
+        "O24-256",
+        "O24-257",
+        "O24-258",
         "O24-630",
         "O24-631",
         "O24-632",
@@ -78,7 +93,8 @@ class Lint(Pass):
         if self.fix or self.symmetric:
             ctx.statistics["repaired"] = self._repair(model, ctx)
         judged = Quantized.of(model, ctx.analyses)
-        found = list(findings(judged, sparse_outputs=ctx.target.output_qdq_for_sparse))
+        sparse, fp8 = ctx.target.output_qdq_for_sparse, ctx.target.fp8
+        found = list(findings(judged, sparse_outputs=sparse, fp8=fp8))
         quantized, products = quantized_products(judged)
         ctx.statistics.update(findings=len(found), quantized=quantized, products=products)
         problems = [_diagnostic(finding) for finding in found]
@@ -105,7 +121,7 @@ class Lint(Pass):
                 count += 1
                 ctx.record(
                     "repaired",
-                    "O24-226" if repair.is_exact else "O24-227",
+                    repair.code,
                     node=repair.node,
                     op=repair.op,
                     scope=repair.scope,

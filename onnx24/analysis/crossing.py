@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnx24.analysis.dataflow import Shapes
 from onnx24.ir.index import Index, NodeSite
-from onnx24.ir.ops import attribute, is_onnx, op
+from onnx24.ir.ops import AnyNode, attribute, is_onnx, op, type_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,6 +21,7 @@ __all__ = [
     "SELECTING",
     "crosses",
     "dq_behind",
+    "is_qdq",
     "is_quantized_ahead",
     "reaches_float_attention",
     "swish",
@@ -49,6 +50,18 @@ MaxPool and the others take FP8."""
 
 ACTIVATIONS = frozenset({"Clip", "HardSwish", "LeakyRelu", "Relu"})
 """What TensorRT fuses behind a product as its activation."""
+
+
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+
+def is_qdq(node: AnyNode, *names: str) -> bool:
+    """Whether a node is a QuantizeLinear or DequantizeLinear, of `names` where any are given:
+    ONNX's, or those of com.microsoft, which ONNX Runtime writes below opset 21 and TensorRT takes
+    alike. *Source:* experiment with tensorrt-rtx 1.7.1, whose parser does not look at the domain.
+    """
+    domain, name = type_of(node)
+    return domain in ("", "com.microsoft") and name in _QDQ and (not names or name in names)
 
 
 _BARRIERS = frozenset(
@@ -113,7 +126,7 @@ def dq_behind(index: Index, value: str, scope: str = "") -> NodeSite | None:
     producer = index.producer(value, scope)
     while producer is not None and producer.proto.input:
         node = producer.proto
-        if is_onnx(producer, "DequantizeLinear"):
+        if is_qdq(producer, "DequantizeLinear"):
             return producer
         if not crosses(index, producer) or value != node.output[0]:
             return None
@@ -128,7 +141,7 @@ def is_quantized_ahead(index: Index, value: str, scope: str = "") -> bool:
     uses = index.consumers(value, scope)
     while uses:
         use = uses.pop()
-        if use.input == 0 and is_onnx(use.site, "QuantizeLinear"):
+        if use.input == 0 and is_qdq(use.site, "QuantizeLinear"):
             continue
         if use.input or not crosses(index, use.site):
             return False

@@ -18,6 +18,7 @@ from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.crossing import (
     ACTIVATIONS,
     dq_behind,
+    is_qdq,
     is_quantized_ahead,
     reaches_float_attention,
     swish,
@@ -35,7 +36,13 @@ from onnx24.ir.ops import attribute, is_onnx
 
 __all__ = ["RULES", "Finding", "QdqRule", "Quantized", "findings", "quantized_products"]
 
-_INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_INTEGER_OPS = (
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLinear",
+)
 _TAKEN = frozenset(
     getattr(TensorProto, name)
     for name in ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
@@ -112,13 +119,17 @@ class Quantized:
             return given and self.is_constant(site.proto.input[position], site.scope)
         name, scope = dq.proto.input[0], dq.scope
         q = self.index.producer(name, scope)
-        if q is not None and is_onnx(q, _Q):
+        if q is not None and is_qdq(q, _Q):
             name, scope = q.proto.input[0], q.scope
         return self.is_constant(name, scope)
 
     def operands(self, site: NodeSite) -> list[NodeSite | None]:
         """The DequantizeLinear behind each of a product's two operands."""
         return [self.dq_behind(site, i) for i in (0, 1)]
+
+    def bias(self, site: NodeSite) -> NodeSite | None:
+        """The DequantizeLinear behind a product's bias."""
+        return None if is_onnx(site, "MatMul") else self.dq_behind(site, 2)
 
     def scale_rank(self, site: NodeSite) -> int | None:
         if not _has(site.proto, 1):
@@ -130,25 +141,32 @@ class Quantized:
 
     def element(self, site: NodeSite) -> int | None:
         """The quantized type of a Q or DQ, as TensorProto.DataType."""
-        node, is_q = site.proto, is_onnx(site, _Q)
+        node, is_q = site.proto, is_qdq(site, _Q)
         kind = self.shapes.dtype(node.output[0] if is_q else node.input[0], site.scope)
-        if kind is None and is_q and not _has(node, 2):
-            return _output_dtype(node)
-        return kind
+        if kind is None and _has(node, 2):  # of com.microsoft's nothing is inferred
+            return self.shapes.dtype(node.input[2], site.scope)
+        return _output_dtype(node) if kind is None and is_q else kind
 
 
-def findings(found: Quantized, *, sparse_outputs: bool) -> Iterator[Finding]:
+def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Iterator[Finding]:
     """Every finding of every rule, in document order.
 
-    sparse_outputs: the target takes sparse INT8 kernels INT8-out only.
+    sparse_outputs: the target takes sparse INT8 kernels INT8-out only. fp8: it has FP8 kernels.
     """
     sparse = found.sparse if sparse_outputs else {}
+    stored: dict[int, list[str]] = {}
+    for reader, message in _constant_readers(found):
+        stored.setdefault(id(reader.proto), []).append(message)
     for site in found.index.nodes:
         for rule in RULES:
-            if not is_onnx(site, *rule.ops):
+            if rule.name == "fp8" and fp8:
+                continue
+            if not (is_onnx(site, *rule.ops) or is_qdq(site, *rule.ops)):
                 continue
             for message in rule.check(found, site):
                 yield Finding(rule=rule.name, code=rule.code, message=message, site=site)
+        for message in stored.get(id(site.proto), ()):
+            yield Finding(rule="constant", code="O24-253", message=message, site=site)
         for name in sparse.get(id(site.proto), ()):
             if not _is_quantized_behind(found, site):
                 yield Finding(
@@ -184,8 +202,12 @@ def _type(found: Quantized, site: NodeSite) -> Iterator[str]:
     kind = found.element(site)
     if kind is None or kind in _TAKEN or kind == TensorProto.INT32:
         return
+    yield f"{site.proto.op_type} uses {_type_name(kind)}"
+
+
+def _type_name(kind: int) -> str:
     known = kind in TensorProto.DataType.values()
-    yield f"{site.proto.op_type} uses {TensorProto.DataType.Name(kind) if known else kind}"
+    return TensorProto.DataType.Name(kind) if known else str(kind)
 
 
 def _activation_scale(found: Quantized, site: NodeSite) -> Iterator[str]:
@@ -194,9 +216,45 @@ def _activation_scale(found: Quantized, site: NodeSite) -> Iterator[str]:
         yield f"the scale of the activation has rank {rank}, expected a scalar"
 
 
+def _scale_sign(found: Quantized, site: NodeSite) -> Iterator[str]:
+    scale = found.constant(site.proto.input[1], site.scope) if _has(site.proto, 1) else None
+    if scale is not None and not (scale.astype(np.float32) > 0).all():
+        yield "a scale is 0, negative or NaN"
+
+
+def _domain(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if not is_onnx(site):
+        yield f"{site.proto.op_type} is that of {site.proto.domain}"
+
+
+def _fp8(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if found.element(site) == TensorProto.FLOAT8E4M3FN:
+        yield f"{site.proto.op_type} is FP8, which the target has no kernels for"
+
+
+def _scalar_constant(found: Quantized, site: NodeSite) -> Iterator[str]:
+    key = found.index.resolve(site.proto.input[0], site.scope)
+    tensor = None if key is None else found.uses.tensors.get(key)
+    if tensor is not None and not tensor.dims and tensor.data_type in _TAKEN:
+        name = site.proto.input[0]
+        yield f"the {_type_name(tensor.data_type)} constant {name!r} has rank 0"
+
+
+def _constant_readers(found: Quantized) -> Iterator[tuple[NodeSite, str]]:
+    """Constants of quantized types that something else than DQ reads as data: (reader, name)."""
+    for key, tensor in found.uses.tensors.items():
+        if tensor.data_type not in _TAKEN:
+            continue
+        for use in found.index.consumers(key.name, key.scope):
+            is_data = use.input == 0 or not is_onnx(use.site, "Clip")
+            if is_data and not is_qdq(use.site) and is_onnx(use.site):
+                kind = _type_name(tensor.data_type)
+                yield use.site, f"{use.site.proto.op_type} reads the {kind} constant {key.name!r}"
+
+
 def _unpaired(found: Quantized, site: NodeSite) -> Iterator[str]:
     readers = (use.site for use in found.readers(site))
-    if others := sorted({each.proto.op_type for each in readers if not is_onnx(each, _DQ)}):
+    if others := sorted({each.proto.op_type for each in readers if not is_qdq(each, _DQ)}):
         yield f"its result is read by {', '.join(others)}"
 
 
@@ -216,8 +274,26 @@ def _integer_operator(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _bias(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if not is_onnx(site, "MatMul") and found.dq_behind(site, 2):
-        yield f"the bias of {site.proto.op_type} is behind DQ"
+    if (dq := found.bias(site)) is not None and found.element(dq) == TensorProto.INT32:
+        yield f"the bias of {site.proto.op_type} is INT32 behind DQ"
+
+
+def _small_bias(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if (dq := found.bias(site)) is not None and found.element(dq) != TensorProto.INT32:
+        yield f"the bias of {site.proto.op_type} is behind DQ, of 8 bits or fewer"
+
+
+def _int4_beside_int8(found: Quantized, site: NodeSite) -> Iterator[str]:
+    operands = found.operands(site)
+    if not all(operands):
+        return
+    four = [dq for dq in operands if dq is not None and _is_int4(found, dq)]
+    if len(four) != 1:
+        return
+    if is_onnx(site, "Conv", "ConvTranspose"):
+        yield f"the weight of {site.proto.op_type} is INT4 and its activation INT8"
+    elif found.scale_rank(four[0]) == 0:
+        yield f"the weight of {site.proto.op_type} is INT4 with one scale beside INT8"
 
 
 def _weight_axis(found: Quantized, site: NodeSite) -> Iterator[str]:
@@ -279,7 +355,7 @@ def _add_behind_a_pair(found: Quantized, site: NodeSite) -> Use | None:
     what others see leaves the kernel anyway."""
     for name in (_Q, _DQ):
         (use,) = readers if len(readers := found.readers(site)) == 1 else (None,)
-        if use is None or not is_onnx(use.site, name) or use.input:
+        if use is None or not is_qdq(use.site, name) or use.input:
             return None
         site = use.site
     readers = found.readers(site)
@@ -430,6 +506,38 @@ RULES = (
         (_Q,),
         _activation_scale,
     ),
+    QdqRule(
+        "scale",
+        "O24-250",
+        "Scales are positive.",
+        f"{_EXPERIMENT} (a scale of 0 or below does not parse)",
+        (_Q, _DQ),
+        _scale_sign,
+    ),
+    QdqRule(
+        "domain",
+        "O24-251",
+        "Q and DQ are ONNX's own.",
+        f"{_EXPERIMENT} (com.microsoft's are built alike; onnx24's passes look at ONNX's)",
+        (_Q, _DQ),
+        _domain,
+    ),
+    QdqRule(
+        "constant",
+        "O24-252",
+        "No quantized constant has rank 0.",
+        f"{_EXPERIMENT} (parses, and the builder refuses it)",
+        (_DQ,),
+        _scalar_constant,
+    ),
+    QdqRule(
+        "fp8",
+        "O24-255",
+        "FP8 is for targets that have it.",
+        f"{_EXPERIMENT} (refused for sm86)",
+        (_Q, _DQ),
+        _fp8,
+    ),
     QdqRule("unpaired", "O24-636", "A Q is read by DQ alone.", _EXPLICIT, (_Q,), _unpaired),
     QdqRule(
         "bias",
@@ -456,6 +564,22 @@ RULES = (
         _bias,
     ),
     QdqRule(
+        "small-bias",
+        "O24-256",
+        "Biases are float.",
+        f"{_EXPLICIT}; tensorrt-rtx 1.7.1 builds biases of INT8",
+        PRODUCTS,
+        _small_bias,
+    ),
+    QdqRule(
+        "int4",
+        "O24-254",
+        "INT4 beside INT8 is for MatMul and Gemm, by channel or block.",
+        f"{_EXPERIMENT} (others fail in the compiler)",
+        PRODUCTS,
+        _int4_beside_int8,
+    ),
+    QdqRule(
         "weight-axis",
         "O24-634",
         "Weights are quantized along their output channels.",
@@ -480,7 +604,8 @@ RULES = (
         _residual,
     ),
 )
-"""What Q/DQ for TensorRT must look like, but for `sparse-output`, which starts from the weights."""
+"""What Q/DQ for TensorRT must look like, but for `sparse-output`, and `constant` of other readers
+than DQ, which start from the weights."""
 
 
 # --- what nodes say --------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import onnx
 
+from onnx24.analysis.crossing import is_qdq
+from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.ir import ops
+from onnx24.ir.index import Index
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
 
@@ -40,6 +43,8 @@ class OnnxFile:
     precisions: frozenset[str]
     packed: bool = False
     """Whether it holds weights of pack24, which no builder reads: they are unpacked for it."""
+    read_as_int8: tuple[str, ...] = ()
+    """QuantizeLinear nodes that make UINT8 and are read as INT8, by name."""
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
@@ -52,7 +57,16 @@ class OnnxFile:
             nodes=tuple((n.name, n.op_type, next(iter(n.output), "")) for n in model.graph.node),
             precisions=frozenset(_precisions(model)),
             packed=whole is not loaded,
+            read_as_int8=tuple(_read_as_int8(whole)),
         )
+
+    def warnings(self) -> list[Diagnostic]:
+        """What a builder takes, and reads otherwise than ONNX says."""
+        if not (names := self.read_as_int8):
+            return []
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        message = f"{names[0]!r}{more} makes UINT8, which is read as INT8"
+        return [diagnostic("O24-259", message, node=names[0], facts={"count": len(names)})]
 
     def handed_over(self, path: Path, scratch: Path) -> Path:
         """What a builder is given, absolute: the file at `path`, or, where weights are packed, a
@@ -82,6 +96,24 @@ class OnnxFile:
         taken = {name for name, _, _ in self.nodes}
         made = {f"node_of_{first}": first for name, _, first in self.nodes if not name}
         return {k: v for k, v in made.items() if k not in taken}
+
+
+def _read_as_int8(model: Model) -> Iterator[str]:
+    """*Source:* experiment with tensorrt-rtx 1.7.1: UINT8 with zero point 0, written out or
+    implied, is built as INT8, so that what is above 127 steps is lost; others do not parse."""
+    index = Index.of(model.proto)
+    for site in index.nodes:
+        if not is_qdq(site, "QuantizeLinear"):
+            continue
+        name = site.proto.input[2] if len(site.proto.input) > 2 else ""
+        if not name:
+            made = ops.attribute(site, "output_dtype", 0) or onnx.TensorProto.UINT8
+            if made == onnx.TensorProto.UINT8:
+                yield site.name
+            continue
+        zero = ops.constant_behind(model, index, name, site.scope)
+        if zero is not None and zero.dtype == "uint8" and not zero.any():
+            yield site.name
 
 
 def inputs_of(model: onnx.ModelProto) -> tuple[Input, ...]:

@@ -89,6 +89,7 @@ class PythonBackend(Backend):
         notes = self.check_target(target)
         self.check_options(options)
         model = OnnxFile.read(model_path)
+        notes += model.warnings()
         profiles = resolve_profiles(model.inputs, shapes)
         cache_before = sha256_of(options.timing_cache)
         with staged_engine(engine, model_path) as (part, scratch):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from onnx24.diagnostics import Diagnostic
+    from onnx24.driver.result import Documented, MadeAndDocumented
+    from onnx24.lines import Block
+
 
 T = TypeVar("T")
 
@@ -25,10 +28,9 @@ BAR_AFTER_S = 1.0
 
 
 def _lines(text: str) -> str:
-    from onnx24.report.table import printable
+    from onnx24.lines import shown
 
-    text = printable(text)
-    return text if text.endswith("\n") else text + "\n"
+    return shown(text) + "\n"
 
 
 class Console:
@@ -40,7 +42,7 @@ class Console:
         self._bars: Progress | None = None
         self._open_bars = 0
 
-    def report(self, text: str, document: Any) -> None:
+    def report(self, text: Block, document: Any) -> None:
         """The result of a command that reports: its text, or its document with --json."""
         if self.as_json:
             self.document(document)
@@ -49,6 +51,22 @@ class Console:
             stream.write(_lines(text))
             stream.flush()
 
+    def found(self, found: Documented) -> None:
+        """What a job found, and what it says of it."""
+        self.report(found.text, found.document)
+        self.diagnostics(found.diagnostics)
+
+    def made(self, found: MadeAndDocumented, out: str) -> None:
+        """A model that a job made, on stdout where OUT is "-"; and what the job says of it."""
+        if out == "-":
+            found.save(out)
+        if self.as_json:
+            self.document(found.document)
+        else:
+            self.note(out)
+            self.note(found.text)
+        self.diagnostics(found.diagnostics)
+
     def document(self, document: Any) -> None:
         from onnx24.report.jsontext import json_text
 
@@ -56,7 +74,7 @@ class Console:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """A line for people, on stderr; more of them where the text is a Block."""
         sys.stderr.write(_lines(text))
         sys.stderr.flush()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from onnx24 import __version__
 from onnx24.errors import InputError, InternalError, Onnx24Error
+from onnx24.redact import redacted
 
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -79,10 +80,10 @@ def _tell(err: Onnx24Error, *, as_json: bool) -> int:
 
 
 def _say(text: str) -> None:
-    from onnx24.report.table import printable
+    from onnx24.lines import shown
 
     with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.write(redacted(shown(text)) + "\n")
         sys.stderr.flush()
 
 
@@ -125,6 +126,7 @@ def _write_traceback(err: BaseException, argv: Sequence[str]) -> Path | None:
         f"onnx24 {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
         f"$ onnx24 {shlex.join(argv)}\n\n" + "".join(traceback.format_exception(err))
     )
+    text = redacted(text)
     name = f"onnx24-crash-{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         try:

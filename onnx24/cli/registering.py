@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +24,9 @@ registry_app = typer.Typer(
 )
 
 SECRET = "ONNX24_WEBHOOK_SECRET"
+KEY = "ONNX24_GATE_KEY"
+_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
+"""*Source:* MLflow documentation, model aliases (letters, digits, - and _)."""
 
 _Policy = Annotated[
     str,
@@ -79,26 +84,27 @@ def check(
     from onnx24.report.policy import read_policy
 
     rules = read_policy(policy)
+    _check_aliases(promote, champion)
     store = MlflowStore(tracking_uri)
     version = store.resolve(uri)
-    with Gatekeeper(store, rules, target) as gatekeeper:
+    with Gatekeeper(store, rules, target, os.environ.get(KEY, "")) as gatekeeper:
         outcome = gatekeeper.check(version, promote=promote, champion=champion)
     Console(as_json=json).report(_text(outcome, promote), outcome)
     return outcome.exit_code
 
 
-def _text(outcome: Any, promote: str | None) -> str:
+def _text(outcome: Any, promote: str | None) -> Any:
+    from onnx24.lines import block
     from onnx24.report.checktext import render_text
-    from onnx24.report.table import printable
 
-    lines = [render_text(outcome.results).rstrip()]
-    lines += [printable(item.render()) for item in outcome.worse]
+    lines: list[str] = [render_text(outcome.results)]
+    lines += [item.render() for item in outcome.worse]
     lines.append(f"{outcome.version}: {outcome.status}")
     if outcome.promoted:
         lines.append(f"  {outcome.promoted!r} points at it now")
     elif promote:
         lines.append(f"  {promote!r} was not given to it")
-    return "\n".join(lines)
+    return block(lines)
 
 
 @registry_app.command("scan")
@@ -115,8 +121,15 @@ def scan(
     ] = False,
     json: o.Json = False,
 ) -> int:
-    """Check every registered version that this policy has no result for yet."""
+    """Check every registered version that this policy has no result for yet.
+
+    An earlier result is believed where it is sealed with the gate's key (the environment variable
+    ONNX24_GATE_KEY): anybody who uploads a version can set its tags. Without a key every version is
+    checked anew. A version that can't be judged is a line of the result and stops nothing.
+    """
     from onnx24.cli.console import Console
+    from onnx24.errors import Onnx24Error
+    from onnx24.lines import shown
     from onnx24.registry.gatekeeper import STATUS, Gatekeeper, findings_text
     from onnx24.registry.store import MlflowStore
     from onnx24.report.checked import worst
@@ -129,20 +142,27 @@ def scan(
     rows: list[tuple[str, str, str]] = []
     documents: list[dict[str, Any]] = []
     codes: list[int] = []
-    with Gatekeeper(store, rules, target) as gatekeeper:
+    key = os.environ.get(KEY, "")
+    if not key and not again:
+        console.note(f"no {KEY} is set: no earlier result is believed, every version is checked")
+    with Gatekeeper(store, rules, target, key) as gatekeeper:
         for version in console.progress(store.versions(name), "checking"):
-            if not again and gatekeeper.is_settled(version):
-                tags = store.tags(version)
-                status, said = tags[STATUS], f"{tags.get('onnx24.findings', '')} (earlier)"
-                codes.append({"passed": 0, "failed": 1, "refused": 2}.get(status, 70))
-            else:
-                outcome = gatekeeper.check(version)
-                status, said = outcome.status, findings_text(outcome)
-                codes.append(outcome.exit_code)
+            try:
+                if not again and gatekeeper.is_settled(version):
+                    tags = store.tags(version)
+                    status, said = tags[STATUS], f"{tags.get('onnx24.findings', '')} (earlier)"
+                    codes.append({"passed": 0, "failed": 1, "refused": 2}.get(status, 70))
+                else:
+                    outcome = gatekeeper.check(version)
+                    status, said = outcome.status, findings_text(outcome)
+                    codes.append(outcome.exit_code)
+            except Onnx24Error as err:
+                status, said = "error", str(err)
+                codes.append(err.exit_code)
             rows.append((str(version), status, said))
             documents.append({"version": str(version), "status": status, "findings": said})
     text = table(("version", "status", "findings"), rows, prose=(2,)) if rows else "no versions"
-    console.report(text, {"policy": rules.name, "versions": documents})
+    console.report(shown(text), {"policy": rules.name, "versions": documents})
     return worst(codes)
 
 
@@ -183,30 +203,44 @@ def serve(
     """Receive MLflow's webhooks, check the versions that they announce, and write the results back.
 
     POST /webhook takes `model_version.created` events with MLflow's signature; GET /healthz and
-    GET /metrics say how it goes. What was accepted survives a crash: it waits in --queue.
+    GET /metrics say how it goes. What was accepted survives a crash: it waits in --queue, which one
+    service at a time works on. Stopping takes two seconds at most; the version at hand waits then.
     """
+    from onnx24 import __version__
+    from onnx24.driver.usage import usage
     from onnx24.registry.gatekeeper import Gatekeeper
     from onnx24.registry.queue import Queue
     from onnx24.registry.service import Service
-    from onnx24.registry.store import MlflowStore
+    from onnx24.registry.store import MlflowStore, clean_scratch
     from onnx24.report.policy import read_policy
 
+    if not math.isfinite(rescan):
+        raise usage(f"--rescan {rescan}: expected a number of seconds", "see --help")
+    _check_aliases(promote)
     secret = _secret(secret_file)
     rules = read_policy(policy)
+    clean_scratch()
     store = MlflowStore(tracking_uri)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
-    waiting = Queue(queue, rules.digest())
-    service = Service(
-        store,
-        waiting,
-        lambda: Gatekeeper(store, rules, target),
-        secret,
-        host=host,
-        port=port,
-        workers=workers,
-        promote=promote,
-        rescan_s=rescan,
-    )
+    names_rules = f"{rules.digest()} {rules.target or target} {__version__}"
+    waiting = Queue(queue, names_rules)
+    try:
+        service = Service(
+            store,
+            waiting,
+            lambda: Gatekeeper(store, rules, target, os.environ.get(KEY, "")),
+            secret,
+            host=host,
+            port=port,
+            workers=workers,
+            promote=promote,
+            rescan_s=rescan,
+        )
+    except (OSError, UnicodeError) as err:
+        waiting.close()
+        raise usage(
+            f"cannot listen on {host}:{port}: {err}", "choose another --port or --host"
+        ) from err
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
@@ -217,6 +251,20 @@ def serve(
     service.stop()
     waiting.close()
     return 0
+
+
+def _check_aliases(*aliases: str | None) -> None:
+    """Raises: InputError O24-043 for what MLflow takes for no alias."""
+    from onnx24.driver.usage import usage
+
+    for alias in aliases:
+        if alias is None:
+            continue
+        if not _ALIAS.fullmatch(alias) or re.fullmatch(r"[vV]\d+|latest", alias):
+            raise usage(
+                f"{alias!r} is no alias of a model version",
+                "letters, digits, - and _; not `latest`, nor v and a number",
+            )
 
 
 def _secret(path: str | None) -> str:

@@ -21,7 +21,7 @@ from onnx24.backends.onnx_file import inputs_of
 from onnx24.backends.profiles import completed
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.driver.effort import DEFAULT_MEMORY, Effort
-from onnx24.driver.models import ModelLike, load
+from onnx24.driver.models import ModelLike, Source, load
 from onnx24.driver.progress import ProgressLike, Reporter, reporter
 from onnx24.driver.record import Clock, Recorder, judge
 from onnx24.driver.result import Result
@@ -111,7 +111,7 @@ def optimize(
     """
     clock, shows = Clock(), reporter(progress)
     steps = _pipeline(pipeline)
-    row = _target(target)
+    row = targets.load(target)
     profiles = profiles_of(shapes)
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
     resources, folder = effort.resources(), effort.folder()
@@ -158,17 +158,13 @@ def optimize(
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
-    return Result(report=report, compiled=made)
+    return Result(report=report, compiled=made, name=_name(output, source))
 
 
 def _pipeline(given: str | Pass | Iterable[Pass]) -> Pipeline:
     if isinstance(given, str):
         return parse(given)
     return Pipeline((given,) if isinstance(given, Pass) else tuple(given))
-
-
-def _target(given: str | Target) -> Target:
-    return targets.load(given) if isinstance(given, str) else given
 
 
 def _guard(mode: str) -> Guard | None:
@@ -242,7 +238,7 @@ def compile(
     (1.0, ['Cast', 'QuantizeLinear'])
     """
     clock = Clock()
-    aim = _target(target)
+    aim = targets.load(target)
     plan = _Plan.of(
         limits=limits_of(max_drop),
         has_data=data is not None or calib is not None,
@@ -335,7 +331,7 @@ def compile(
         ],
         run=clock.run(),
     )
-    done = Result(report=report, compiled=compiled, engine=built)
+    done = Result(report=report, compiled=compiled, engine=built, name=_name(output, source))
     error = NotMetError(unmet) if unmet else failure
     if error is not None:
         error.result = done
@@ -500,6 +496,11 @@ def _build(
     document = built.to_json()
     document["engine"] = str(plan.engine)
     return built, document, None
+
+
+def _name(output: PathLike | None, source: Source) -> str:
+    """What reports call the model that was made."""
+    return source.name if output is None else os.fspath(output)
 
 
 def _written(output: PathLike | None) -> ModelFacts | None:

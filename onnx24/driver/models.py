@@ -97,7 +97,8 @@ def _of_path(path: str, base_dir: Any) -> Source:
 def _serialized(proto: ModelProto) -> bytes:
     if proto.ByteSize() > MAX_EMBEDDED_BYTES:
         raise InputError.of("O24-042", "the model in memory is larger than 2 GiB", hint=_BY_PATH)
-    return proto.SerializeToString(deterministic=True)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
 
 
 _BY_PATH = "save it with external data and pass its path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,13 @@ from onnx import ModelProto
 from onnx24.diagnostics import Diagnostic
 from onnx24.driver.models import Source
 from onnx24.ir.model import External, Model
+from onnx24.lines import Block
 
 if TYPE_CHECKING:
     from onnx24.backends.base import BuildResult
     from onnx24.report.model import Report
+
+PathLike = str | os.PathLike[str]
 
 
 class Rows(list[dict[str, Any]]):
@@ -40,23 +44,21 @@ class Rows(list[dict[str, Any]]):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Result:
-    """A model that was made, and what happened on the way.
+class Made:
+    """A model that a job made. `name`: what reports call it."""
 
-    report: the object that `--report` writes. engine: of a build, where one was asked for.
-    """
-
-    report: Report
     compiled: Model = field(repr=False)
-    engine: BuildResult | None = field(default=None, repr=False)
+    name: str
 
     @cached_property
     def model(self) -> ModelProto:
         """The whole model in memory. Raises: InputError O24-042 above 2 GiB; `save` has no such
         bound."""
-        return ModelProto.FromString(self.compiled.to_bytes())
+        proto = ModelProto()
+        proto.ParseFromString(self.compiled.to_bytes())
+        return proto
 
-    def save(self, path: str | os.PathLike[str], *, external: External = "auto") -> Path:
+    def save(self, path: PathLike, *, external: External = "auto") -> Path:
         """Write the model as it was made, whole or not at all.
 
         external: "embed" puts all weights into the file, "external" into `<name>.data` beside it,
@@ -66,6 +68,21 @@ class Result:
         self.compiled.save(path, external=external)
         return Path(path)
 
+    def source(self) -> Source:
+        """The model, as an argument of the next job."""
+        return Source(lambda: Model.from_bytes(self.compiled.to_bytes()), self.name)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result(Made):
+    """A model that passes made, and what happened on the way.
+
+    report: the object that `--report` writes. engine: of a build, where one was asked for.
+    """
+
+    report: Report
+    engine: BuildResult | None = field(default=None, repr=False)
+
     @property
     def status(self) -> str:
         """What became of the job: done, limits not met, or no engine."""
@@ -73,6 +90,7 @@ class Result:
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """Everything that was said, in order."""
         return self.report.diagnostics
 
     @property
@@ -105,17 +123,36 @@ class Result:
         """The report as docs/report.md describes it."""
         return self.report.to_json()
 
-    def source(self) -> Source:
-        """The model, as an argument of the next job."""
-        compiled = self.compiled
-        return Source(lambda: Model.from_bytes(compiled.to_bytes()), self._name())
-
-    def _name(self) -> str:
-        return self.report.output.file if self.report.output else self.report.source.file
-
     def _repr_html_(self) -> str:
         from onnx24.report.html import render_html
 
         page = html.escape(render_html(self.report), quote=True)
         # In a frame of its own: the page's style must not reach the notebook's.
         return f'<iframe srcdoc="{page}" style="width:100%;height:40em;border:0"></iframe>'
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Documented:
+    """What a job found: `document` is what the command prints with --json, `text` what without."""
+
+    document: Mapping[str, Any]
+    text: Block = field(repr=False)
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document, as plain values that JSON can write."""
+        from onnx24.report.jsontext import plain
+
+        found: dict[str, Any] = plain(self.document)
+        return found
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.text)}</pre>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MadeAndDocumented(Made, Documented):
+    """A model that a job made without passes, and what the job says of it."""

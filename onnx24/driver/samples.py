@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from onnx24.backends.base import Profile, parse_shapes
 from onnx24.driver.usage import usage
+from onnx24.errors import InputError
 from onnx24.runtime.data import Calibration, load_data
+from onnx24.runtime.sources import calibration_of
 from onnx24.runtime.split import Split
 
 if TYPE_CHECKING:
@@ -17,8 +21,11 @@ if TYPE_CHECKING:
     from onnx24.report.limits import Limit
 
 Sizes = Sequence[int] | tuple[Sequence[int], Sequence[int], Sequence[int]]
-Samples = Calibration | str | os.PathLike[str]
-"""What stands for samples."""
+Samples = (
+    Calibration | str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any] | Callable[[], Any]
+)
+"""What stands for samples: a path, `random:N`, `script.py:function`, or an object that
+`onnx24.runtime.sources` describes."""
 DataLike = Samples | None
 ShapesLike = Mapping[str, Sizes] | Iterable[str] | None
 """Sizes of dynamic inputs: name → sizes, or → (smallest, tuned for, largest); or the command line's
@@ -75,8 +82,46 @@ def load_samples(
     """
     if data is None or isinstance(data, Calibration):
         return data
+    if not isinstance(data, str | os.PathLike):
+        return calibration_of(data, model)
+    spec = os.fspath(data)
+    if script := _SCRIPT.fullmatch(spec):
+        return calibration_of(_function(script[1], script[2]), model)
     shapes = {name: profile.opt for name, profile in profiles.items()}
-    return load_data(os.fspath(data), model, shapes=shapes, seed=seed)
+    return load_data(spec, model, shapes=shapes, seed=seed)
+
+
+_SCRIPT = re.compile(r"(.+\.py):([^\W\d]\w*)", re.DOTALL)
+
+
+def _function(path: str, name: str) -> Callable[[], Any]:
+    """A function of a Python file, which is run. Raises: InputError O24-030 where the file cannot
+    be run or has no such function; what the code itself raises ends in it too."""
+    spec = importlib.util.spec_from_file_location(f"onnx24_samples_{Path(path).stem}", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise InputError.of("O24-030", "there is no such Python file", file=path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as err:  # somebody else's code
+        why = f"the script fails: {type(err).__name__}: {err}"
+        raise InputError.of("O24-030", why, file=path) from err
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise InputError.of("O24-030", f"the script has no function {name!r}", file=path)
+
+    def samples() -> Any:
+        try:
+            given = found()
+            yield from [given] if isinstance(given, Mapping) or hasattr(given, "dtype") else given
+        except InputError:
+            raise
+        except (Exception, SystemExit) as err:
+            why = f"{name} fails: {type(err).__name__}: {err}"
+            raise InputError.of("O24-030", why, file=path) from err
+
+    samples.__qualname__ = f"{Path(path).name}:{name}"
+    return samples
 
 
 @overload

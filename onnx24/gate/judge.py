@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from onnx24 import __version__, targets
 from onnx24.diagnostics import Diagnostic, Severity
@@ -14,7 +15,9 @@ from onnx24.gate.subject import Subject
 from onnx24.gate.verdicts import fail_on, failed, memory_mib_of, stopped
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
+from onnx24.passmgr.provenance import data_digest
 from onnx24.report.checked import NOT_MET, OK, OUR_FAULT, Checked
+from onnx24.report.model import ModelFacts
 from onnx24.report.policy import Policy
 
 
@@ -26,14 +29,22 @@ def bounds_of(policy: Policy) -> Bounds:
     )
 
 
-def judge(path: str, policy: Policy, *, target: str, name: str | None = None) -> Checked:
+def judge(
+    path: str,
+    policy: Policy,
+    *,
+    target: str,
+    name: str | None = None,
+    digest_data: bool = False,
+) -> Checked:
     """Whether the file is what the policy says. Never raises: what goes wrong is in the result.
 
-    target: for a policy that names none. name: what the user calls the file.
+    target: for a policy that names none. name: what the user calls the file. digest_data: the
+    result names the sha256 of the model's data files.
     """
     shown = path if name is None else name
     try:
-        return _judge(path, shown, policy, target)
+        return _judge(path, shown, policy, target, digest_data)
     except Onnx24Error as err:
         return failed(shown, policy, err.diagnostics, err.exit_code)
     except MemoryError:
@@ -45,7 +56,7 @@ def judge(path: str, policy: Policy, *, target: str, name: str | None = None) ->
         return failed(shown, policy, bug.diagnostics, OUR_FAULT)
 
 
-def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
+def _judge(path: str, shown: str, policy: Policy, target: str, digest_data: bool) -> Checked:
     row = targets.load(policy.target or target)
     scan(path, bounds_of(policy))
     model = Model.load(path)
@@ -68,6 +79,7 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
         findings=tuple(found),
         facts={
             "sha256": subject.facts.sha256,
+            **(_digests_of_data(subject.facts) if digest_data else {}),
             "target": row.name,
             "coverage": coverage.share,
             "eligible_elements": coverage.eligible_elements,
@@ -81,6 +93,14 @@ def _judge(path: str, shown: str, policy: Policy, target: str) -> Checked:
         },
         rules=policy.rules(),
     )
+
+
+def _digests_of_data(facts: ModelFacts) -> dict[str, Any]:
+    """Nothing for a model that is one file. whole_sha256: of that file and its data files."""
+    if not facts.data_files:
+        return {}
+    whole = data_digest({**facts.data_files, "": facts.sha256})
+    return {"data_files": facts.data_files, "whole_sha256": whole}
 
 
 def _without_runs(policy: Policy) -> Policy:

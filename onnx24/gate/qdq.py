@@ -13,8 +13,9 @@ from onnx24.gate.subject import Subject
 def findings(subject: Subject) -> Iterator[Diagnostic]:
     """Every finding of every rule, whatever the policy says of its severity. `facts["rule"]` is
     the rule's key in the policy's section [qdq]."""
-    sparse = subject.target.output_qdq_for_sparse
-    for found in qdq_rules.findings(_quantized(subject), sparse_outputs=sparse):
+    target = subject.target
+    sparse, fp8 = target.output_qdq_for_sparse, target.fp8
+    for found in qdq_rules.findings(_quantized(subject), sparse_outputs=sparse, fp8=fp8):
         yield subject.finding(
             found.code,
             found.message,

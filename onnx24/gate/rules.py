@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import onnx
@@ -279,13 +280,16 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
     counts: Counter[ops.FunctionId] = Counter()
     first: dict[ops.FunctionId, tuple[str, onnx.NodeProto]] = {}
     for scope, node in subject.nodes():
+        if form := next((name for name in deny if _is_form(name, node)), ""):
+            where = {"scope": scope, "node": node_label(node), "op": node.op_type}
+            yield subject.finding("O24-621", f"the policy denies {form}", "operators.deny", **where)
         key = ops.called(node)
         counts[key] += 1
         first.setdefault(key, (scope, node))
     for key, count in counts.items():
         scope, node = first[key]
         op, domain, full = node.op_type, key.domain, ops.full_name(node)
-        where = {
+        place: dict[str, Any] = {
             "scope": scope,
             "node": node_label(node),
             "op": op,
@@ -294,13 +298,22 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
         times = f" ({count:,} times)" if count > 1 else ""
         if full in deny:
             message = f"the policy denies {full}{times}"
-            yield subject.finding("O24-621", message, "operators.deny", **where)
+            yield subject.finding("O24-621", message, "operators.deny", **place)
         elif not (allow is None or full in also or full in allow or key in own):
             message = f"the policy does not list {full}{times}"
-            yield subject.finding("O24-621", message, "operators.allow", **where)
+            yield subject.finding("O24-621", message, "operators.allow", **place)
         if not (domains is None or full in also or (domain or ops.ONNX) in domains):
             message = f"{full}{times} is of domain {domain!r}"
-            yield subject.finding("O24-622", message, "operators.domains", **where)
+            yield subject.finding("O24-622", message, "operators.domains", **place)
+
+
+def _is_form(text: str, node: onnx.NodeProto) -> bool:
+    """Whether a node is what `Op{attribute=value}` says."""
+    name, brace, rest = text.partition("{")
+    if not brace or ops.full_name(node) != name:
+        return False
+    attribute, _, value = rest.removesuffix("}").partition("=")
+    return str(ops.attribute(node, attribute)) == value
 
 
 # --- [metadata], [provenance] -----------------------------------------------------------------

@@ -32,6 +32,12 @@ from onnx24.report.policy import Policy
 
 _HAS_FORK = hasattr(os, "fork")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_KEPT = (
+    *("PATH", "HOME", "USER", "TMPDIR", "TEMP", "TMP", "LANG", "LC_", "TZ", "SYSTEMROOT"),
+    *("PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_", "CUDA_", "NVIDIA_", "OPENBLAS_"),
+)
+"""Environment variables, by how they begin, that a nursery inherits. A list of what is let through
+can't miss a secret that somebody invents tomorrow."""
 _NURSERY = (
     "import sys; sys.path[:] = [place for place in sys.path if place]; root = sys.argv[1]; "
     "root in sys.path or sys.path.insert(0, root); "
@@ -47,32 +53,46 @@ _GRACE_S = 1.0
 
 
 class Sandbox:
-    """Judges many files with one policy. Use as a context manager."""
+    """Judges many files with one policy. Use as a context manager. digest_data: results name the
+    sha256 of data files too, which takes as long as reading them."""
 
-    def __init__(self, policy: Policy, target: str, *, jobs: int = 1) -> None:
-        self._policy, self._target = policy, target
+    def __init__(
+        self, policy: Policy, target: str, *, jobs: int = 1, digest_data: bool = False
+    ) -> None:
+        self._policy, self._target, self._digest_data = policy, target, digest_data
         self._jobs = max(1, jobs)
         self._nurseries: list[_Nursery] = []
 
     def __enter__(self) -> Sandbox:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is not None:  # somebody waits for the end: nothing that is being read is of use
+            self.kill()
         for nursery in self._nurseries:
             nursery.close()
         self._nurseries = []
 
+    def kill(self) -> None:
+        """End every process at once, from another thread; whoever waits for one is told that it
+        ended."""
+        for nursery in list(self._nurseries):
+            nursery.kill()
+
+    def _nursery(self) -> _Nursery:
+        return _Nursery(self._policy, self._target, self._digest_data)
+
     def judge(self, path: str, name: str | None = None) -> Checked:
         """One file. Never raises for what is in the file."""
         if not self._nurseries:
-            self._nurseries = [_Nursery(self._policy, self._target)]
+            self._nurseries = [self._nursery()]
         return self._nurseries[0].judge(path, name or path)
 
     def judge_all(self, files: Sequence[tuple[str, str]]) -> Iterator[Checked]:
         """(path, name) of many files; the results come in their order."""
         count = min(self._jobs, len(files))
         while len(self._nurseries) < count:
-            self._nurseries.append(_Nursery(self._policy, self._target))
+            self._nurseries.append(self._nursery())
         work: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(files)):
             work.put(i)
@@ -107,12 +127,13 @@ class Sandbox:
 class _Nursery:
     """One nursery process, started when it is first asked and again if it dies."""
 
-    def __init__(self, policy: Policy, target: str) -> None:
-        self._policy, self._target = policy, target
+    def __init__(self, policy: Policy, target: str, digest_data: bool) -> None:
+        self._policy, self._target, self._digest_data = policy, target, digest_data
         self._process: subprocess.Popen[bytes] | None = None
 
     def judge(self, path: str, name: str) -> Checked:
-        request = json.dumps({"path": path, "name": name}).encode() + b"\n"
+        asked = {"path": path, "name": name, "digest_data": self._digest_data}
+        request = json.dumps(asked).encode() + b"\n"
         process = self._start()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -128,17 +149,25 @@ class _Nursery:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
+            environment = _environment()
             root = str(Path(__file__).resolve().parents[2])
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _NURSERY, root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
+                start_new_session=_HAS_FORK,
             )
             assert self._process.stdin is not None
             self._process.stdin.write(_policy_line(self._policy, self._target))
         return self._process
+
+    def kill(self) -> None:
+        if (process := self._process) is not None and process.poll() is None:
+            if _HAS_FORK:  # the child that reads the file is of the nursery's group
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
 
     def close(self) -> None:
         process, self._process = self._process, None
@@ -153,6 +182,12 @@ class _Nursery:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """What a process that reads strangers' files needs, and no password, token or credential."""
+    kept = {key: value for key, value in os.environ.items() if key.startswith(_KEPT)}
+    return {**kept, **dict.fromkeys(_THREADS, "1")}
 
 
 def _policy_line(policy: Policy, target: str) -> bytes:
@@ -187,17 +222,20 @@ def _warm_up(policy: Policy) -> None:
         from onnx24.gate import running  # noqa: F401
 
 
-def _serve(policy: Policy, target: str, path: str, name: str) -> Checked:
+def _serve(policy: Policy, target: str, path: str, name: str, digest_data: bool) -> Checked:
     from onnx24.gate.judge import judge
 
+    def work() -> Checked:
+        return judge(path, policy, target=target, name=name, digest_data=digest_data)
+
     if not _HAS_FORK:
-        return judge(path, policy, target=target, name=name)
+        return work()
     seconds, memory = seconds_of(policy), memory_mib_of(policy)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(writer, lambda: judge(path, policy, target=target, name=name), seconds, memory, path)
+        _child(writer, work, seconds, memory, path)
     os.close(writer)
     text, late = _read_until(reader, time.monotonic() + seconds + _GRACE_S)
     os.close(reader)

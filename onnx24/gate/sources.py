@@ -4,6 +4,10 @@ An OCI layout keeps files under their digests, in a folder of their own. So that
 data files, and only its own, they are put side by side in a temporary folder, as hard links where
 the file system allows. (A Hugging Face cache has links, which `ir.weights` follows.)
 
+In a folder every file is judged whose name ends in `.onnx`, in letters of either case; a link to a
+file counts as that file. Not looked into are hidden folders and links to folders: what they hold is
+counted and named (`Sources.passed_over`). A folder that can't be read is an error.
+
 *Source:* OCI image layout 1.0 (`oci-layout`, `index.json`, `blobs/sha256/…`; ORAS names a file in
 the annotation `org.opencontainers.image.title`).
 """
@@ -16,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -38,10 +42,16 @@ class ModelFile(NamedTuple):
 
 class Sources:
     """The model files behind some arguments. Use as a context manager: leaving it removes what
-    was put together."""
+    was put together.
 
-    def __init__(self, arguments: Iterable[str]) -> None:
+    everything: hidden folders are looked into as well, and a link to a folder is an error.
+    passed_over: what was not judged, in words, once it has been entered.
+    """
+
+    def __init__(self, arguments: Iterable[str], *, everything: bool = False) -> None:
         self._arguments = list(arguments)
+        self._everything = everything
+        self.passed_over: list[str] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> list[ModelFile]:
@@ -75,17 +85,38 @@ class Sources:
         if os.path.isfile(os.path.join(folder, "oci-layout")):
             yield from self._oci(Path(folder))
             return
-        found = [
-            os.path.join(root, name)
-            for root, folders, names in os.walk(folder)
-            if _visible(folders)
-            for name in names
-            if name.endswith(".onnx")
-        ]
+        found = sorted(self._walk(folder))
         if not found:
-            raise InputError.of("O24-045", "no *.onnx is in the folder", file=folder)
-        for path in sorted(found):
+            said = "; ".join(["no *.onnx is in the folder", *self.passed_over])
+            raise InputError.of("O24-045", said, file=folder)
+        for path in found:
             yield from self._file(path)
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        """The model files in a folder. Raises: InputError O24-045 for one that can't be read."""
+
+        def unreadable(err: OSError) -> None:
+            why = f"a folder can't be read: {err.strerror}"
+            raise InputError.of("O24-045", why, file=str(err.filename)) from err
+
+        for root, folders, names in os.walk(folder, onerror=unreadable):
+            linked = [name for name in folders if os.path.islink(os.path.join(root, name))]
+            hidden = [n for n in folders if n.startswith(".") and n not in linked]
+            for name in linked:
+                path = os.path.join(root, name)
+                if self._everything:
+                    raise InputError.of("O24-045", "a link to a folder is not followed", file=path)
+                self.passed_over.append(f"{path}: a link to a folder")
+            if self._everything:
+                hidden = []
+            for name in hidden:
+                path = os.path.join(root, name)
+                count = sum(map(_is_model, _names_in(path, unreadable)))
+                if count:
+                    files = "file" if count == 1 else "files"
+                    self.passed_over.append(f"{path}: a hidden folder with {count} model {files}")
+            folders[:] = sorted(set(folders) - set(linked) - set(hidden))
+            yield from (os.path.join(root, name) for name in names if _is_model(name))
 
     def _file(self, path: str) -> Iterator[ModelFile]:
         yield ModelFile(path, path)
@@ -95,6 +126,7 @@ class Sources:
         found = []
         for manifest in _manifests(layout):
             target = self._new_folder()
+            titles = set[PurePosixPath]()
             for layer in _objects(manifest.get("layers")):
                 given = layer.get("annotations")
                 said = given if isinstance(given, dict) else {}
@@ -104,8 +136,11 @@ class Sources:
                 name = PurePosixPath(title)
                 if name.is_absolute() or ".." in name.parts:
                     raise _bad_layout(layout, f"the title {title!r} leads out of the folder")
+                if name in titles:  # whoever unpacks it decides which one is the model
+                    raise _bad_layout(layout, f"two layers of one image are titled {title!r}")
+                titles.add(name)
                 _link(_blob(layout, layer), target / name)
-                if name.suffix == ".onnx":
+                if _is_model(name.name):
                     found.append(ModelFile(str(target / name), f"{layout}@{title}"))
         if not found:
             raise _bad_layout(layout, "no layer is titled *.onnx")
@@ -117,10 +152,13 @@ class Sources:
         return Path(tempfile.mkdtemp(dir=self._folder.name))
 
 
-def _visible(folders: list[str]) -> bool:
-    """Keep os.walk out of hidden folders such as .git; always true."""
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return True
+def _is_model(name: str) -> bool:
+    return name.lower().endswith(".onnx")
+
+
+def _names_in(folder: str, unreadable: Callable[[OSError], None]) -> Iterator[str]:
+    for _, _, names in os.walk(folder, onerror=unreadable):
+        yield from names
 
 
 def _link(source: Path, target: Path) -> None:

@@ -32,6 +32,7 @@ from onnx24.ir import ops
 from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.ops import type_of
 from onnx24.ir.scopes import Scope, node_label
 from onnx24.sparsity.pack import Packed24, unpack24
 
@@ -57,7 +58,7 @@ TYPES = frozenset({"float32", "float16", "bfloat16", "int8", "uint8"})
 
 
 def is_unpack(node: NodeProto) -> bool:
-    return (node.domain, node.op_type) == (DOMAIN, OP)
+    return type_of(node) == (DOMAIN, OP)
 
 
 def has_packed(model: Model) -> bool:

@@ -14,7 +14,7 @@ from onnx24.ir.model import Model
 from onnx24.ledger.engine import Engine, LayerTime, nodes_of
 from onnx24.ledger.model_layers import ModelLayer, layers_of
 from onnx24.ledger.statistics import Summary
-from onnx24.report.jsontext import plain
+from onnx24.report.jsontext import Document, plain
 from onnx24.targets import Target
 
 Verdict = Literal["faster", "not faster", "not measured"]
@@ -66,7 +66,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
+class Ledger(Document):
     """All rows, and what they add up to. counts: (eligible, chosen) as the builder's log numbers
     them, None where it does not. engine_layers: kernels of the engine; reformats: those of them
     that only move data. profiled_ms: the sum of the layers' medians; shares_ms: what of it went

@@ -8,16 +8,26 @@ and aliases of model versions).
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from onnx24.errors import InputError
+from onnx24.redact import redacted
 
+_FAST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
+"""A server that is away is said within 10 s; MLflow's own defaults wait for minutes. What the user
+set holds. *Source:* mlflow.environment_variables."""
+_HOSTED = ("databricks", "databricks-uc", "uc")
+_FILE_URI = re.compile(r"(?:sqlite:///|file:(?://)?)?(?P<path>[^:?#]+)(?:[?#].*)?")
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
+_SCRATCH = "onnx24-registry-"
 REPORTS = "onnx24"
 """The folder of a run's artifacts that reports go to, and the experiment of versions without a
 run."""
@@ -33,12 +43,21 @@ class Version(NamedTuple):
         return f"models:/{self.name}/{self.version}"
 
 
+class Making(NamedTuple):
+    """What tells a version from another one that was made later under the same number. created: of
+    the version [ms since 1970]; source: where its files were registered from."""
+
+    created: int
+    source: str
+
+
 class Store(Protocol):
     """A model registry. All methods raise InputError O24-047 where it cannot be used."""
 
     def resolve(self, uri: str) -> Version: ...
     def versions(self, name: str | None = None) -> list[Version]: ...
     def tags(self, version: Version) -> dict[str, str]: ...
+    def making(self, version: Version) -> Making: ...
     def alias(self, name: str, alias: str) -> Version | None: ...
     def set_alias(self, alias: str, version: Version) -> None: ...
     def set_tags(self, version: Version, tags: Mapping[str, str]) -> None: ...
@@ -62,19 +81,28 @@ def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
 class MlflowStore:
     """An MLflow tracking server, or a store that MLflow reaches directly (`sqlite:///…`).
 
-    uri: MLflow's own default (MLFLOW_TRACKING_URI) where None.
+    uri: MLflow's own default (MLFLOW_TRACKING_URI) where None. A store that is not there is not
+    made. Raises: InputError O24-047.
     """
 
     def __init__(self, uri: str | None = None) -> None:
+        for key, value in _FAST.items():
+            os.environ.setdefault(key, value)
         try:
             import mlflow
             from mlflow.exceptions import MlflowException
         except ImportError as err:
             raise InputError.of("O24-047", f"the package mlflow cannot be imported: {err}") from err
-        self._errors: tuple[type[Exception], ...] = (MlflowException, OSError)
+        # ImportError: a database's driver, a cloud's library.
+        self._errors: tuple[type[Exception], ...] = (
+            *(MlflowException, OSError, ImportError),
+            *_of_databases(),
+        )
         self._artifacts = mlflow.artifacts
         self._uri = uri or mlflow.get_tracking_uri()
-        self._client: Any = mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        _require_there(self._uri, is_given=uri is not None)
+        with self._failing("the registry"):
+            self._client: Any = mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
     def resolve(self, uri: str) -> Version:
         """The version that a URI names. Raises: InputError O24-047."""
@@ -85,20 +113,30 @@ class MlflowStore:
             return Version(name, str(self._client.get_model_version(name, version).version))
 
     def versions(self, name: str | None = None) -> list[Version]:
-        """All versions, of one model or of all, oldest first."""
-        query = "" if name is None else f"name='{_quoted(name)}'"
+        """All versions, of one model or of all, oldest first. Raises: InputError O24-047, also
+        where no model has that name."""
         found, token = [], None
         with self._failing(name or "the registry"):
+            if name is not None:
+                self._client.get_registered_model(name)
             while True:
+                query = "" if name is None else _by_name(name)
                 page = self._client.search_model_versions(query, max_results=500, page_token=token)
                 found += [Version(v.name, str(v.version)) for v in page]
                 token = page.token
                 if not token:
-                    return sorted(found, key=lambda v: (v.name, int(v.version)))
+                    break
+        found = [version for version in found if name is None or version.name == name]
+        return sorted(found, key=lambda v: (v.name, int(v.version)))
 
     def tags(self, version: Version) -> dict[str, str]:
         with self._failing(version):
             return dict(self._client.get_model_version(*version).tags)
+
+    def making(self, version: Version) -> Making:
+        with self._failing(version):
+            found = self._client.get_model_version(*version)
+            return Making(int(found.creation_timestamp or 0), str(found.source or ""))
 
     def alias(self, name: str, alias: str) -> Version | None:
         """The version that an alias points at; None where there is no such alias."""
@@ -136,24 +174,70 @@ class MlflowStore:
     @contextmanager
     def download(self, version: Version) -> Iterator[Path]:
         """The version's files in a temporary folder, which is removed on leaving."""
-        with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
+        with scratch_folder() as folder:
             with self._failing(version):
                 self._artifacts.download_artifacts(
                     artifact_uri=str(version),
-                    dst_path=folder,
+                    dst_path=str(folder),
                     tracking_uri=self._uri,
                     registry_uri=self._uri,
                 )
-            yield Path(folder)
+            yield folder
 
     @contextmanager
     def _failing(self, what: object) -> Iterator[None]:
         try:
             yield
         except self._errors as err:
-            reason = " ".join(str(err).split())[:300]
-            raise InputError.of("O24-047", f"{what}: {reason}") from err
+            reason = redacted(" ".join(str(err).split()))[:300]
+            raise InputError.of("O24-047", f"{what}: {reason}") from None
+
+
+def _of_databases() -> tuple[type[Exception], ...]:
+    """What MLflow lets through of the libraries below it."""
+    try:
+        from alembic.util import CommandError
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return ()
+    return (SQLAlchemyError, CommandError)
 
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
+
+
+def _by_name(name: str) -> str:
+    """A filter for the versions of one model; of all, where no quote of MLflow's holds the name."""
+    quote = next((mark for mark in "'\"" if mark not in name), None)
+    return "" if quote is None else f"name={quote}{name}{quote}"
+
+
+def _require_there(uri: str, *, is_given: bool) -> None:
+    """MLflow makes an empty store wherever a path points. Raises: InputError O24-047."""
+    match = _FILE_URI.fullmatch(uri)
+    if match is None or uri in _HOSTED or os.path.exists(unquote(match["path"])):
+        return
+    hint = "check the path" if is_given else "pass --tracking-uri, or set MLFLOW_TRACKING_URI"
+    raise InputError.of("O24-047", f"there is no registry at {redacted(uri)}", hint=hint)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that is removed on leaving, and after a kill by `clean_scratch`."""
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+def clean_scratch() -> None:
+    """Remove the scratch folders of this user's processes that are gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        number = path.name.removeprefix(_SCRATCH).partition("-")[0]
+        if not number.isdigit() or path.is_symlink() or path.stat().st_uid != os.getuid():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (PermissionError, OverflowError):
+            continue

@@ -21,8 +21,12 @@ SIGNATURE, TIMESTAMP, DELIVERY = (
     "X-MLflow-Timestamp",
     "X-MLflow-Delivery-Id",
 )
-MAX_AGE_S = 300
-"""An older webhook may be one that somebody recorded and sends again."""
+MAX_AGE_S = 900
+"""An older webhook may be one that somebody recorded and sends again. MLflow sends one that was not
+taken again, with its first id and timestamp, up to three times and at most a minute apart, each
+with a time-out of half a minute. *Source:* mlflow/webhooks/delivery.py, mlflow 3.17 (4 tries)."""
+_MAX_NAME = 500
+"""Longer than MLflow's own databases store."""
 
 
 class Refused(Exception):
@@ -73,6 +77,8 @@ def version_of(body: bytes) -> Version | None:
         name, version = document["data"]["name"], str(document["data"]["version"])
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise Refused(400, f"no webhook of MLflow: {type(err).__name__}") from err
-    if not isinstance(name, str) or not name or not version.isdigit():
-        raise Refused(400, "no name and version")
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        raise Refused(400, "no name of a model")
+    if not (version.isascii() and version.isdigit() and len(version) < 19):
+        raise Refused(400, "no version")
     return Version(name, version)

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx24.diagnostics import Diagnostic, Severity, Where
-from onnx24.report.jsontext import plain
+from onnx24.report.jsontext import Document, plain
 
 OK, NOT_MET, REFUSED, NO_BACKEND, OUR_FAULT = 0, 1, 2, 3, 70
 _WORST = (OUR_FAULT, REFUSED, NO_BACKEND, NOT_MET, OK)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class Checked(Document):
     """findings: what the policy found, accepted ones aside; accepted: those of the baseline.
     problem: why the file could not be judged, empty where it was. facts: what was measured.
 

@@ -10,6 +10,18 @@ from pathlib import Path
 from typing import Any
 
 
+class Document:
+    """What has a JSON document: `to_json` makes it."""
+
+    def to_json(self) -> Any:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document, as plain values that any JSON writer takes."""
+        found: dict[str, Any] = plain(self.to_json())
+        return found
+
+
 def json_text(document: Any, *, ascii_only: bool = False) -> str:
     """The document as indented JSON with a final newline; the same document, the same text."""
     out: list[str] = []

@@ -19,7 +19,7 @@ from onnx24 import __version__
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.ir.keys import ValueKey
 from onnx24.passmgr.base import SiteRecord
-from onnx24.report.jsontext import json_text, plain
+from onnx24.report.jsontext import Document, json_text, plain
 from onnx24.report.limits import LimitResult
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _step(record: SiteRecord) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Document):
     """One run of the compiler. `coverage` is the result's. `backend` and `run` are as their makers
     describe them. output: None where no file was written; with `written` it went to standard
     output."""
@@ -316,7 +316,7 @@ def build_report(
         entry = dict(item.to_json())
         timing: dict[str, Any] = {
             key: entry.pop(key)
-            for key in ("seconds", "layer_seconds", "peak_bytes")
+            for key in ("seconds", "layer_seconds", "resumed", "peak_bytes")
             if key in entry
         }
         passes.append(entry)

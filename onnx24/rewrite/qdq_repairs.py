@@ -3,6 +3,8 @@
     uint8 q, zero point z   =   int8 q - 128, zero point z - 128      (saturation moves along)
     DQ(int32 bias)          =   a float constant
     scale [1]               =   a scalar
+    com.microsoft's Q, DQ   =   ONNX's
+    Mul(Cast(int8), scale)  =   DQ(int8, scale)
 
 These are exact. `symmetric` is not: the zero point becomes 0 and the step wide enough for the
 whole range, which rounds otherwise. *Source:* ONNX operators QuantizeLinear, DequantizeLinear.
@@ -18,6 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx24.analysis.crossing import COMMUTING, is_qdq
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
@@ -26,12 +29,13 @@ from onnx24.ir.surgeon import detach, fresh, insert_before, label, redirect, wal
 from onnx24.ir.weights import numpy_dtype
 from onnx24.quant.scales import channel_amax, dequantize, quantize, symmetric_scale
 
-__all__ = ["Repair", "Repairs"]
+__all__ = ["Repair", "Repairs", "may_be_recognised"]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm")
+_FOLDABLE = frozenset({"Clip", "Identity", "Reshape", "Transpose"})
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid"})
-_KEEPS_SIGN = frozenset({"AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "Reshape"})
+_KEEPS_SIGN = COMMUTING | {"AveragePool", "GlobalAveragePool"}
 SHIFT = 128
 
 
@@ -45,6 +49,7 @@ class Repair:
     reason: str
     is_exact: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
+    code: str = "O24-226"
 
 
 class Repairs:
@@ -65,6 +70,9 @@ class Repairs:
     def run(self, *, symmetric: bool) -> Iterator[Repair]:
         for graph in list(walk(self._root)):
             self._graph = graph
+            yield from self._standard()
+            yield from self._integer_weights()
+            yield from self._folded_constants()
             yield from self._float_biases()
             yield from self._explicit_zero_points()
             yield from self._signed()
@@ -72,7 +80,154 @@ class Repairs:
             if symmetric:
                 yield from self._symmetric()
 
+    def recognise(self) -> Iterator[Repair]:
+        """Only what says in other words that a value is quantized."""
+        for graph in list(walk(self._root)):
+            self._graph = graph
+            yield from self._standard()
+            yield from self._integer_weights()
+
     # --- the repairs -----------------------------------------------------------------------
+    def _standard(self) -> Iterator[Repair]:
+        """Q and DQ of com.microsoft as ONNX's, where the model's opset has their types.
+
+        *Source:* onnxruntime/docs/ContribOperators.md; ONNX: an axis from opset 13 on, scales of 16
+        bits from 19, other integers than these from 21.
+        """
+        opset = self._model.opset
+        for node in self._graph.nodes:
+            if not is_qdq(node) or ops.is_onnx(node) or len(node.inputs) < 2:
+                continue
+            scale = self._values(node.inputs[1])
+            made = self._made_type(node) if is_qdq(node, _Q) else None
+            kind = self._dtype(node.inputs[2]) if len(node.inputs) > 2 else made
+            kind = kind or self._dtype(node.inputs[0])
+            if scale is None or kind is None:
+                continue
+            least = 13 if scale.size > 1 else 10
+            if scale.dtype != np.float32:
+                least = 19
+            if kind not in (np.int8, np.uint8) and not (kind == np.int32 and is_qdq(node, _DQ)):
+                least = 21
+            if opset < least or not self._admit(label(node)):
+                continue
+            node.domain = ""
+            if opset < 13:
+                node.attrs.pop("axis", None)
+            reason = "com.microsoft's is ONNX's now"
+            yield Repair(label(node), node.op, self._graph.scope, reason, code="O24-258")
+
+    def _integer_weights(self) -> Iterator[Repair]:
+        """int8 → Cast → Sub? → Mul by a constant scale, as DequantizeLinear. Exact: 8 bits, and
+        their difference, are exact in every float, and each form rounds the product once."""
+        for mul in list(self._graph.nodes):
+            if not ops.is_onnx(mul, "Mul") or len(mul.inputs) != 2:
+                continue
+            for position in (0, 1):
+                form = self._integers_times_scale(mul, position)
+                if form is not None and self._admit(label(mul)):
+                    break
+            else:
+                continue
+            stored, zero, scale, axis = form
+            mul.op = _DQ
+            mul.attrs.clear()
+            if axis is not None:
+                mul.attrs["axis"] = axis
+            parameters = [self._parameter(f"{stored.name}_scale", scale)]
+            if zero is not None:
+                parameters.append(self._parameter(f"{stored.name}_zero_point", zero))
+            cast = mul.inputs[position]
+            mul.inputs.clear()
+            mul.inputs.extend([stored, *parameters])
+            self._drop_unread(cast)
+            reason = "Cast and Mul of the stored integers are DequantizeLinear now"
+            yield Repair(label(mul), _DQ, self._graph.scope, reason, code="O24-257")
+
+    def _integers_times_scale(
+        self, mul: gs.Node, position: int
+    ) -> tuple[gs.Tensor, np.ndarray | None, np.ndarray, int | None] | None:
+        """(what is stored, its zero point, scale, axis) of a Mul that dequantizes."""
+        scale, value, zero = self._values(mul.inputs[1 - position]), mul.inputs[position], None
+        maker = value.inputs[0] if value.inputs else None
+        if maker is not None and ops.is_onnx(maker, "Sub"):
+            zero, value = self._values(maker.inputs[1]), maker.inputs[0]
+            maker = value.inputs[0] if value.inputs else None
+            if zero is None or zero.size != 1:
+                return None
+        if scale is None or maker is None or not ops.is_onnx(maker, "Cast"):
+            return None
+        stored = maker.inputs[0]
+        integers = self._values(stored)
+        if integers is None or integers.dtype not in (np.int8, np.uint8):
+            return None
+        kind, shape = integers.dtype, integers.shape
+        to = int(ops.attribute(maker, "to", 0))
+        if to not in (TensorProto.FLOAT, TensorProto.FLOAT16) or numpy_dtype(to) != scale.dtype:
+            return None
+        if (to != TensorProto.FLOAT and self._model.opset < 19) or not (scale > 0).all():
+            return None
+        if np.broadcast_shapes(shape, scale.shape) != shape or not shape:
+            return None
+        wide = [len(shape) - scale.ndim + i for i, n in enumerate(scale.shape) if n != 1]
+        if len(wide) > 1 or (wide and self._model.opset < 13) or self._model.opset < 10:
+            return None
+        axis = wide[0] if wide else None
+        scale = scale.reshape(() if axis is None else (-1,))
+        if zero is not None:
+            info = np.iinfo(kind)
+            if zero != np.rint(zero) or not info.min <= zero.item() <= info.max:
+                return None
+            zero = np.full(scale.shape, zero.item(), kind)
+        else:
+            zero = np.zeros(scale.shape, kind)
+        return stored, zero, scale, axis
+
+    def _folded_constants(self) -> Iterator[Repair]:
+        """INT8 constant → Clip, Transpose, Reshape, Identity → DQ, with the result stored; a scalar
+        as the float that DQ makes of it."""
+        for dq in self._quantizers(_DQ):
+            source = dq.inputs[0]
+            stored = self._values(source)
+            if stored is None:
+                folded = self._folded(source)
+                if folded is None or not self._admit(label(dq)):
+                    continue
+                dq.inputs[0] = self._constant(f"{source.name}_folded", folded)
+                self._drop_unread(source)
+                yield self._repair(dq, "what stood between the constant and it is computed")
+            elif not stored.ndim and id(dq.outputs[0]) not in self._shown:
+                real = self._dequantized(dq)
+                if real is None or not self._admit(label(dq)):
+                    continue
+                value, name = dq.outputs[0], label(dq)
+                redirect(value, self._constant(f"{value.name}_float", real))
+                self._drop_dead(dq)
+                yield Repair(name, _DQ, self._graph.scope, "the quantized scalar is a float now")
+
+    def _folded(self, value: gs.Tensor) -> np.ndarray | None:
+        """What a chain of these operators makes of a constant of 8 bits; None for others."""
+        if (stored := self._values(value)) is not None:
+            return stored if stored.dtype.name in ("int8", "uint8") else None
+        maker = value.inputs[0] if value.inputs else None
+        if maker is None or not ops.is_onnx(maker, *_FOLDABLE):
+            return None
+        stored = self._folded(maker.inputs[0])
+        others = [self._values(tensor) if tensor.name else None for tensor in maker.inputs[1:]]
+        given = [other for other in others if other is not None]
+        if stored is None or len(given) != sum(bool(tensor.name) for tensor in maker.inputs[1:]):
+            return None
+        if ops.is_onnx(maker, "Clip") and given:
+            low, high = (*others, None, None)[:2]
+            return np.clip(stored, low, high)
+        if ops.is_onnx(maker, "Transpose"):
+            return stored.transpose(ops.attribute(maker, "perm"))
+        if ops.is_onnx(maker, "Reshape"):
+            if ops.attribute(maker, "allowzero") or 0 in given[0]:
+                return None
+            return stored.reshape(given[0])
+        return stored
+
     def _float_biases(self) -> Iterator[Repair]:
         """INT32 behind DQ, and every bias of a product behind DQ, as the floats that DQ gives."""
         for dq in self._quantizers(_DQ):
@@ -219,6 +374,14 @@ class Repairs:
             node.inputs[1] = self._parameter(f"{node.inputs[1].name}_symmetric", scale)
             node.inputs[2] = self._parameter("zero_point", np.zeros(scale.shape, np.int8))
 
+    def _drop_unread(self, value: gs.Tensor) -> None:
+        """Remove the nodes of a chain that nothing reads any more."""
+        while value.inputs and not value.outputs and id(value) not in self._shown:
+            maker = value.inputs[0]
+            value = maker.inputs[0]
+            detach(maker)
+            self._graph.nodes[:] = [other for other in self._graph.nodes if other is not maker]
+
     def _drop_dead(self, node: gs.Node) -> None:
         """Remove a DQ that nothing reads any more, and the Q before it."""
         while not node.outputs[0].outputs and id(node.outputs[0]) not in self._shown:
@@ -259,7 +422,7 @@ class Repairs:
         steps = [float(np.max(scale.astype(np.float64))) for scale in (before, after)]
         reason += f", its step {steps[1]:.4g} instead of {steps[0]:.4g}"
         facts = {"step_before": steps[0], "step_after": steps[1], "moves_by": sum(steps) / 2}
-        return Repair(label(node), node.op, self._graph.scope, reason, False, facts)
+        return Repair(label(node), node.op, self._graph.scope, reason, False, facts, "O24-227")
 
     # --- what is asked of the view ---------------------------------------------------------
     def _quantizers(self, *names: str) -> list[gs.Node]:
@@ -295,10 +458,28 @@ class Repairs:
             if ops.is_onnx(node, "Clip") and len(node.inputs) > 1 and node.inputs[1].name:
                 least = self._values(node.inputs[1])
                 return least is not None and bool((least >= 0).all())
+            if ops.is_onnx(node, _DQ) and (q := self._quantizer(node.inputs[0])) is not None:
+                if self._starts_at_zero(q):
+                    return True
+                value = q.inputs[0]
+                continue
             if ops.op(node) not in _KEEPS_SIGN:
                 return False
             value = node.inputs[0]
         return False
+
+    @staticmethod
+    def _quantizer(value: gs.Tensor) -> gs.Node | None:
+        """The QuantizeLinear that makes a value."""
+        maker = value.inputs[0] if value.inputs else None
+        return maker if maker is not None and ops.is_onnx(maker, _Q) else None
+
+    def _starts_at_zero(self, q: gs.Node) -> bool:
+        """Whether a quantizer's range has nothing below 0."""
+        zero = self._values(q.inputs[2]) if len(q.inputs) > 2 else None
+        if zero is None or zero.dtype not in (np.int8, np.uint8):
+            return False
+        return bool((zero == np.iinfo(zero.dtype).min).all())
 
     def _unsigned(self, node: gs.Node) -> np.ndarray | None:
         """Its zero point, where that is constant and uint8."""
@@ -375,6 +556,16 @@ class Repairs:
             return self._made[id(tensor)]
         key = self._key(tensor)
         return None if key is None else self._found.read(self._model, key)
+
+
+def may_be_recognised(model: Model) -> bool:
+    """Whether `Repairs.recognise` could find anything: asked before a view is made."""
+    small = (TensorProto.INT8, TensorProto.UINT8)
+    stored = any(model.weights.tensor(key).data_type in small for key in model.weights)
+    nodes = [node for scope in model.scopes() for node in scope.graph.node]
+    return any(is_qdq(node) and not ops.is_onnx(node) for node in nodes) or (
+        stored and any(ops.is_onnx(node, "Cast") for node in nodes)
+    )
 
 
 def _shifted(values: np.ndarray) -> np.ndarray:

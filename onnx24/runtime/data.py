@@ -21,7 +21,6 @@ import hashlib
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE, Header, headers, reading
 from onnx24.ir.model import Model
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 from onnx24.runtime.sizes import concrete_shapes
@@ -44,18 +44,6 @@ Feeds = dict[str, np.ndarray]
 ROWS_PER_RUN = 16
 BYTES_PER_RUN = 1 << 20
 """Rows of a dynamic batch are grouped into runs until one of the two is reached."""
-
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What zipfile and numpy.lib.format raise for files that are cut, encrypted, pickled or garbage."""
 
 
 class Calibration:
@@ -102,7 +90,7 @@ class Calibration:
         return Calibration(self._source, self._units, max(1, count))
 
     def __len__(self) -> int:
-        return len(self._units) * self._source.samples_per_unit
+        return self._source.count(self._units)
 
     def batches(self, model: Model) -> Iterator[Feeds]:
         """What to feed, run by run: one array for each input.
@@ -115,7 +103,7 @@ class Calibration:
 
     def describe(self) -> str:
         """In words, for reports."""
-        total = self._source.units * self._source.samples_per_unit
+        total = self._source.count(np.arange(self._source.units))
         count = f"{len(self)} of its {total}" if len(self) < total else str(total)
         return f"{self._source.description}: {count} {self._source.noun}{'s' * (total != 1)}"
 
@@ -205,7 +193,7 @@ def sorted_paths(paths: Iterator[Path]) -> list[Path]:
 
 
 # --- what every source checks --------------------------------------------------------------
-def _check_names(where: str, given: Sequence[str], specs: list[InputSpec]) -> None:
+def check_names(where: str, given: Sequence[str], specs: list[InputSpec]) -> None:
     required = [s.name for s in specs if s.required]
     unknown = sorted(set(given) - {s.name for s in specs})
     missing = [name for name in required if name not in given]
@@ -248,7 +236,7 @@ def _bad_shape(where: str, name: str, expected: str, found: tuple[int, ...]) -> 
     )
 
 
-def _fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
+def fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
     return len(dims) == len(shape) and all(
         not isinstance(d, int) or d == n for d, n in zip(dims, shape, strict=True)
     )
@@ -256,13 +244,13 @@ def _fits(dims: Sequence[Any], shape: Sequence[int]) -> bool:
 
 def check_run(where: str, given: Mapping[str, tuple[np.dtype, tuple[int, ...]]], specs) -> None:
     """That arrays are exactly what one run takes."""
-    _check_names(where, list(given), specs)
+    check_names(where, list(given), specs)
     for spec in specs:
         if spec.name not in given:
             continue
         dtype, shape = given[spec.name]
         _check_dtype(where, spec, dtype)
-        if spec.dims is not None and not _fits(spec.dims, shape):
+        if spec.dims is not None and not fits(spec.dims, shape):
             raise _bad_shape(where, spec.name, spec.dims_text, shape)
 
 
@@ -300,6 +288,10 @@ class SampleSource(abc.ABC):
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]: ...
 
+    def count(self, units: np.ndarray) -> int:
+        """Samples in these units."""
+        return len(units) * self.samples_per_unit
+
     @abc.abstractmethod
     def fitted(self, specs: list[InputSpec]) -> SampleSource:
         """This source for a model of these inputs. Raises: InputError O24-031 to O24-033."""
@@ -315,46 +307,19 @@ class SampleSource(abc.ABC):
 
 
 # --- one .npz ------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Header:
-    """Of one array whose samples are stacked along the first axis. In an archive: its member, and
-    where its values begin in that [bytes]."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    member: str = ""
-    fortran: bool = False
-    start: int = 0
-
-
 def _headers(path: Path) -> dict[str, Header]:
     """Name → header of every array of an `.npz`; no values are read.
 
     Raises: InputError O24-030.
     """
-    found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read(file)
-                    if dtype.hasobject:
-                        raise ValueError(f"{member} holds Python objects (a pickle)")
-                    name = member.removesuffix(".npy")
-                    found[name] = Header(shape, dtype, member, fortran, file.tell())
-    except _UNREADABLE as err:
+        return headers(path)
+    except UNREADABLE as err:
         raise unreadable(str(path), f"expected a numpy .npz archive: {err}") from err
-    return found
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How an archive's rows become runs. `rows`: of each array in one unit; `whole`: arrays whose
     first axis counts runs."""
 
@@ -408,8 +373,8 @@ class Stacked(SampleSource):
     def readers(self, stack: ExitStack) -> Mapping[str, RowReader]:
         """What gives the rows of each array until `stack` is closed."""
 
-    def _make_plan(self) -> _Plan:
-        _check_names(self.description, list(self._headers), self.specs)
+    def _make_plan(self) -> Plan:
+        check_names(self.description, list(self._headers), self.specs)
         fixed: dict[str, int] = {}
         free: list[str] = []
         whole: set[str] = set()
@@ -422,10 +387,10 @@ class Stacked(SampleSource):
             if not header.shape:
                 raise _bad_shape(self.description, spec.name, _stacked_text(spec), header.shape)
             counts[spec.name] = header.shape[0]
-            if spec.dims is not None and _fits(spec.dims, header.shape[1:]):
+            if spec.dims is not None and fits(spec.dims, header.shape[1:]):
                 whole.add(spec.name)
                 fixed[spec.name] = 1
-            elif spec.dims is None or (spec.dims and _fits(spec.dims[1:], header.shape[1:])):
+            elif spec.dims is None or (spec.dims and fits(spec.dims[1:], header.shape[1:])):
                 first = spec.dims[0] if spec.dims else None
                 if isinstance(first, int):
                     fixed[spec.name] = first
@@ -439,7 +404,7 @@ class Stacked(SampleSource):
             return self._fixed_plan(fixed, free, frozenset(whole), counts)
         if len(set(counts.values())) > 1:
             raise self._uneven(f"as many rows of each array, found {counts}")
-        return _Plan(
+        return Plan(
             units=next(iter(counts.values())),
             units_per_run=self._group(),
             rows=dict.fromkeys(counts, 1),
@@ -452,7 +417,7 @@ class Stacked(SampleSource):
         free: list[str],
         whole: frozenset[str],
         counts: dict[str, int],
-    ) -> _Plan:
+    ) -> Plan:
         runs = {name: counts[name] // rows if rows else 0 for name, rows in fixed.items()}
         if len(set(runs.values())) > 1:
             raise self._uneven(f"every array to fill as many runs, found {runs}")
@@ -466,7 +431,7 @@ class Stacked(SampleSource):
                 raise self._uneven(f"{name!r} to fill {total} runs, found {counts[name]} rows")
             rows[name] = sizes[0] if sizes else counts[name] // total
         in_order = {s.name: rows[s.name] for s in self.specs if s.name in rows}
-        return _Plan(total, 1, in_order, whole)
+        return Plan(total, 1, in_order, whole)
 
     def _uneven(self, what: str) -> InputError:
         return InputError.of(
@@ -495,7 +460,7 @@ class Stacked(SampleSource):
                 parts = [
                     readers[spec.name].read(int(s[0]) * rows, len(s) * rows) for s in stretches
                 ]
-            except _UNREADABLE as err:
+            except UNREADABLE as err:
                 raise unreadable(self.description, f"{spec.name!r}: {err}") from err
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if spec.name in self._plan.whole:
@@ -530,7 +495,7 @@ class _Archive(Stacked):
                 for s in self.specs
                 if s.name in self._headers
             }
-        except _UNREADABLE as err:
+        except UNREADABLE as err:
             raise unreadable(self.description, str(err)) from err
 
 
@@ -545,7 +510,7 @@ class _Rows:
         self._file: IO[bytes] | None = None
         if header.fortran and len(header.shape) > 1:
             # Its rows are not contiguous in the file.
-            with np.load(path, allow_pickle=False) as arrays:
+            with reading(path) as arrays:
                 self._whole = arrays[header.member.removesuffix(".npy")]
         else:
             self._file = stack.enter_context(archive.open(header.member))
@@ -576,9 +541,9 @@ class _Archives(SampleSource):
         self.units = len(paths)
         given: set[str] = set()
         for path in paths:
-            headers = _headers(path)
-            given |= headers.keys()
-            check_run(str(path), {n: (h.dtype, h.shape) for n, h in headers.items()}, specs)
+            found = _headers(path)
+            given |= found.keys()
+            check_run(str(path), {n: (h.dtype, h.shape) for n, h in found.items()}, specs)
         self._names = tuple(s.name for s in specs if s.name in given)
 
     @property
@@ -593,9 +558,9 @@ class _Archives(SampleSource):
         for unit in units:
             path = self._paths[unit]
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                with reading(path) as arrays:
                     yield {name: native(arrays[name], by_name[name]) for name in arrays.files}
-            except _UNREADABLE as err:
+            except UNREADABLE as err:
                 raise unreadable(str(path), str(err)) from err
 
 

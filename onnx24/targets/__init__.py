@@ -91,11 +91,13 @@ class Target:
         return out
 
 
-def load(name: str) -> Target:
-    """The target of that name; "sm86" means "sm86-trt10".
+def load(name: str | Target) -> Target:
+    """The target of that name; "sm86" means "sm86-trt10". A target is itself.
 
     Raises: InputError O24-025, with the nearest name.
     """
+    if isinstance(name, Target):
+        return name
     rows = _rows()
     full = name if "-" in name else f"{name}-trt{_DEFAULT_TRT}"
     if full in rows:

@@ -1,4 +1,5 @@
-"""The generated pages of docs/: cli.md, passes.md and codes.md come from the code.
+"""The generated pages of docs/: api.md, cli.md, passes.md and codes.md come from the code; and so
+does onnx24/__init__.pyi, which tells type checkers and editors what the package exports.
 
 python -m onnx24.testing.docs            write them
 python -m onnx24.testing.docs --check    say which are stale; exit code 1 if any is
@@ -6,8 +7,10 @@ python -m onnx24.testing.docs --check    say which are stale; exit code 1 if any
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +214,161 @@ def _cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
+_API_HEAD = f"""# Python
+
+{_NOTICE}
+
+```python
+import onnx24
+
+result = onnx24.compile("model.onnx", calib=batches, target="sm86-trt10")
+result.save("out.onnx")                  # result.model is an onnx.ModelProto
+result.report                            # what `--report` writes; result.to_dict() is its JSON
+pandas.DataFrame(result.weights)         # a row a weight; result.comparison: a row an output
+```
+
+**Models** are a path, an `onnx.ModelProto`, an onnx-graphsurgeon graph, serialized bytes, or a
+result. A model in memory whose weights lie in files is `onnx24.load(proto, base_dir=…)`. What is
+handed in is never modified.
+
+**Samples** (`calib`, `data`) are
+
+- a path, as on the command line: an `.npz`, a folder of `.npz` or of ONNX test data, `random:N`,
+  and `script.py:function`, which runs that code;
+- a dict of arrays, samples stacked along the first axis; one array for a model of one input;
+- a list, a generator or another iterable of batches: dicts by input name, tuples in the order of
+  the inputs, single arrays. A torch `DataLoader` is one. A batch that is what the model takes is
+  one run, others are divided into runs; names that the model does not know, and what stands behind
+  the last input in a tuple, are labels: left out, and named in the report. What can be read only
+  once is kept in memory, up to 4 GiB;
+- a function that makes a fresh iterator of batches: nothing is kept, and it must give the same
+  samples each time, which is checked;
+- a Hugging Face `datasets` table: columns are inputs, others are left out.
+
+Arrays must have the input's dtype; lists of numbers take it. Tensors of torch count as arrays.
+
+**Errors** are `onnx24.Onnx24Error`: `InputError`, `NotMetError`, `BackendError`, `InternalError`,
+each with `diagnostics` (code, facts, hint); [codes.md](codes.md) lists the codes. Where the work
+was done and only its end was refused, `err.result` has it. Nothing raises `SystemExit`.
+
+**Nothing is written** but what `output`, `engine`, `work_dir` and the like name. After a fault of
+onnx24 the exception's `write_reproducer(folder)` writes what replays it.
+
+**Progress** goes to a function that is called with each `Progress(label, done, total)`, **logging**
+to `logging.getLogger("onnx24")`. Threads may call everything side by side. In a notebook a result
+shows its report.
+"""
+
+_STUB_HEAD = f"# {_NOTICE}\n"
+
+
+def _public() -> list[tuple[str, str, Any]]:
+    """(name, module, object) of everything that the package exports."""
+    import onnx24
+
+    return [(name, module, getattr(onnx24, name)) for name, module in onnx24.PUBLIC.items()]
+
+
+def api_page() -> str:
+    """docs/api.md: the functions and results of the package."""
+    from onnx24.cli.pass_commands import own_names, summary
+
+    lines = [_API_HEAD, "## Functions", ""]
+    for name, _, item in _public():
+        if inspect.isfunction(item):
+            lines += [f"### `onnx24.{name}`", "", "```python", _signature(name, item), "```", ""]
+            lines += [_markdown(item), ""]
+    lines += [
+        "## Passes",
+        "",
+        "Each pass is a function of the same name, `-` written as `_`; its parameters are the",
+        "options of [its page](passes.md) and those of `onnx24.optimize`. A plug-in's pass is",
+        "`onnx24.apply(name, model, …)`, and a function too.",
+        "",
+        "| function | |",
+        "|---|---|",
+    ]
+    lines += [f"| `onnx24.{n.replace('-', '_')}` | {_cell(summary(n))} |" for n in own_names()]
+    lines += ["", "## Results", ""]
+    for name, _, item in _public():
+        if inspect.isclass(item) and not issubclass(item, BaseException):
+            lines += [f"### `onnx24.{name}`", "", _markdown(item), "", *_members(item), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _members(cls: type[Any]) -> list[str]:
+    """The public attributes that have a docstring."""
+    found = []
+    for key in dir(cls):
+        member = inspect.getattr_static(cls, key)
+        text = inspect.getdoc(member)
+        kinds = (property, cached_property, classmethod)
+        if not key.startswith("_") and text and (callable(member) or isinstance(member, kinds)):
+            found.append(f"- `{key}`: {_first_sentence(text)}")
+    return found
+
+
+def _signature(name: str, function: Any) -> str:
+    signature = inspect.signature(function)
+    parts = [str(parameter).replace("'", "") for parameter in signature.parameters.values()]
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        parts.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    text = f"{name}({', '.join(parts)}) -> {signature.return_annotation}"
+    if len(text) <= 96:
+        return text
+    inner = "".join(f"    {part},\n" for part in parts)
+    return f"{name}(\n{inner}) -> {signature.return_annotation}"
+
+
+def _markdown(item: Any) -> str:
+    """The docstring, its examples in code blocks."""
+    blocks = (inspect.getdoc(item) or "").split("\n\n")
+    return "\n\n".join(
+        f"```python\n{block}\n```" if block.startswith(">>>") else block for block in blocks
+    )
+
+
+_STUB_TYPES = {
+    "driver.compiling": ("PathLike",),
+    "driver.models": ("ModelLike",),
+    "driver.progress": ("ProgressLike",),
+    "driver.samples": ("DataLike", "ShapesLike"),
+    "ir.model": ("External",),
+    "targets": ("Target",),
+}
+"""What the signatures of passes are written with."""
+
+
+def stub_page() -> str:
+    """onnx24/__init__.pyi: what type checkers and editors see."""
+    from onnx24.cli.pass_commands import own_names
+    from onnx24.driver.passes import signature
+
+    exported = [(module, name) for name, module, _ in _public()]
+    exported += [(module, name) for module, names in _STUB_TYPES.items() for name in names]
+    lines = ["from collections.abc import Iterable", "from typing import Literal", ""]
+    lines += [f"from onnx24.{module} import {name} as {name}" for module, name in sorted(exported)]
+    lines += ["", "__version__: str", "PUBLIC: dict[str, str]", ""]
+    for name in own_names():
+        model, *options = signature(registry.get(name)).parameters.values()
+        parts = [f"{model.name}: {model.annotation}", "*", *map(_stub, options)]
+        inner = "".join(f"    {part},\n" for part in parts)
+        lines.append(f"def {name.replace('-', '_')}(\n{inner}) -> Result: ...")
+    return _STUB_HEAD + "\n".join(lines) + "\n"
+
+
+def _stub(parameter: inspect.Parameter) -> str:
+    text = f"{parameter.name}: {parameter.annotation}"
+    if parameter.default is inspect.Parameter.empty:
+        return text
+    is_plain = parameter.default is None or isinstance(parameter.default, bool | int | float | str)
+    return f"{text} = {parameter.default!r}" if is_plain else f"{text} = ..."
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "api.md": api_page,
+    "../onnx24/__init__.pyi": stub_page,
     "cli.md": cli_page,
     "passes.md": passes_page,
     "codes.md": codes_page,

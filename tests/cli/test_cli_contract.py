@@ -15,7 +15,7 @@ import pytest
 from cli_support import LAUNCHER, ROOT, document, invoke, onnx24
 
 from onnx24 import __version__, targets
-from onnx24.cli import app, pass_commands
+from onnx24.cli import app, options, pass_commands
 from onnx24.cli.failure import INTERRUPTED, PIPE_CLOSED, TERMINATED
 
 
@@ -64,8 +64,9 @@ def test_version() -> None:
 
 
 def test_the_default_target_is_said_once() -> None:
-    assert app.DEFAULT_TARGET == targets.DEFAULT
-    assert pass_commands.COMMON["target"][1] == targets.DEFAULT
+    assert options.DEFAULT_TARGET == targets.DEFAULT
+    made = {p.name: p.default for name in app.COMMANDS for p in app.group().made(name).params}
+    assert made["target"] == targets.DEFAULT
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_activations_go_to_the_work_dir(tmp_path: Path) -> None:
         (["--work-dir", "file/below"], "can't be written to"),
         (["--work-dir", "/proc/onnx24"], "can't be written to"),
         (["--work-dir", "a\0b"], "can't be written to"),
-        (["--executor", "spark"], "local, ray and dask"),
+        (["--executor", "spark"], "local, ray, dask"),
         (["--memory", "4XB"], "such as 4GiB"),
         (["--workers", "0"], "greater than or equal to 1"),
     ],

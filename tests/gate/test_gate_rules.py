@@ -10,6 +10,9 @@ import pytest
 from gate_support import codes, dense_mlp, judged, quantized_conv, sparse_mlp
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx24.gate.judge import judge
+from onnx24.report.policy import read_policy
+
 ALL_QDQ = "[qdq]\n" + "\n".join(
     f'{rule} = "error"'
     for rule in (
@@ -24,6 +27,12 @@ ALL_QDQ = "[qdq]\n" + "\n".join(
         "residual",
         "sparse-output",
         "implied-zero-point",
+        "scale",
+        "domain",
+        "constant",
+        "fp8",
+        "int4",
+        "small-bias",
     )
 )
 
@@ -231,3 +240,20 @@ def test_weights_in_a_data_file(tmp_path: Path) -> None:
     result = judge(str(tmp_path / "m.onnx"), policy, target="sm86-trt10")
     assert codes(result) == ["O24-620"]
     assert TensorProto.EXTERNAL == 1
+
+
+@pytest.mark.parametrize("op", ["ScatterElements", "ScatterND"])
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
+def test_a_form_of_an_operator_is_denied(op, reduction, tmp_path):
+    """tensorrt-rtx 1.7.1 parses the operators, and no reduction but `none`."""
+    columns = 4 if op == "ScatterElements" else 1
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> '
+        f"g (float[4, 4] x, int64[2, {columns}] i, float[2, 4] u) => (float[4, 4] y) "
+        f'{{ [s] y = {op}<reduction = "{reduction}">(x, i, u) }}'
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    result = judge(str(path), read_policy("tensorrt-importable"), target="sm86-rtx1")
+    found = [(d.code, d.where.node) for d in result.all_findings]
+    assert found == ([] if reduction == "none" else [("O24-621", "s")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,30 @@ def test_paths_patterns_and_folders(tree: Path) -> None:
         with pytest.raises(InputError) as caught:
             names(nothing)
         assert caught.value.code == "O24-045"
+
+
+def test_what_a_folder_holds_is_judged_or_named(tree: Path) -> None:
+    (tree / "sub" / "UPPER.ONNX").write_bytes(b"x")
+    (tree / "elsewhere").symlink_to(tree / "sub", target_is_directory=True)
+    (tree / "link.onnx").symlink_to(tree / "a.onnx")
+    sources = Sources([str(tree)])
+    with sources as files:
+        found = [Path(file.name).name for file in files]
+    assert sorted(found) == ["UPPER.ONNX", "a.onnx", "b.onnx", "c.onnx", "link.onnx"]
+    assert sorted(sources.passed_over) == [
+        f"{tree}/.git: a hidden folder with 1 model file",
+        f"{tree}/elsewhere: a link to a folder",
+    ]
+    (tree / "elsewhere").unlink()
+    with Sources([str(tree)], everything=True) as files:
+        assert "d.onnx" in {Path(file.name).name for file in files}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_is_an_error(tree: Path) -> None:
+    (tree / "sub" / "deep").chmod(0)
+    with pytest.raises(InputError, match="can't be read"):
+        names(tree)
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:

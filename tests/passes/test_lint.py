@@ -11,6 +11,7 @@ import pytest
 
 from onnx24 import targets
 from onnx24.backends import Profile, get
+from onnx24.backends.onnx_file import OnnxFile
 from onnx24.errors import BackendError, NotMetError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -431,3 +432,104 @@ def test_a_model_of_onnxruntimes_quantizer(name, fixture_models, digits_calib, t
         for batch, expected in zip(feeds, want, strict=True)
     ]
     assert np.concatenate(same).mean() >= 0.97
+
+
+# --- said in other words -------------------------------------------------------------------
+def test_stored_integers_behind_cast_and_mul_are_a_quantized_weight():
+    """A weight-only INT8 model grew fourfold, and was not quantized any more."""
+    w = np.random.default_rng(3).integers(-127, 128, (24, 32)).astype(I8)
+    text = """g (float[N, 32] x, int64[M] i) => (float[N, 24] y, float[M, 32] e) {
+      c = Cast<to = 1>(w) d = Mul(c, s) t = Transpose(d) y = MatMul(x, t)
+      b = Cast<to = 1>(v) f = Sub(b, z) g = Mul(k, f) e = Gather(g, i)
+    }"""
+    given = {"w": w, "s": np.geomspace(1e-3, 1e-2, 24).astype(F32).reshape(24, 1)}
+    given |= {"v": w.view(U8), "z": F32(128), "k": F32(0.01)}
+    model = build(text, **given)
+    want = outputs(model)
+    result = run(model, parse("canonicalize"), target=TARGET, reproducer_dir=None)
+    for got, expected in zip(outputs(model), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    ops = sorted(node.op_type for node in model.proto.graph.node)
+    assert ops == ["DequantizeLinear", "DequantizeLinear", "Gather", "MatMul", "Transpose"]
+    assert codes(result).count("O24-257") == 2
+    assert dtypes(model)["w"] == "int8" and dtypes(model)["v"] == "uint8"
+
+
+@pytest.mark.parametrize("scale", [np.full((24, 32), 0.01, F32), F32(-0.01), F32(0)])
+def test_what_is_no_scale_of_a_quantized_weight(scale):
+    text = """g (float[N, 32] x) => (float[N, 24] y) {
+      c = Cast<to = 1>(w) d = Mul(c, s) t = Transpose(d) y = MatMul(x, t)
+    }"""
+    model = build(text, w=np.ones((24, 32), I8), s=scale)
+    result = run(model, parse("canonicalize"), target=TARGET, reproducer_dir=None)
+    assert "O24-257" not in codes(result)
+
+
+@pytest.mark.parametrize("text", ["canonicalize", "lint{fix}"])
+def test_quantizers_of_onnx_runtime_become_those_of_onnx(text):
+    model = product(FLOAT_BIAS)
+    for node in model.proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = "com.microsoft"
+    model.proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    model = Model.from_proto(model.proto)
+    assert found(model) == ["O24-251"] * 3
+    want = outputs(model)
+    result = run(model, parse(text), target=TARGET, reproducer_dir=None)
+    assert codes(result).count("O24-258") == 3 and not found(model)
+    assert all(not node.domain for node in model.proto.graph.node)
+    for got, expected in zip(outputs(model), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_relu_is_put_back_once():
+    """The value behind a pair whose range begins at 0 is not negative."""
+    model = build(
+        """g (float[n, 32] x) => (float[n, 8, 4] y) {
+          q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = Reshape(d, shape)
+          r = QuantizeLinear(v, s, z) e = DequantizeLinear(r, s, z)
+          t = Transpose<perm = [0, 2, 1]>(e) k = QuantizeLinear(t, s, z)
+          y = DequantizeLinear(k, s, z)
+        }""",
+        s=F32(0.02),
+        z=I8(-128),
+        shape=np.array([0, 4, 8]),
+    )
+    lint(model, "{fix symmetric}")
+    assert [node.op_type for node in model.proto.graph.node].count("Relu") == 1
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "r = Clip(w, lo, hi)",
+        "r = Transpose(w)",
+        "r = Reshape(w, shape)",
+        "i = Identity(w) r = Clip(i, lo)",
+    ],
+)
+def test_what_stands_between_a_stored_weight_and_its_quantizer_is_computed(chain):
+    given = {"lo": I8(-100), "hi": I8(90), "shape": np.array([32, 24])}
+    used = {name: value for name, value in given.items() if name in chain}
+    shape = (24, 32) if "Transpose" in chain else (32, 24)
+    w = np.random.default_rng(5).integers(-127, 128, shape).astype(I8)
+    dq = "wd = DequantizeLinear<axis = 1>"
+    text = FLOAT_BIAS.replace(f"{dq}(w,", f"{chain} {dq}(r,")
+    model = product(text, w=w, **used)
+    assert "O24-253" in found(model)
+    fix(model)
+    assert not found(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "said"),
+    [
+        ({"z": U8(0)}, FLOAT_BIAS, ["O24-259"]),
+        ({}, FLOAT_BIAS.replace("(x, s, z)", "(x, s)").replace("(q, s, z)", "(q, s)"), ["O24-259"]),
+        ({}, FLOAT_BIAS, []),
+    ],
+)
+def test_what_a_builder_reads_otherwise_is_said(given, text, said, tmp_path):
+    product(text, **given).save(tmp_path / "m.onnx")
+    warnings = OnnxFile.read(tmp_path / "m.onnx").warnings()
+    assert [warning.code for warning in warnings] == said

@@ -349,9 +349,8 @@ def test_presets(name: str, text: str, originals) -> None:
 
 
 def test_twenty_thousand_nodes(originals) -> None:
-    """No pass is quadratic in the number of nodes: that would be minutes."""
+    """How time grows with the nodes: benchmarks/graph_speed.py."""
     original = originals(BIG)
     model, result = compile_odd(original, "@sparse-int8")
     assert {r.code for r in result.records if r.pass_name == "prune24"} == {"O24-100"}
-    assert sum(run.seconds for run in result.passes) < 60
     check_result(original, "@sparse-int8", model)

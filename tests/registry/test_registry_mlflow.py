@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from registry_support import free_port, wait_for
 from typer.testing import CliRunner, Result
 
 from onnx24.cli.app import app
+from onnx24.registry.service import MAX_CONNECTIONS
 from onnx24.registry.webhook import DELIVERY, SIGNATURE, TIMESTAMP, sign
 
 pytestmark = pytest.mark.slow
@@ -135,10 +137,97 @@ def test_a_scan_checks_what_has_no_result(server: Any, strict: str) -> None:
         f"models:/{name}/2": "failed",
         f"models:/{name}/3": "failed",
     }
-    second = registry(server, "scan", "--policy", strict, "--name", name)
-    assert second.exit_code == 1 and second.stdout.count("(earlier)") == 3
-    again = registry(server, "scan", "--policy", strict, "--name", name, "--again")
-    assert "(earlier)" not in again.stdout
+    unsealed = registry(server, "scan", "--policy", strict, "--name", name)
+    assert unsealed.exit_code == 1 and "(earlier)" not in unsealed.stdout, "tags prove nothing"
+
+
+def test_a_result_is_believed_where_the_gate_can_show_that_it_wrote_it(
+    server: Any, strict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNX24_GATE_KEY", "known to the gate")
+    name = server.new_model("it's sealed")
+    for kind in ("sparse", "dense"):
+        server.register(name, kind)
+    scan = ("scan", "--policy", strict, "--name", name)
+    assert registry(server, *scan).exit_code == 1
+    second = registry(server, *scan)
+    assert second.exit_code == 1 and second.stdout.count("(earlier)") == 2
+    assert registry(server, *scan, "--again").stdout.count("(earlier)") == 0
+    # An uploader says that the dense one passed, and copies the seal of the other.
+    sealed = tags(server, name, "1")
+    for key, value in sealed.items():
+        server.client.set_model_version_tag(name, "2", key, value)
+    third = registry(server, *scan)
+    assert third.stdout.count("(earlier)") == 1 and third.exit_code == 1
+    assert tags(server, name, "2")["onnx24.status"] == "failed"
+    # The same number, made again of another model, with the tags of the first.
+    server.client.delete_model_version(name, "1")
+    server.client.delete_registered_model(name)
+    server.new_model(name)
+    assert server.register(name, "dense") == "1"
+    for key, value in sealed.items():
+        server.client.set_model_version_tag(name, "1", key, value)
+    assert registry(server, *scan).exit_code == 1
+    assert tags(server, name, "1")["onnx24.status"] == "failed"
+
+
+def test_what_mlflow_loads_is_judged(server: Any, strict: str, tmp_path: Path) -> None:
+    """A 2:4 decoy beside a dense model, as an uploader would place it."""
+    import mlflow
+
+    name = server.new_model("decoy")
+    server.register(name, "dense")
+    sparse, dense = (
+        Path(
+            mlflow.artifacts.download_artifacts(
+                server.models[kind][0], dst_path=str(tmp_path / kind)
+            )
+        )
+        for kind in ("sparse", "dense")
+    )
+    run = server.client.create_run(server.client.get_experiment_by_name("tests").experiment_id)
+    for folder, kind in ((dense, "decoyed"), (sparse, "swapped")):
+        other = dense if folder is sparse else sparse
+        (folder / "another.onnx").write_bytes((other / "model.onnx").read_bytes())
+        if kind == "swapped":  # the pickle-like flavor loads another file than the flavor onnx
+            said = (folder / "MLmodel").read_text()
+            head, mark, tail = said.partition("python_function:")
+            tail = tail.replace("data: model.onnx", "data: another.onnx", 1)
+            (folder / "MLmodel").write_text(head + mark + tail)
+        server.client.log_artifacts(run.info.run_id, str(folder), kind)
+        server.client.create_model_version(name, f"runs:/{run.info.run_id}/{kind}", run.info.run_id)
+    decoyed = registry(server, "check", f"models:/{name}/2", "--policy", strict, "--json")
+    assert decoyed.exit_code == 1
+    assert [Path(m["file"]).name for m in json.loads(decoyed.stdout)["models"]] == ["model.onnx"]
+    swapped = registry(server, "check", f"models:/{name}/3", "--policy", strict)
+    assert swapped.exit_code == 2 and "O24-641" in swapped.stdout
+    assert tags(server, name, "3")["onnx24.status"] == "refused"
+
+
+def test_names_and_stores_that_are_not_there(server: Any, strict: str, tmp_path: Path) -> None:
+    missing = registry(server, "scan", "--policy", strict, "--name", "it isn't there")
+    assert missing.exit_code == 2 and "O24-047" in missing.stderr
+    away = f"sqlite:///{tmp_path}/none.db"
+    result = CliRunner().invoke(
+        app, ["registry", "scan", "--policy", strict, "--tracking-uri", away]
+    )
+    assert result.exit_code == 2 and "there is no registry" in result.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "strict.toml"]
+    for alias_name in ("latest", "v3", "a b"):
+        asked = ("models:/x/1", "--policy", strict, "--promote", alias_name)
+        refused = registry(server, "check", *asked)
+        assert refused.exit_code == 2 and "O24-043" in refused.stderr
+
+
+def test_an_alias_never_goes_back(server: Any, strict: str) -> None:
+    name = server.new_model("forward")
+    for _ in range(2):
+        server.register(name, "sparse")
+    check = ("--policy", strict, "--promote", "champion")
+    assert registry(server, "check", f"models:/{name}/2", *check).exit_code == 0
+    back = registry(server, "check", f"models:/{name}/1", *check)
+    assert back.exit_code == 0 and "was not given to it" in back.stdout
+    assert alias(server, name) == "2"
 
 
 # --- the service ------------------------------------------------------------------------------
@@ -149,6 +238,7 @@ class Served:
 
     def __init__(self, server: Any, policy: str, folder: Path, port: int, *more: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self.policy = policy
         self._log = folder / "serve.log"
         self._command = [
             *(sys.executable, str(ROOT / "cli.py"), "registry", "serve", "--policy", policy),
@@ -166,6 +256,10 @@ class Served:
                 env={**os.environ, "ONNX24_WEBHOOK_SECRET": SECRET},
             )
         wait_for(f"{self.url}/healthz", self.process, self._log)
+
+    def run_to_its_end(self) -> int:
+        environment = {**os.environ, "ONNX24_WEBHOOK_SECRET": SECRET}
+        return subprocess.run(self._command, env=environment, capture_output=True).returncode
 
     def kill(self) -> None:
         assert self.process is not None
@@ -225,7 +319,7 @@ def wait_until_settled(server: Any, name: str, count: int, seconds: float) -> di
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = statuses(server, name)
-        if len(found) == count and all(found.values()):
+        if len(found) == count and all(found.values()) and "checking" not in found.values():
             return found
         time.sleep(0.5)
     return statuses(server, name)
@@ -254,7 +348,7 @@ def test_mlflows_own_webhook_leads_to_a_result(server: Any, served: Served) -> N
     assert served.stop() == 0
 
 
-def test_strangers_are_turned_away(server: Any, served: Served) -> None:
+def test_strangers_are_turned_away(server: Any, served: Served, tmp_path: Path) -> None:
     served.start()
     assert served.send(event("x", "1"), "d", secret="guess") == 401
     assert served.send(b"{}", "d") == 400
@@ -265,7 +359,33 @@ def test_strangers_are_turned_away(server: Any, served: Served) -> None:
     huge = urllib.request.Request(f"{served.url}/webhook", data=b"x" * (2 << 20))
     with pytest.raises(OSError):
         urllib.request.urlopen(huge, timeout=10)
+    for wrong in ("+5", "-1", "five"):
+        with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as raw:
+            raw.sendall(f"POST /webhook HTTP/1.0\r\nContent-Length: {wrong}\r\n\r\n".encode())
+            assert b" 400 " in raw.recv(200)
+    second = Served(server, served.policy, tmp_path, free_port())
+    assert second.run_to_its_end() == 2, "one service works on a queue"
     assert json.loads(served.get("/healthz"))["ok"] is True
+
+
+def test_slow_senders_keep_neither_answers_nor_the_end_waiting(server: Any, served: Served) -> None:
+    served.start()
+    port = int(served.url.rsplit(":", 1)[1])
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_CONNECTIONS)]
+    try:
+        for one in slow:
+            one.sendall(b"POST /webhook HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        deadline = time.monotonic() + 60
+        answer = b""
+        while b" 503 " not in answer and time.monotonic() < deadline:
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as more:
+                more.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                answer = more.recv(300)
+        assert b" 503 " in answer and b"Retry-After" in answer
+        assert served.stop() == 0, "SIGTERM ends it although they all hold their connections"
+    finally:
+        for one in slow:
+            one.close()
 
 
 def test_every_version_ends_with_one_status_whatever_is_killed(

@@ -17,7 +17,7 @@ import pytest
 from onnx24.errors import InputError
 from onnx24.registry.gatekeeper import behind
 from onnx24.registry.queue import MAX_ATTEMPTS, Queue
-from onnx24.registry.store import Version, parse_uri
+from onnx24.registry.store import Making, Version, parse_uri
 from onnx24.registry.webhook import (
     DELIVERY,
     SIGNATURE,
@@ -30,6 +30,7 @@ from onnx24.registry.webhook import (
 from onnx24.report.checked import Checked
 
 ROOT = Path(__file__).resolve().parents[2]
+MADE = Making(1, "runs:/a")
 
 
 # --- the queue --------------------------------------------------------------------------------
@@ -40,14 +41,72 @@ def test_a_version_is_queued_once_for_each_policy(tmp_path: Path) -> None:
     assert queue.put(Version("m", "1")) and not queue.put(Version("m", "1"))
     job = queue.take()
     assert job is not None and job.version == ("m", "1") and queue.take() is None
-    assert not queue.put(Version("m", "1")), "running"
-    queue.finish(job, "passed")
-    assert not queue.put(Version("m", "1")), "done"
-    assert queue.knows(Version("m", "1")) and not queue.knows(Version("m", "2"))
+    assert not queue.meet(Version("m", "1"), MADE), "running"
+    queue.finish(job, "passed", MADE)
+    assert not queue.meet(Version("m", "1"), MADE), "done, as it was made"
     assert queue.counts() == {"queued": 0, "running": 0, "done": 1, "done:passed": 1}
     queue.close()
     other = Queue(tmp_path / "q", "p2")
     assert other.put(Version("m", "1")), "by other rules it is checked anew"
+
+
+def test_a_version_that_was_made_again_is_checked_again(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "q", "p")
+    version = Version("m", "1")
+    queue.put(version, "d1")
+    queue.finish(queue.take(), "passed", MADE)  # type: ignore[arg-type]
+    assert queue.meet(version, Making(2, "runs:/b")), "another one under its number"
+    job = queue.take()
+    assert job is not None and (job.status, job.making) == ("passed", MADE)
+    assert queue.put(version, "d2"), "announced while it is checked"
+    queue.finish(job, "failed", Making(2, "runs:/b"))
+    assert queue.counts() == {"queued": 1, "running": 0, "done": 0}
+    assert queue.take() is not None
+
+
+def test_a_delivery_is_taken_once_also_after_a_restart(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "q", "p")
+    assert queue.put(Version("m", "1"), "d1")
+    queue.finish(queue.take(), "passed", MADE)  # type: ignore[arg-type]
+    queue.close()
+    queue = Queue(tmp_path / "q", "p")
+    assert not queue.put(Version("m", "1"), "d1")
+    assert queue.counts()["queued"] == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "damaged", "other", "busy"])
+def test_a_file_that_is_no_queue_is_refused_and_stays_as_it_is(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "q"
+    held = None
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "damaged":
+        path.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    elif kind == "other":
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE experiments (id INTEGER)")
+        db.close()
+    else:
+        held = Queue(path, "p")
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(InputError) as caught:
+        Queue(path, "p")
+    assert caught.value.code == "O24-642"
+    assert held is not None or not path.is_file() or path.read_bytes() == before
+
+
+def test_files_of_the_first_version_are_taken_over(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "q") as db:
+        db.execute(
+            "CREATE TABLE jobs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL, "
+            "policy TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'queued', status TEXT, "
+            "attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, "
+            "UNIQUE (name, version, policy))"
+        )
+        db.execute("INSERT INTO jobs (name, version, policy) VALUES ('m', '1', 'p')")
+    db.close()
+    job = Queue(tmp_path / "q", "p").take()
+    assert job is not None and job.version == ("m", "1")
 
 
 def test_what_was_running_is_queued_again_after_a_restart(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ onnx-graphsurgeon 0.6.1, onnx-ir 1.1.0.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +113,10 @@ def run(model: Model | ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndar
 
 # --- Polygraphy surgeon prune --------------------------------------------------------------------
 def test_polygraphy_1_python_loops() -> None:
-    """0.6 to 0.7 M weights a second: eight million would take twelve seconds."""
-    weight = normal(2048, 4096)
-    proto = document([node("MatMul", ["x", "w"], ["y"])], {"x": [1, 2048]}, ["y"], {"w": weight})
-    begin = time.perf_counter()
+    """0.6 to 0.7 M weights a second; ours: benchmarks/prune24_speed.py. Here, that it is right."""
+    weight = normal(512, 512)
+    proto = document([node("MatMul", ["x", "w"], ["y"])], {"x": [1, 512]}, ["y"], {"w": weight})
     model, _ = compiled(proto)
-    assert time.perf_counter() - begin < 6
     assert two_of_four(values(model)["w"], 0)
 
 

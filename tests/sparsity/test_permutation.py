@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,15 +99,6 @@ def test_error_falls_on_gaussian_weights() -> None:
     matrix = saliency(512, 512, spread=0.0)
     gain = 1 - np.sqrt(lost(matrix, search(matrix)) / lost(matrix))
     assert gain > 0.05
-
-
-def test_k_512_takes_less_than_a_second() -> None:
-    """Of one core; process time, so that what else runs does not count."""
-    for rows in (256, 2048):
-        matrix = saliency(rows, 512)
-        start = time.process_time()
-        search(matrix)
-        assert time.process_time() - start < 2  # the machine may be half as fast as ours
 
 
 def test_more_rows_than_are_looked_at() -> None:

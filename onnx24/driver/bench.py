@@ -1,30 +1,29 @@
-"""`onnx24 bench`: dense, sparse, INT8 and sparse INT8 engines of one model against each other."""
+"""Dense, sparse, INT8 and sparse INT8 engines of one model against each other."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
-from onnx24.backends.base import Backend, Profile, get, parse_shapes, resolve_profiles
+from onnx24.backends.base import Backend, Profile, get, resolve_profiles
 from onnx24.backends.onnx_file import Input, inputs_of
 from onnx24.backends.python_api import PythonBackend
 from onnx24.backends.running import require_gpu, run_with_python, run_with_trtexec
-from onnx24.cli.console import Console
-from onnx24.cli.files import STANDARD_STREAM, source_of
-from onnx24.driver.models import Source
-from onnx24.driver.samples import load_samples, split_of
+from onnx24.driver.compiling import optimize
+from onnx24.driver.models import ModelLike, Source, load
+from onnx24.driver.progress import ProgressLike, Reporter, reporter
+from onnx24.driver.result import Documented
+from onnx24.driver.samples import DataLike, ShapesLike, load_samples, profiles_of
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError
 from onnx24.ledger.estimate import VARIANTS, estimate, render_estimates
 from onnx24.ledger.measure import Measurement, from_interleaved, in_turns, render_measurements
 from onnx24.ledger.model_layers import ModelLayer, layers_of
-from onnx24.passmgr import manager
 from onnx24.passmgr.options import did_you_mean
-from onnx24.passmgr.pipeline import parse
 from onnx24.targets.gpus import gpu_of
 
 if TYPE_CHECKING:
@@ -39,44 +38,73 @@ RUNS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchRequest:
-    """`bench`, as the user wrote it."""
+class _Bench:
+    """One call, with everything looked up."""
 
-    model: str
-    target: str
-    backend: str
-    variants: str
-    batches: tuple[int, ...]
-    shapes: tuple[str, ...]
-    calib: str | None
-    estimate: bool
-    gpu: str | None
+    source: Source
+    model: Model
+    target: Target
+    plans: Mapping[str, Mapping[str, Profile]]
     rounds: int
-    timeout_s: float | None
-    as_json: bool
+    timeout: float | None
+    shows: Reporter
 
 
-def bench_model(request: BenchRequest) -> int:
-    """Returns: 0. Raises: InputError; BackendError O24-510 where nothing can be measured."""
-    if request.model == STANDARD_STREAM:
-        raise usage("bench reads no standard input", "it builds several engines from the file")
-    variants = _variants(request.variants)
-    target = targets.load(request.target)
-    if not request.estimate:
+def bench(
+    model: ModelLike,
+    *,
+    target: str | Target = targets.DEFAULT,
+    backend: str = "auto",
+    variants: Iterable[str] = tuple(PRESETS),
+    batches: Sequence[int] = (),
+    shapes: ShapesLike = None,
+    calib: DataLike = None,
+    estimated: bool = False,
+    gpu: str | None = None,
+    rounds: int = 20,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+) -> Documented:
+    """Measure what 2:4 and INT8 gain, or estimate it.
+
+    Builds an engine for each variant and batch size and runs them in turns on the GPU that is here;
+    a gain that the noise could have made is shown as none. `estimated` measures nothing and gives
+    bounds per layer that no kernel reaches, for `gpu` by name.
+
+    Returns: `document`, of the measurements or the estimates, and `text`.
+    Raises: InputError; BackendError O24-510 where nothing can be measured.
+
+    >>> import onnx24
+    >>> from onnx24.testing.generate import mlp
+    >>> found = onnx24.bench(mlp([64, 32]), estimated=True, batches=[8])
+    >>> found.document["measured"], [item["batch"] for item in found.to_dict()["batches"]]
+    (False, ['8'])
+    """
+    wanted = _variants(variants)
+    row = targets.load(target)
+    if not estimated:
         require_gpu()
-        if request.gpu is not None:
+        if gpu is not None:
             raise usage("--gpu without --estimate", "a measurement is of the GPU that is here")
-    source = source_of(request.model)
-    model = source.load()
-    plans = _plans(request, model)
-    if request.estimate:
-        return _estimate(request, model, target, plans)
-    return _measure(request, source, model, target, plans, variants)
+    source = load(model)
+    loaded = source.load()
+    job = _Bench(
+        source=source,
+        model=loaded,
+        target=row,
+        plans=_plans(loaded, profiles_of(shapes), batches),
+        rounds=rounds,
+        timeout=timeout,
+        shows=reporter(progress),
+    )
+    if estimated:
+        return _estimate(job, gpu)
+    return _measure(job, backend, wanted, calib)
 
 
-def _variants(text: str) -> list[str]:
+def _variants(given: Iterable[str]) -> list[str]:
     """The dense one always, since it is what the others are compared with."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = list(given)
     for name in names:
         if name not in PRESETS:
             near = did_you_mean(name, PRESETS, begins=True)
@@ -85,16 +113,17 @@ def _variants(text: str) -> list[str]:
     return [name for name in PRESETS if name == "dense" or name in names]
 
 
-def _plans(request: BenchRequest, model: Model) -> dict[str, dict[str, Profile]]:
+def _plans(
+    model: Model, shapes: Mapping[str, Profile], batches: Sequence[int]
+) -> dict[str, dict[str, Profile]]:
     """The name of a batch size → a static profile for each dynamic input."""
     inputs = inputs_of(model.proto)
-    shapes = parse_shapes(request.shapes)
-    if not request.batches:
+    if not batches:
         profiles = resolve_profiles(inputs, shapes)
         fixed = {name: Profile.static(profile.opt) for name, profile in profiles.items()}
         return {_batch_name(inputs, fixed): fixed}
     found = {}
-    for batch in request.batches:
+    for batch in batches:
         sized = {i.name: _at(i, shapes.get(i.name), batch) for i in inputs if i.dynamic}
         known = {name: profile for name, profile in sized.items() if profile is not None}
         found[str(batch)] = resolve_profiles(inputs, {**_statics(shapes), **known})
@@ -130,29 +159,25 @@ def _batch_name(inputs: Sequence[Input], profiles: Mapping[str, Profile]) -> str
 # --- estimate -----------------------------------------------------------------------------------
 
 
-def _estimate(
-    request: BenchRequest,
-    model: Model,
-    target: Target,
-    plans: Mapping[str, Mapping[str, Profile]],
-) -> int:
-    gpu = gpu_of(target, request.gpu)
+def _estimate(job: _Bench, name: str | None) -> Documented:
+    gpu = gpu_of(job.target, name)
     found = [
-        estimate(_with_weight(layers_of(model, target, profiles)[0]), target, gpu, batch)
-        for batch, profiles in plans.items()
+        estimate(
+            _with_weight(layers_of(job.model, job.target, profiles)[0]), job.target, gpu, batch
+        )
+        for batch, profiles in job.plans.items()
     ]
     document = {
         "measured": False,
         "kind": "roofline estimate",
-        "model": request.model,
-        "target": target.name,
+        "model": job.source.name,
+        "target": job.target.name,
         "gpu": gpu.to_json(),
         "variants": list(VARIANTS),
         "batches": [item.to_json() for item in found],
     }
-    text = render_estimates(request.model, target, gpu, found)
-    Console(as_json=request.as_json).report(text, document)
-    return 0
+    text = render_estimates(job.source.name, job.target, gpu, found)
+    return Documented(document=document, text=text)
 
 
 def _with_weight(layers: Sequence[ModelLayer]) -> list[ModelLayer]:
@@ -162,70 +187,58 @@ def _with_weight(layers: Sequence[ModelLayer]) -> list[ModelLayer]:
 # --- measurement --------------------------------------------------------------------------------
 
 
-def _measure(
-    request: BenchRequest,
-    source: Source,
-    model: Model,
-    target: Target,
-    plans: Mapping[str, Mapping[str, Profile]],
-    variants: list[str],
-) -> int:
-    backend = get(request.backend, target)
-    any_plan = next(iter(plans.values()))
-    split = split_of(load_samples(request.calib, model, any_plan, 0))
-    calibration = split.fitted if split else None
+def _measure(job: _Bench, name: str, variants: list[str], calib: DataLike) -> Documented:
+    backend = get(name, job.target)
+    calibration = load_samples(calib, job.model, next(iter(job.plans.values())), 0)
     skipped = {}
     if calibration is None:
-        for name in [name for name in variants if "int8" in name]:
-            variants.remove(name)
-            skipped[name] = "it needs --calib"
-    console = Console(as_json=request.as_json)
+        for variant in [variant for variant in variants if "int8" in variant]:
+            variants.remove(variant)
+            skipped[variant] = "it needs --calib"
     measured = []
     with tempfile.TemporaryDirectory(prefix="onnx24-bench-") as folder:
-        models = _compile(source, variants, target, calibration, Path(folder))
-        for batch, profiles in plans.items():
-            with console.waiting(f"batch {batch}: building {len(models)} engines"):
-                engines = _build(backend, target, models, profiles, request, Path(folder), batch)
-            with console.waiting(f"batch {batch}: measuring in turns"):
-                measured.append(_run(backend, engines, profiles, request, batch))
+        models = _compile(job, variants, calibration, Path(folder))
+        for batch, profiles in job.plans.items():
+            with job.shows.waiting(f"batch {batch}: building {len(models)} engines"):
+                engines = _build(job, backend, models, profiles, Path(folder), batch)
+            with job.shows.waiting(f"batch {batch}: measuring in turns"):
+                measured.append(_run(job, backend, engines, profiles, batch))
     version = backend.available().version
-    title = f"{request.model} for {target.name}, {backend.name} {version}, measured in turns"
+    title = f"{job.source.name} for {job.target.name}, {backend.name} {version}, measured in turns"
     document: dict[str, Any] = {
         "measured": True,
-        "model": request.model,
-        "target": target.name,
+        "model": job.source.name,
+        "target": job.target.name,
         "backend": {"name": backend.name, "version": version},
-        "pipelines": {name: f"@{PRESETS[name]}" for name in variants},
+        "pipelines": {variant: f"@{PRESETS[variant]}" for variant in variants},
         "skipped": skipped,
         "batches": [item.to_json() for item in measured],
     }
-    console.report(render_measurements(title, measured, skipped), document)
-    return 0
+    return Documented(document=document, text=render_measurements(title, measured, skipped))
 
 
 def _compile(
-    source: Source,
-    variants: Sequence[str],
-    target: Target,
-    calibration: Calibration | None,
-    folder: Path,
+    job: _Bench, variants: Sequence[str], calibration: Calibration | None, folder: Path
 ) -> dict[str, Path]:
     found = {}
     for name in variants:
-        model = source.load()
-        pipeline = parse(f"@{PRESETS[name]}")
-        manager.run(model, pipeline, target=target, calibration=calibration)
         found[name] = folder / f"{name}.onnx"
-        model.save(found[name])
+        optimize(
+            job.source,
+            f"@{PRESETS[name]}",
+            target=job.target,
+            calib=calibration,
+            output=found[name],
+            provenance="off",
+        )
     return found
 
 
 def _build(
+    job: _Bench,
     backend: Backend,
-    target: Target,
     models: Mapping[str, Path],
     profiles: Mapping[str, Profile],
-    request: BenchRequest,
     folder: Path,
     batch: str,
 ) -> dict[str, Path]:
@@ -233,28 +246,27 @@ def _build(
     for name, path in models.items():
         engines[name] = folder / f"{name}.{batch}.engine"
         backend.build(
-            path, target, engine=engines[name], shapes=profiles, timeout_s=request.timeout_s
+            path, job.target, engine=engines[name], shapes=profiles, timeout_s=job.timeout
         )
     return engines
 
 
 def _run(
+    job: _Bench,
     backend: Backend,
     engines: Mapping[str, Path],
     profiles: Mapping[str, Profile],
-    request: BenchRequest,
     batch: str,
 ) -> Measurement:
     if isinstance(backend, PythonBackend):
         times = run_with_python(
-            backend, engines, profiles,
-            rounds=request.rounds, runs=RUNS, timeout_s=request.timeout_s,
-        )  # fmt: skip
+            backend, engines, profiles, rounds=job.rounds, runs=RUNS, timeout_s=job.timeout
+        )
         return from_interleaved(times, batch=batch)
     if backend.name != "trtexec":
         raise BackendError.of("O24-500", f"{backend.name} cannot run engines")
 
     def run(variant: str, engine: Path) -> list[float]:
-        return run_with_trtexec(engine, profiles, seconds=1, timeout_s=request.timeout_s)
+        return run_with_trtexec(engine, profiles, seconds=1, timeout_s=job.timeout)
 
-    return in_turns(run, engines, rounds=request.rounds, batch=batch)
+    return in_turns(run, engines, rounds=job.rounds, batch=batch)
