@@ -942,10 +942,12 @@ _TABLE = (
     Code(
         "O24-251",
         "warning",
-        "Q/DQ of com.microsoft",
-        "ONNX Runtime writes its own QuantizeLinear and DequantizeLinear below opset 21. TensorRT "
-        "takes them like ONNX's; the passes of onnx24 look at ONNX's alone.",
-        "`onnx24 canonicalize` or `lint --fix` makes them ONNX's, where the opset has their types",
+        "Q/DQ of another domain",
+        "ONNX Runtime writes its own QuantizeLinear and DequantizeLinear below opset 21 "
+        "(com.microsoft), NVIDIA ModelOpt writes TRT_FP8QuantizeLinear and TRT_FP8DequantizeLinear "
+        "(trt), which ONNX Runtime does not run. TensorRT takes both like ONNX's.",
+        "`onnx24 canonicalize` or `lint --fix` makes them ONNX's, where the opset has their types "
+        "(FP8: 19)",
     ),
     Code(
         "O24-252",
@@ -994,7 +996,7 @@ _TABLE = (
     Code(
         "O24-258",
         "note",
-        "Q/DQ of com.microsoft made ONNX's",
+        "Q/DQ of another domain made ONNX's",
         "The node is ONNX's operator now, which computes the same.",
     ),
     Code(

@@ -20,6 +20,7 @@ from onnx24.analysis.crossing import (
     dq_behind,
     is_qdq,
     is_quantized_ahead,
+    is_trt_fp8,
     reaches_float_attention,
     swish,
 )
@@ -48,6 +49,7 @@ _TAKEN = frozenset(
     for name in ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
     if hasattr(TensorProto, name)
 )
+_EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 _EPILOGUE = ACTIVATIONS | {"Add", "BatchNormalization"}
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
@@ -141,6 +143,8 @@ class Quantized:
 
     def element(self, site: NodeSite) -> int | None:
         """The quantized type of a Q or DQ, as TensorProto.DataType."""
+        if is_trt_fp8(site):
+            return int(TensorProto.FLOAT8E4M3FN)
         node, is_q = site.proto, is_qdq(site, _Q)
         kind = self.shapes.dtype(node.output[0] if is_q else node.input[0], site.scope)
         if kind is None and _has(node, 2):  # of com.microsoft's nothing is inferred
@@ -194,7 +198,7 @@ def _zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _implied_zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if not _has(site.proto, 2) and not attribute(site, "block_size", 0):
+    if not _has(site.proto, 2) and not attribute(site, "block_size", 0) and not is_trt_fp8(site):
         yield f"{site.proto.op_type} has no zero point"
 
 
@@ -433,7 +437,8 @@ def _is_quantized(found: Quantized, use: WeightUse) -> bool:
     site = use.consumer
     if site is None or not is_onnx(site, *PRODUCTS):
         return False
-    return all(found.operands(site))
+    operands = found.operands(site)
+    return all(dq is not None and found.element(dq) in _EIGHT_BITS for dq in operands)
 
 
 def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
@@ -518,7 +523,7 @@ RULES = (
         "domain",
         "O24-251",
         "Q and DQ are ONNX's own.",
-        f"{_EXPERIMENT} (com.microsoft's are built alike; onnx24's passes look at ONNX's)",
+        f"{_EXPERIMENT} (others are built alike; ONNX Runtime runs none of trt's)",
         (_Q, _DQ),
         _domain,
     ),
