@@ -1007,6 +1007,13 @@ _TABLE = (
         "127 steps, half of the range, becomes 127 steps.",
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
     ),
+    Code(
+        "O24-264",
+        "note",
+        "pairs of a quantized model completed",
+        "A 2:4 INT8 product's result, or the skip branch of a convolution's residual Add, is "
+        "quantized now, through the pair that it had or a new one.",
+    ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
@@ -1303,7 +1310,7 @@ _TABLE = (
         "Q/DQ before a residual Add",
         "A pair between a convolution and the Add behind it keeps TensorRT from making the sum "
         "part of the INT8 kernel.",
-        "quantize the other branch instead",
+        "quantize the other branch instead; `onnx24 qdq --calib DATA` moves the pair there",
     ),
     Code(
         "O24-639",
@@ -1311,8 +1318,7 @@ _TABLE = (
         "sparse INT8 product with a float result",
         "TensorRT takes a sparse INT8 kernel only INT8-in and INT8-out, and nothing quantizes "
         "the result.",
-        "`onnx24 qdq` on the float model places the pair; in a model that is quantized already, "
-        "quantize the result with the tool that made it",
+        "`onnx24 qdq --calib DATA` places the pair, in a model that is quantized already, too",
     ),
     Code(
         "O24-640",

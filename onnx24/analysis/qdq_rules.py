@@ -35,7 +35,17 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.ops import attribute, is_onnx
 
-__all__ = ["RULES", "Finding", "QdqRule", "Quantized", "findings", "quantized_products"]
+__all__ = [
+    "RULES",
+    "Finding",
+    "Misplaced",
+    "QdqRule",
+    "Quantized",
+    "findings",
+    "misplaced_pairs",
+    "quantized_products",
+    "sparse_float_results",
+]
 
 _INTEGER_OPS = (
     "QLinearConv",
@@ -158,6 +168,7 @@ def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Ite
     sparse_outputs: the target takes sparse INT8 kernels INT8-out only. fp8: it has FP8 kernels.
     """
     sparse = found.sparse if sparse_outputs else {}
+    floats = {id(site.proto) for site in sparse_float_results(found)} if sparse else set()
     stored: dict[int, list[str]] = {}
     for reader, message in _constant_readers(found):
         stored.setdefault(id(reader.proto), []).append(message)
@@ -172,7 +183,7 @@ def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Ite
         for message in stored.get(id(site.proto), ()):
             yield Finding(rule="constant", code="O24-253", message=message, site=site)
         for name in sparse.get(id(site.proto), ()):
-            if not _is_quantized_behind(found, site):
+            if id(site.proto) in floats:
                 yield Finding(
                     rule="sparse-output",
                     code="O24-639",
@@ -180,6 +191,36 @@ def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Ite
                     site=site,
                     tensor=name,
                 )
+
+
+def sparse_float_results(found: Quantized) -> list[NodeSite]:
+    """The 2:4 INT8 products whose result stays float, in document order."""
+    return [
+        site
+        for site in found.index.nodes
+        if id(site.proto) in found.sparse and not _is_quantized_behind(found, site)
+    ]
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """A pair between a convolution and the residual Add behind it. value: what it quantizes; add:
+    the Add's read."""
+
+    site: NodeSite
+    value: str
+    add: Use
+
+
+def misplaced_pairs(found: Quantized) -> list[Misplaced]:
+    """Those of O24-638."""
+    return [
+        each
+        for site in found.index.nodes
+        if is_onnx(site, "Conv", "ConvTranspose")
+        for each in [_misplaced(found, site)]
+        if each is not None
+    ]
 
 
 def quantized_products(found: Quantized) -> tuple[int, int]:
@@ -339,19 +380,26 @@ def _one_sided(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _residual(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if (each := _misplaced(found, site)) is not None:
+        yield f"a pair stands between it and the Add {each.add.site.name!r}"
+
+
+def _misplaced(found: Quantized, site: NodeSite) -> Misplaced | None:
     """Conv → Q → DQ → Add, where the Add's other operand is computed, and is not the result of a
     convolution that the sum is fused to (of two convolutions one must be the skip branch, and one
     that feeds the other can't be the last)."""
     if not all(found.operands(site)):
-        return
-    add = _add_behind_a_pair(found, _end_of_convolution(found, site))
+        return None
+    end = _end_of_convolution(found, site)
+    add = _add_behind_a_pair(found, end)
     if add is None or found.is_constant(add.site.proto.input[1 - add.input], add.site.scope):
-        return
+        return None
     if not is_residual(found.shapes, add.site):
-        return
+        return None
     other = _fused(found, add.site.proto.input[1 - add.input], add.site.scope)
     if other is None or _feeds(found, other, site):
-        yield f"a pair stands between it and the Add {add.site.name!r}"
+        return Misplaced(site, end.proto.output[0], add)
+    return None
 
 
 def _add_behind_a_pair(found: Quantized, site: NodeSite) -> Use | None:

@@ -137,7 +137,7 @@ class Repairs:
         parameters = (f"{given.name}_fp8", scale), ("zero_point_fp8", zeros)
         node.inputs.clear()
         node.inputs.extend([source, *(self._parameter(*each) for each in parameters)])
-        if node.op == _Q:
+        if ops.is_onnx(node, _Q):
             node.outputs[0].dtype = zeros.dtype
         return Repair(
             label(node), node.op, self._graph.scope, f"{was} is ONNX's now", code="O24-258"
