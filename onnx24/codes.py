@@ -732,6 +732,13 @@ _TABLE = (
         "its own output says why it ended; the same command goes on from the last checkpoint of "
         "--work-dir",
     ),
+    Code(
+        "O24-165",
+        "note",
+        "domain imported twice",
+        "The model imported two versions of one domain, of which readers take another one each; "
+        "ONNX Runtime and onnx.checker take the last, and that one stays.",
+    ),
     # --- 2xx quantization and precision ----------------------------------------------------
     Code("O24-200", "note", "quantized", "The layer computes on INT8 inputs and weights."),
     Code(

@@ -61,7 +61,8 @@ class Canonicalize(Pass):
       and so does a single number in a model whose other initializers are no inputs: somebody
       made it a parameter. What stays is no constant (O24-018).
     - Defects that runtimes overlook (nodes out of order, a graph without a name) are repaired, and
-      nodes that share a name, which ONNX Runtime refuses, get names apart (O24-346).
+      nodes that share a name, which ONNX Runtime refuses, get names apart (O24-346). Of two imports
+      of one domain the last stays (O24-165).
 
     Example: `canonicalize{inline-functions=false}`.
     *Source:* onnx/docs/IR.md (initializers and inputs), onnx/docs/Operators.md.
@@ -71,7 +72,7 @@ class Canonicalize(Pass):
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
     codes: ClassVar[tuple[str, ...]] = (
         *("O24-018", "O24-249", "O24-257", "O24-258", "O24-320", "O24-321", "O24-322"),
-        "O24-049",
+        *("O24-049", "O24-165"),
         *("O24-346", "O24-347", "O24-355", "O24-357"),
     )
 
@@ -79,7 +80,11 @@ class Canonicalize(Pass):
     inline_functions: Annotated[bool, "replace calls of local functions by their bodies"] = True
 
     def run(self, model: Model, ctx: Context) -> None:
-        if "duplicate-names" in repair(model):
+        repaired = repair(model)
+        if "duplicate-opsets" in repaired:
+            what = f"a domain was imported twice; the model is read as opset {model.opset}"
+            ctx.diagnostics.add(diagnostic("O24-165", what))
+        if "duplicate-names" in repaired:
             what = "nodes that shared a name have names apart now"
             ctx.diagnostics.add(diagnostic("O24-346", what))
         for _, weight in unpack(model):

@@ -152,6 +152,7 @@ class Prune24(WeightChoice, Effort, Pass):
         if permuted:
             ctx.statistics["permuted"] = permuted
         ctx.statistics.update(solved.statistics())
+        ctx.resumed = solved.resumed
         notes = [*by_magnitude_note(pruned, solved), *solved.doubts(), *keeper.notes()]
         ctx.diagnostics.extend(notes)
 

@@ -78,7 +78,7 @@ def bench(
     >>> from onnx24.testing.generate import mlp
     >>> found = onnx24.bench(mlp([64, 32]), estimated=True, batches=[8])
     >>> found.document["measured"], [item["batch"] for item in found.to_dict()["batches"]]
-    (False, '8')
+    (False, ['8'])
     """
     wanted = _variants(variants)
     row = targets.load(target)

@@ -220,12 +220,12 @@ class Model:
     @property
     def opsets(self) -> dict[str, int]:
         """Domain → version; ai.onnx is ""."""
-        return {ops.own_domain(entry.domain): entry.version for entry in self.proto.opset_import}
+        return ops.opsets(self.proto)
 
     @property
     def opset(self) -> int:
         """Version of ai.onnx; 1 where a model does not import it."""
-        return self.opsets.get("", 1)
+        return ops.opset(self.proto)
 
     def scopes(self) -> Iterator[Scope]:
         return scopes(self.proto)
@@ -309,7 +309,7 @@ class Model:
             return
         target = Path(path)
         self._refuse_overwriting(target)
-        if not self.changed and external == "auto":
+        if not self.changed and external == "auto" and self._data_fits_beside(target):
             self._copy_verbatim(target)
             return
         if self._is_external(external):
@@ -359,6 +359,14 @@ class Model:
             if source.exists() and target.samefile(source):
                 raise InputError.of("O24-041", "the output is the input", file=str(target))
 
+    def _data_fits_beside(self, target: Path) -> bool:
+        """Whether each data file, under the name that the model has for it, would lie in the folder
+        of `target`: `../here/x` leads back into the input's folder and out of every other."""
+        folder = target.parent.resolve()
+        places = [(folder / location).resolve() for location in self.external_locations()]
+        inside = all(place.is_relative_to(folder) for place in places)
+        return inside and folder / target.name not in places
+
     def _copy_verbatim(self, target: Path) -> None:
         with AtomicFiles() as files:
             for location in self.external_locations():
@@ -373,7 +381,7 @@ class Model:
                         "that name is there",
                         file=str(beside),
                     )
-                beside.parent.mkdir(parents=True, exist_ok=True)
+                files.make_folder(beside.parent)
                 with open(source, "rb") as file:
                     copy_range(file, files.create(beside), 0, os.fstat(file.fileno()).st_size)
             whole = Reference(EMBEDDED, 0, len(self._source))

@@ -44,6 +44,28 @@ def own_domain(name: str) -> str:
     return "" if name == ONNX else name
 
 
+def opsets(proto: ModelProto | FunctionProto) -> dict[str, int]:
+    """Domain → version; ai.onnx is "". Of two imports of one domain the last one counts: so
+    ONNX Runtime and onnx.checker read it (the reference evaluator takes the highest)."""
+    return {own_domain(entry.domain): entry.version for entry in proto.opset_import}
+
+
+def opset(proto: ModelProto | FunctionProto) -> int:
+    """Version of ai.onnx; 1 where it is not imported."""
+    return opsets(proto).get("", 1)
+
+
+def one_import_each(proto: ModelProto) -> bool:
+    """Leave one import of each domain, the one that counts. Returns: whether there were more."""
+    versions = opsets(proto)
+    if len(versions) == len(proto.opset_import):
+        return False
+    del proto.opset_import[:]
+    for name, version in versions.items():
+        proto.opset_import.add(domain=name, version=version)
+    return True
+
+
 def type_of(node: AnyNode) -> tuple[str, str]:
     """(domain, name) of what a node computes, for tables that know other domains as well; the
     domain as in `domain`."""

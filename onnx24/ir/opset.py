@@ -52,13 +52,14 @@ def convert(proto: ModelProto, to: int) -> list[str]:
 
     Raises: InputError O24-331, naming the node where the converter says which one it is.
     """
-    start = _opset(proto)
+    start = ops.opset(proto)
     _refuse_impossible(proto, start, to)
     work = ModelProto()
     work.CopyFrom(proto)
     del work.functions[:]
     for entry in work.opset_import:
         entry.domain = ops.own_domain(entry.domain)
+    ops.one_import_each(work)
     _prepare(work, start, to)
     try:
         work = onnx.version_converter.convert_version(work, to)
@@ -69,6 +70,7 @@ def convert(proto: ModelProto, to: int) -> list[str]:
     rewritten: list[str] = []
     names = _Names(proto)
     _merge(proto.graph, work.graph, names, rewritten)
+    ops.one_import_each(proto)
     for entry in proto.opset_import:
         if not ops.own_domain(entry.domain):
             entry.version = to
@@ -92,10 +94,6 @@ def leave_ir_version_3(proto: ModelProto) -> None:
     for position in reversed(range(len(proto.graph.input))):
         if proto.graph.input[position].name in names:
             del proto.graph.input[position]
-
-
-def _opset(proto: ModelProto) -> int:
-    return next((e.version for e in proto.opset_import if not ops.own_domain(e.domain)), 1)
 
 
 def _refuse_impossible(proto: ModelProto, start: int, to: int) -> None:

@@ -5,6 +5,7 @@
 - "no-graph-name": a graph without a name (likewise);
 - "duplicate-names": two nodes of one graph with one name (ONNX Runtime refuses the model, nobody
   else minds);
+- "duplicate-opsets": two imports of one domain, of which readers take another one each;
 - "ahead-of-opset": LayerNormalization in a model whose opset is below 17. ONNX Runtime has
   registered it for all opsets since it was a contrib op, and its transformer exporters use it so.
   Only raising the opset repairs that; the checker is shown another domain.
@@ -66,7 +67,9 @@ def is_sorted(nodes: Sequence[NodeProto]) -> bool:
 
 def find_defects(proto: ModelProto) -> frozenset[str]:
     found = set()
-    opset = _opset(proto)
+    opset = ops.opset(proto)
+    if len(ops.opsets(proto)) < len(proto.opset_import):
+        found.add("duplicate-opsets")
     for scope in scopes(proto):
         if not is_sorted(scope.graph.node):
             found.add("unsorted")
@@ -89,7 +92,7 @@ def repair(model: Model) -> list[str]:
     found = sorted(find_defects(model.proto))
     if not found:
         return []
-    repair_proto(model.proto, frozenset(found) & {"unsorted", "no-graph-name", "duplicate-names"})
+    repair_proto(model.proto, frozenset(found) & _FOR_GOOD)
     if "no-output-shape" in found:
         table = infer(model)
         for value in model.proto.graph.output:
@@ -122,7 +125,9 @@ def repair_proto(proto: ModelProto, defects: frozenset[str]) -> None:
     """Repair in place, with placeholders where the model does not say: an unknown output shape
     becomes rank 0 and an operator ahead of its opset moves to another domain, so the result is
     for the checker's eyes only in those cases."""
-    opset = _opset(proto)
+    opset = ops.opset(proto)
+    if "duplicate-opsets" in defects:
+        ops.one_import_each(proto)
     if "ahead-of-opset" in defects:
         proto.opset_import.add(domain=_AHEAD_DOMAIN, version=1)
     for scope in scopes(proto) if defects else ():
@@ -174,10 +179,7 @@ def _name_apart(nodes: Sequence[NodeProto]) -> None:
 
 
 _AHEAD_DOMAIN = "onnx24.ahead"
-
-
-def _opset(proto: ModelProto) -> int:
-    return max((o.version for o in proto.opset_import if not ops.own_domain(o.domain)), default=1)
+_FOR_GOOD = frozenset({"unsorted", "no-graph-name", "duplicate-names", "duplicate-opsets"})
 
 
 def _is_ahead(node: NodeProto, opset: int) -> bool:

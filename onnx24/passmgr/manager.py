@@ -53,9 +53,9 @@ class PassRun:
     """One pass of a finished run.
 
     changed: from the fingerprints. seconds: of `Pass.run` alone. layer_seconds: of those layers
-    that took any, by weight. peak_bytes: the process's peak
-    resident size during the pass [bytes], where `Timing` measured it. rolled_back: the guard took
-    it back.
+    that took any, by weight. resumed: layers that an earlier run had solved. peak_bytes: the
+    process's peak resident size during the pass [bytes], where `Timing` measured it. rolled_back:
+    the guard took it back.
     """
 
     name: str
@@ -65,6 +65,7 @@ class PassRun:
     peak_bytes: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     layer_seconds: dict[str, float] = field(default_factory=dict)
+    resumed: int = 0
     rolled_back: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +79,8 @@ class PassRun:
             out["peak_bytes"] = self.peak_bytes
         if self.layer_seconds:
             out["layer_seconds"] = dict(self.layer_seconds)
+        if self.resumed:
+            out["resumed"] = self.resumed
         if self.rolled_back:
             out["rolled_back"] = True
         if self.statistics:
@@ -274,7 +277,7 @@ class _Line:
 def _run_pass(step: Step, hooks: Sequence[Instrument], before: Fingerprint) -> Fingerprint:
     """Run one pass inside its hooks. Returns: the fingerprint afterwards."""
     model, context = step.model, step.context
-    context.statistics, context.layer_seconds = {}, {}
+    context.statistics, context.layer_seconds, context.resumed = {}, {}, 0
     context.enter(step.instance)
     generations = model.generation_key(_ALL)
     with ExitStack() as stack:
@@ -300,6 +303,7 @@ def _finished(step: Step) -> PassRun:
         peak_bytes=step.peak_bytes,
         statistics=step.context.statistics,
         layer_seconds=step.context.layer_seconds,
+        resumed=step.context.resumed,
     )
 
 

@@ -78,7 +78,7 @@ def prunes_what_is_summed(proto: ModelProto, feeds: Feeds, *, calibrated: bool) 
     claimed = {key.name for key in model.claims}
     looked = 0
     for node, position, shown in _products(model, feeds, claimed):
-        for zeros in _zeros_of_four(node, position, *shown, _opset(proto)):
+        for zeros in _zeros_of_four(node, position, *shown, ops.opset(proto)):
             if zeros < 2:
                 return Outcome(looked, 0.0, f"{node.name} ({node.op_type}) sums dense fours")
         looked += 1
@@ -98,7 +98,7 @@ def quantizes_near(proto: ModelProto, feeds: Feeds) -> Outcome:
         if real is None or np.array_equal(real, w):
             continue
         looked += 1
-        steps = _steps(node, position, x, real, _opset(model.proto))
+        steps = _steps(node, position, x, real, ops.opset(model.proto))
         if steps is not None and not (np.abs(w - real) <= steps).all():
             return Outcome(looked, 0.0, f"{node.name} ({node.op_type}): a weight off by a step")
     folded, _ = _run(ModelProto.FromString(model.to_bytes()), feeds, "fold-qdq")
@@ -144,10 +144,6 @@ def _distance(before: Feeds, after: Feeds) -> tuple[float, str]:
         largest = float(np.abs(old).max(initial=0)) or 1.0
         found.append((float(np.abs(new - old).max(initial=0)) / largest, name))
     return max(found)
-
-
-def _opset(proto: ModelProto) -> int:
-    return next(each.version for each in proto.opset_import if not ops.own_domain(each.domain))
 
 
 # --- one product alone -------------------------------------------------------------------------

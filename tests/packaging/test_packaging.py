@@ -120,7 +120,10 @@ def expected_files() -> set[str]:
     data = {str(p.relative_to(ROOT)) for p in (ROOT / "onnx24" / "targets").glob("*.toml")}
     data |= {str(p.relative_to(ROOT)) for p in (ROOT / "onnx24/report/policies").glob("*.toml")}
     passes = {f"onnx24/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
-    return {name.replace(os.sep, "/") for name in code | data | passes} | {"onnx24/py.typed"}
+    return {name.replace(os.sep, "/") for name in code | data | passes} | {
+        "onnx24/py.typed",
+        "onnx24/__init__.pyi",
+    }
 
 
 def test_wheel_holds_the_package_and_nothing_generic(built: tuple[Path, Path]) -> None:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx24.passes.upgrade_opset import UpgradeOpset
 
+import onnx24
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.testing.passes import apply, assert_same, feeds, ops, outputs, session, text_model
@@ -360,3 +361,17 @@ def test_real_models(shared_models: Path, name: str, to: int) -> None:
     apply(model, UpgradeOpset(to=to))
     assert_same(before, outputs(model, inputs), rtol=1e-5)
     assert set(names) <= {node.name for node in model.proto.graph.node}
+
+
+@pytest.mark.parametrize("passes", ["canonicalize,upgrade-opset{to=19}", "upgrade-opset{to=19}"])
+@pytest.mark.parametrize("versions", [(21, 12), (12, 13)], ids=str)
+def test_the_last_of_two_imports_of_one_domain_counts(passes, versions) -> None:
+    """As in ONNX Runtime, where Softmax of opset 12 sums over all axes from `axis` on."""
+    first, last = versions
+    text = X + "{ y = Softmax<axis=1>(x) }"
+    model = text_model(text, opset=first, extra=f', "ai.onnx" : {last}')
+    before = outputs(model)
+    assert model.opset == last
+    result = onnx24.optimize(model.proto, passes)
+    assert_same(before, outputs(Model.from_proto(result.model)), rtol=1e-6)
+    assert [(e.domain, e.version) for e in result.model.opset_import] == [("", 19)]
