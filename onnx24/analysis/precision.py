@@ -95,7 +95,13 @@ def result_types(node: NodeProto, opset: int, inputs: Sequence[int]) -> tuple[in
             types,
             opset_imports=[onnx.helper.make_opsetid(node.domain, opset)],
         )
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError, ValueError):
+    except (
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        onnx.defs.SchemaError,
+        RuntimeError,
+        ValueError,
+    ):
         return None
     return tuple(found[name].tensor_type.elem_type if name in found else 0 for name in bare.output)
 

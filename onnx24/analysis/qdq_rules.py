@@ -286,13 +286,15 @@ def _scalar_constant(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _constant_readers(found: Quantized) -> Iterator[tuple[NodeSite, str]]:
-    """Constants of quantized types that something else than DQ reads as data: (reader, name)."""
+    """Constants of quantized types that something else than DQ reads as data: (reader, name); of
+    integer operators O24-635 says all there is to say."""
     for key, tensor in found.uses.tensors.items():
         if tensor.data_type not in _TAKEN:
             continue
         for use in found.index.consumers(key.name, key.scope):
             is_data = use.input == 0 or not is_onnx(use.site, "Clip")
-            if is_data and not is_qdq(use.site) and is_onnx(use.site):
+            integer = is_onnx(use.site, *_INTEGER_OPS)
+            if is_data and not integer and not is_qdq(use.site) and is_onnx(use.site):
                 kind = _type_name(tensor.data_type)
                 yield use.site, f"{use.site.proto.op_type} reads the {kind} constant {key.name!r}"
 

@@ -117,7 +117,8 @@ def test_results_of_sparse_layers_are_int8(name: str, digits, tmp_path: Path) ->
         ends.append((codes, Session(file, None, optimize=False).run(rows)["output"]))
     (before, wanted), (after, given) = ends
     # The classifier gives the file's output, which stays float.
-    assert set(before) == {"O24-639"} and len(after) <= 1
+    # In conv each result goes through ReLU and MaxPool into the next layer's pair: that is enough.
+    assert set(before) == (set() if name == "conv" else {"O24-639"}) and len(after) <= 1
     assert (given.argmax(1) == digits.test_y).mean() > (
         wanted.argmax(1) == digits.test_y
     ).mean() - 0.01
