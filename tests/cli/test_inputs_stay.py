@@ -48,11 +48,13 @@ CASES = [
 
 
 def test_every_flag_that_names_a_file_says_whether_it_is_written():
-    known = {*READS, "OUT", "PREFIX"}
+    known = {*READS, "OUT", "PREFIX", "FILE.html"}
     for name in COMMANDS:
         for flag in parameters(_class(COMMANDS[name])):
             text = (_option(flag).help or "").lower()
-            writes = text.startswith(("write", "keep", "also write", "accept", "build an engine"))
+            writes = text.startswith(
+                ("write", "keep", "also write", "accept", "build an engine", "draw")
+            )
             if _option(flag).metavar in known and writes:
                 assert _marks(flag), f"{name} {flag.name}: {text}"
     assert len(CASES) > 40
