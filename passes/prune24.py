@@ -233,7 +233,8 @@ def _say(ctx: Context, verdict: Verdict, outcome: Outcome | None) -> None:
 
 
 def _drop_stale_claims(model: Model, ctx: Context, found: WeightUses) -> None:
-    for key in stale_claims(model, found):
-        model.claims.discard(key)
+    stale = stale_claims(model, found)
+    model.claims.discard(*stale)
+    for key in stale:
         message = "was recorded as 2:4, and is no weight of the model"
         ctx.diagnostics.add(diagnostic("O24-128", message, scope=key.scope, tensor=key.name))

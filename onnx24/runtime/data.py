@@ -33,7 +33,6 @@ from onnx import TensorProto, numpy_helper
 
 from onnx24.errors import InputError
 from onnx24.ir.archives import UNREADABLE, Header, headers, reading
-from onnx24.ir.index import Index
 from onnx24.ir.model import Model
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 from onnx24.runtime.sizes import concrete_shapes
@@ -675,7 +674,7 @@ class _Random(SampleSource):
         for spec in self._specs:
             if spec.element == TensorProto.STRING:
                 raise unreadable(text, f"input {spec.name!r} takes strings; pass real samples")
-        index = Index.of(model.proto)
+        index = model.index()
         self._bounds = {
             s.name: index_bound(model, index, s.name) or 2
             for s in self._specs
