@@ -12,6 +12,7 @@ from onnx24.cli.options import WRITES
 from onnx24.testing.generate import mlp
 
 IN_FILES = ("MODEL", "MODEL...", "A", "B", "ORIGINAL", "DENSE", "FILE", "FILE.npy", "FILE.json")
+WRITING = ("write", "keep", "also write", "accept", "build an engine", "draw")
 READS = (*IN_FILES, "DATA", "DIR")
 
 
