@@ -297,6 +297,14 @@ _TABLE = (
         "use paths instead of '-'",
     ),
     Code(
+        "O24-073",
+        "error",
+        "an input changed while it was read",
+        "The model's file, or one of its data files, is shorter than when it was opened. Files are "
+        "read piece by piece, and must stay as they are until the command ends.",
+        "run it again when nothing writes the file",
+    ),
+    Code(
         "O24-065",
         "error",
         "no samples",

@@ -14,16 +14,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     argv: without the program's name; `sys.argv` where None.
     """
-    import signal
     import sys
 
     from onnx24.cli.app import run
-    from onnx24.cli.failure import Terminated
+    from onnx24.cli.signals import Signals
 
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    # As an exception, it removes half-written files on its way out.
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, terminate)
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    signals = Signals()
+    signals.install()
+    sys.exit(run(sys.argv[1:] if argv is None else argv, signals))

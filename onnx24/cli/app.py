@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -14,6 +14,9 @@ from typer.core import TyperGroup
 from onnx24.cli import pass_commands
 from onnx24.cli.command import command, stub
 from onnx24.cli.registering import registry_app
+
+if TYPE_CHECKING:
+    from onnx24.cli.signals import Signals
 
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
@@ -105,9 +108,9 @@ app = typer.Typer(
 )
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], signals: Signals | None = None) -> int:
     """Run one command line. Returns: its exit code."""
-    return _run(group(), list(argv))
+    return _run(group(), list(argv), signals)
 
 
 def group() -> Any:
@@ -115,7 +118,7 @@ def group() -> Any:
     return typer.main.get_command(app)
 
 
-def _run(commands: Any, argv: list[str]) -> int:
+def _run(commands: Any, argv: list[str], signals: Signals | None = None) -> int:
     stdout_is_closed = sys.stdout is None
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -137,6 +140,8 @@ def _run(commands: Any, argv: list[str]) -> int:
 
         if isinstance(err, _ClickException):
             err = _usage_error(err)
+        if signals is not None:
+            err = signals.error() or err
         return failure.exit_code_of(err, argv)
 
 

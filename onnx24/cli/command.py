@@ -72,9 +72,11 @@ def build(
     def callback(**given: Any) -> int:
         for field, allowed in words.items():
             _check_word(field, given[field], allowed)
-        from onnx24.ir.inputs import protecting
+        from onnx24.ir.inputs import protecting, refuse_irregular
 
-        with protecting(_texts(given, [p.name for p in flags if not _marked(p, WRITES, KEEPS)])):
+        inputs = _texts(given, [p.name for p in flags if not _marked(p, WRITES, KEEPS)])
+        refuse_irregular(inputs)
+        with protecting(inputs):
             written = [p for p in flags if _marked(p, WRITES)]
             named = [(spelled(p), path) for p in written for path in _texts(given, [p.name])]
             for _, path in named:

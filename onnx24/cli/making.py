@@ -237,6 +237,7 @@ class Tune(Effort, Making, Command):
     front: Annotated[
         str | None,
         flag("--front", "FILE.html", "Draw the front of cost against loss, with all layers."),
+        o.WRITES,
     ] = None
 
     def run(self) -> int:
@@ -244,8 +245,6 @@ class Tune(Effort, Making, Command):
         from onnx24.errors import NotMetError
 
         out = self.checked_output()
-        if self.front is not None:
-            check_output(self.front, self.model)
         console = Console(as_json=self.json, stdout_is_taken=True)
         failure: NotMetError | None = None
         given = self.making()

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import secrets
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from onnx24.errors import InputError
 from onnx24.ir.inputs import refuse_input
@@ -25,7 +26,10 @@ class AtomicFiles:
     command reads.
     """
 
+    _live: ClassVar[weakref.WeakSet[AtomicFiles]] = weakref.WeakSet()
+
     def __init__(self) -> None:
+        self._live.add(self)
         self._open: list[tuple[IO[bytes], Path, Path]] = []
         self._folders: list[Path] = []
 
@@ -68,6 +72,13 @@ class AtomicFiles:
             return None
         self._open.append((duplicate, temporary, path))
         return duplicate
+
+    @classmethod
+    def discard_all(cls) -> None:
+        """Remove what is half written, for a process that ends without its exceptions."""
+        for files in list(cls._live):
+            for _, temporary, _ in list(files._open):
+                temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> AtomicFiles:
         return self

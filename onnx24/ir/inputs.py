@@ -74,6 +74,18 @@ def protect(name: str | os.PathLike[str]) -> None:
         inputs.add(os.fspath(name))
 
 
+def refuse_irregular(names: Iterable[str]) -> None:
+    """Pipes and devices: reading them may never end. Raises: InputError O24-001."""
+    for name in names:
+        try:
+            mode = os.stat(name).st_mode
+        except (OSError, ValueError):
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and name != os.devnull:
+            message = "it is no regular file; '-' reads standard input"
+            raise InputError.of("O24-001", message, file=name)
+
+
 def refuse_input(path: str | os.PathLike[str]) -> None:
     """Raises: InputError O24-041 where a new file at `path` would replace an input."""
     inputs = _INPUTS.get()

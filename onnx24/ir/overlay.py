@@ -11,7 +11,6 @@ Source: open(2), O_TMPFILE, on giving an unnamed file a name.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import mmap
 import os
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from onnx24.errors import InputError
 
 INLINE_BYTES = 1024
 EMBEDDED = "/onnx24/embedded"
@@ -228,13 +229,17 @@ def release_pages(view: memoryview) -> None:
         view.obj.madvise(mmap.MADV_DONTNEED)
 
 
+def became_shorter(path: str = "") -> InputError:
+    return InputError.of("O24-073", "it became shorter while it was read", file=path)
+
+
 def read_at(file: IO[bytes], position: int, buffer: memoryview) -> None:
-    """Fill `buffer`. Raises: OSError, also when the file ends early."""
+    """Fill `buffer`. Raises: OSError; InputError O24-073 where the file ends early."""
     done = 0
     while done < len(buffer):
         count = os.preadv(file.fileno(), [buffer[done:]], position + done)
         if not count:
-            raise OSError(errno.EIO, "the file became shorter")
+            raise became_shorter()
         done += count
 
 

@@ -342,7 +342,8 @@ class _Commit:
         self.session = session
         self.model = session.model
         self.root = root
-        self.referenced = {id(t) for t in _referenced_tensors(root)}
+        self.unread = session.referenced - {id(t) for t in _referenced_tensors(root)}
+        """Tensors whose last reader an edit took away"""
         self.placed = self._place_new_constants()
 
     def run(self) -> GraphProto | None:
@@ -535,8 +536,7 @@ class _Commit:
         for proto in view.origin.initializer:
             tensor = view.initializers.get(proto.name)
             if tensor is not None:
-                dead = id(tensor) in self.session.referenced - self.referenced
-                if dead or not isinstance(tensor, gs.Constant):
+                if id(tensor) in self.unread or not isinstance(tensor, gs.Constant):
                     same = False
                     if proto.name in new:
                         out.append(self._constant(new.pop(proto.name)))

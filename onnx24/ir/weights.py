@@ -40,6 +40,7 @@ from onnx24.ir.overlay import (
     OVERLAY,
     Overlay,
     Reference,
+    became_shorter,
     map_file,
     read_at,
     release_pages,
@@ -192,6 +193,7 @@ class Weights:
         self._initializers = initializers
         self._on_replace = on_replace
         self._external: dict[str, memoryview] = {}
+        self._paths: dict[str, Path] = {}
         self._mapped_bytes = 0
         self._overlay = Overlay()
         self._digests: dict[Reference, str] = {}
@@ -541,6 +543,8 @@ class Weights:
             self._mapped_bytes = ref.length
             self.release_pages()
         if ref.location == EMBEDDED:
+            if self._file is not None:
+                self._check_there(os.fstat(self._file.fileno()).st_size, ref)
             return self._source[ref.offset : ref.offset + ref.length]
         if ref.location == OVERLAY:
             return self._overlay.view(ref.offset, ref.length)
@@ -548,11 +552,19 @@ class Weights:
         if data is None:
             if len(self._external) >= _MAPPED_FILES:  # each map holds a file descriptor
                 self._external.clear()
-            with open(self.external_path(ref.location, name), "rb") as file:
+            path = self._paths[ref.location] = self.external_path(ref.location, name)
+            with open(path, "rb") as file:
                 data = map_file(file)
             self._external[ref.location] = data
         self._check_bounds(ref, len(data), name)
+        self._check_there(os.stat(self._paths[ref.location]).st_size, ref)
         return data[ref.offset : ref.offset + ref.length]
+
+    @staticmethod
+    def _check_there(size: int, ref: Reference) -> None:
+        """A page of a mapped file that was cut since ends the process."""
+        if ref.offset + ref.length > size:
+            raise became_shorter("" if ref.location == EMBEDDED else ref.location)
 
     def release_pages(self) -> None:
         """Let go of all pages of mapped files; every view stays valid."""

@@ -20,6 +20,7 @@ import numpy as np
 import onnx24
 from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import tensors
 from onnx24.passmgr.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def write_reproducer(failure: Failure, err: BaseException, parent: Path) -> Path
     Returns: the folder. Raises: OSError, InputError O24-040 to O24-042.
     """
     info = _info(failure, err)
-    fingerprint = Fingerprint.of(failure.model)
-    identity = json.dumps([info, fingerprint.structure], sort_keys=True)
+    structure = Fingerprint.of(failure.model).structure
+    values = [failure.model.weights.digest_of(tensor) for tensor in tensors(failure.model.proto)]
+    identity = json.dumps([info, structure, values], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder = parent.resolve() / f"onnx24-reproducer-{digest}"
     if folder.is_dir():
@@ -117,7 +119,8 @@ def _readme(failure: Failure, info: dict[str, object]) -> str:
     if failure.feeds:
         data += "\ninputs.npz holds inputs on which the outputs change.\n"
     return (
-        "An internal error of onnx24. model.onnx is the model before the pass that failed,\n"
+        "An internal error of onnx24. model.onnx is the model before the pass that failed, WITH\n"
+        "ITS WEIGHTS: look at whom you send it to.\n"
         "pipeline.txt begins with that pass, traceback.txt says where it failed. To replay it:\n\n"
         f"    {info['command']}\n{data}"
     )

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -309,7 +310,7 @@ def _divergence(counts: np.ndarray, size: int) -> float:
     inside = counts[:size]
     clipped = inside.copy()
     clipped[-1] += counts[size:].sum()
-    level = np.arange(size) * LEVELS // size
+    level = _levels(size)
     filled = inside > 0
     per_level = np.bincount(level, inside, LEVELS)
     bins_per_level = np.bincount(level, filled, LEVELS)
@@ -322,20 +323,34 @@ def _divergence(counts: np.ndarray, size: int) -> float:
     return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))
 
 
+@functools.lru_cache(maxsize=256)
+def _levels(size: int) -> np.ndarray:
+    """The level of each of `size` bins; the same sizes are asked for each activation."""
+    level = np.arange(size) * LEVELS // size
+    level.flags.writeable = False
+    return level
+
+
 def mse_amax(found: Distribution, candidates: int = 128) -> float:
     """The clip, among `candidates` equally spaced ones up to the peak, whose 128 levels have the
     least squared error; the larger of equals."""
     shares = range(candidates, candidates // 8 - 1, -1)
-    return min((found.peak * i / candidates for i in shares), key=lambda a: clip_error(found, a))
+    clips = [found.peak * i / candidates for i in shares]
+    errors = _clip_errors(found, clips)
+    return clips[errors.index(min(errors))]
 
 
 def clip_error(found: Distribution, amax: float) -> float:
     """The sum of squared errors of INT8 when `amax` becomes 127; bins count as their centres."""
+    return _clip_errors(found, [amax])[0]
+
+
+def _clip_errors(found: Distribution, clips: Sequence[float]) -> list[float]:
     used = np.flatnonzero(found.counts)
-    values = (used + 0.5) * found.width
-    scale = amax / (LEVELS - 1)
-    error = values - np.minimum(np.rint(values / scale), LEVELS - 1) * scale
-    return float(np.dot(found.counts[used], error * error))
+    values, counts = (used + 0.5) * found.width, found.counts[used].astype(np.float64)
+    scales = np.array([[amax / (LEVELS - 1)] for amax in clips])
+    error = values - np.minimum(np.rint(values / scales), LEVELS - 1) * scales
+    return [float(np.dot(counts, each)) for each in error * error]
 
 
 def _largest(array: np.ndarray) -> float:

@@ -20,7 +20,7 @@ _ORDER = ("met", "not met", "refused", "backend missing", "internal error")
 
 def render_text(results: Sequence[Checked], *, explain: bool = False) -> Block:
     """A verdict and the findings for each model, then a summary where there are several."""
-    parts = [_one(result) for result in results]
+    parts: list[str] = [_one(result) for result in results]
     if explain:
         codes = dict.fromkeys(d.code for result in results for d in result.all_findings)
         parts += [_explained(code) for code in codes]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ _EXPECTED = {
     "share": "a share from 0 to 1",
     "number": "a number",
     "count": "an integer, and no negative one",
+    "seconds": "a number above 0",
     "flag": "true or false",
     "text": "a string",
     "names": "a list of strings",
@@ -155,12 +157,12 @@ KEYS: dict[str, dict[str, Key]] = {
     "backend": {
         "build": Key("text", "a backend that must build an engine of it, such as tensorrt-rtx"),
         "shapes": Key("names", "shapes of dynamic inputs, as for `build --shapes`"),
-        "timeout": Key("number", "of the build [s]"),
+        "timeout": Key("seconds", "of the build [s]"),
     },
     "limits": {
         "nodes": Key("count", "nodes that a file may hold before it is refused unread"),
         "messages": Key("count", "parts of the file that are visited before it is refused"),
-        "seconds": Key("number", "time that checking one model may take [s]"),
+        "seconds": Key("seconds", "time that checking one model may take [s]"),
         "memory_mib": Key("count", "memory that checking one model may take [MiB]"),
     },
 }
@@ -332,7 +334,7 @@ def _severities(name: str, given: Mapping[str, str]) -> dict[str, str]:
 def _value(path: str, key: str, kind: Key, value: Any) -> Any:
     if not _fits(kind.kind, value):
         raise _bad(path, f"{key}: expected {_EXPECTED[kind.kind]}, got {value!r}", kind.meaning)
-    return float(value) if kind.kind in ("share", "number") else value
+    return float(value) if kind.kind in ("share", "number", "seconds") else value
 
 
 def _fits(kind: str, value: Any) -> bool:
@@ -342,6 +344,8 @@ def _fits(kind: str, value: Any) -> bool:
         return number and 0 <= value <= 1
     if kind == "number":
         return number and value == value
+    if kind == "seconds":
+        return number and 0 < value < math.inf
     if kind == "count":
         return number and isinstance(value, int) and value >= 0
     if kind == "flag":

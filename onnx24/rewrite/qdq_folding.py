@@ -177,6 +177,7 @@ class _Editor:
 
     # --- weights ---------------------------------------------------------------------------
     def fold_weights(self, kept_because: str) -> None:
+        gone: set[int] = set()
         for node in self._quantizers(QUANTIZE):
             key = self._constant_key(node.inputs[0])
             parameters = [self._constant_key(tensor) for tensor in node.inputs[1:3]]
@@ -193,7 +194,8 @@ class _Editor:
                 self._say("kept", node, str(why), weight=key)
                 continue
             if self.admit(str(key)):
-                self._fold(node, key, forms, steps)
+                gone |= {id(each) for each in self._fold(node, key, forms, steps)}
+        self._keep(lambda node: id(node) not in gone)
 
     def _forms(self, node: gs.Node, key: ValueKey) -> tuple[list[_Form], list[gs.Node]]:
         """(the weight as each DequantizeLinear reads it, the nodes between that are computed for
@@ -244,7 +246,10 @@ class _Editor:
                 "O24-008", str(err), tensor=key.name, scope=key.scope, node=node.name, op=node.op
             ) from err
 
-    def _fold(self, node: gs.Node, key: ValueKey, forms: list[_Form], steps: list[gs.Node]) -> None:
+    def _fold(
+        self, node: gs.Node, key: ValueKey, forms: list[_Form], steps: list[gs.Node]
+    ) -> list[gs.Node]:
+        """Returns: the nodes that are to go, detached."""
         source = node.inputs[0]
         before = self.found.tensors[key]
         left = math.prod(before.dims) * numpy_dtype(before.data_type).itemsize
@@ -267,8 +272,7 @@ class _Editor:
         if maker is not None and not source.outputs and id(source) not in self.shown:
             detach(maker)
             gone.append(maker)
-        ids = {id(each) for each in gone}
-        self._keep(lambda other: id(other) not in ids)
+        return gone
 
     # --- what is asked of the view ---------------------------------------------------------
     def _quantizers(self, *names: str) -> list[gs.Node]:

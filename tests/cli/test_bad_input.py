@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx24.cli.app import run
 from onnx24.errors import InputError
 from onnx24.ir.files import atomic_write
+from onnx24.ir.model import Model
 from onnx24.testing.generate import external_mlp, mlp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,6 +319,69 @@ def test_input_is_a_pipe(work, capsys):
     os.mkfifo("m.onnx")
     assert run(["inspect", "m.onnx"]) == 2
     assert "O24-001" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check", "m.onnx", "--policy", "pipe"],
+        ["check", "m.onnx", "--baseline", "pipe"],
+        ["check", "pipe"],
+        ["prune24", "m.onnx", "--calib", "pipe"],
+        ["diff", "m.onnx", "pipe"],
+        ["ledger", "--log", "pipe"],
+        ["verify-provenance", "m.onnx", "--report", "pipe"],
+        ["check", "m.onnx", "--policy", "/dev/zero"],
+    ],
+    ids=" ".join,
+)
+def test_no_command_waits_for_a_pipe(work, capsys, argv):
+    _save(mlp([64, 32]))
+    os.mkfifo("pipe")
+    assert run(argv) == 2
+    assert "O24-001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf", '"5"'])
+def test_a_policy_whose_time_is_none(work, capsys, seconds):
+    _save(mlp([64, 32]))
+    Path("p.toml").write_text(f"[limits]\nseconds = {seconds}\n")
+    assert run(["check", "m.onnx", "--policy", "p.toml"]) == 2
+    assert "a number above 0" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8(work, capsys):
+    """They come as lone surrogates, which no UTF-8 file takes."""
+    _save(mlp([64, 32]))
+    name = os.fsdecode(b"n\xff.onnx")
+    os.rename("m.onnx", name)
+    reports = [each for end in ("json", "html", "txt") for each in ("--report", f"r.{end}")]
+    assert run(["prune24", name, "-o", os.fsdecode(b"o\xff.onnx"), *reports]) == 0
+    assert run(["inspect", name, "--json"]) == 0
+    assert all(Path(f"r.{end}").stat().st_size for end in ("json", "html", "txt"))
+
+
+def test_links_that_lead_to_each_other(work, capsys):
+    _save(mlp([64, 32]))
+    Path("a").symlink_to("b")
+    Path("b").symlink_to("a")
+    for argv in (["inspect", "a"], ["check", "m.onnx", "--policy", "a"], ["check", "a"]):
+        assert run(argv) == 2, argv
+
+
+@pytest.mark.parametrize("external", ["embed", "external"])
+def test_a_model_that_is_cut_while_it_is_read(work, external):
+    """A page of a mapped file that is gone would end the process by SIGBUS."""
+    model = Model.from_bytes(mlp([256, 256]).SerializeToString())
+    model.save("m.onnx", external=external)
+    opened = Model.load("m.onnx")
+    cut = "m.onnx.data" if external == "external" else "m.onnx"
+    assert opened.weights["fc0.weight"][0, 0] is not None
+    os.truncate(cut, 4096)
+    for read in (lambda: opened.weights["fc0.weight"], lambda: opened.weights.digest("fc0.weight")):
+        with pytest.raises(InputError, match="O24-073"):
+            read()
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])

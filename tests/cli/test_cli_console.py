@@ -81,5 +81,5 @@ def test_text_goes_to_stderr_where_stdout_is_taken(capsys: pytest.CaptureFixture
     Console().report(Block("hello"), {"a": 1})
     Console(as_json=True, stdout_is_taken=True).report("hello", {"a": float("inf")})
     captured = capsys.readouterr()
-    assert captured.err == Block("hello")
+    assert captured.err == "hello\n"
     assert captured.out == 'hello\n{\n  "a": "inf"\n}\n'

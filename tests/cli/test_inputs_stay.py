@@ -12,6 +12,7 @@ from onnx24.cli.options import WRITES
 from onnx24.testing.generate import mlp
 
 IN_FILES = ("MODEL", "MODEL...", "A", "B", "ORIGINAL", "DENSE", "FILE", "FILE.npy", "FILE.json")
+WRITING = ("write", "keep", "also write", "accept", "build an engine", "draw")
 READS = (*IN_FILES, "DATA", "DIR")
 
 
@@ -48,11 +49,13 @@ CASES = [
 
 
 def test_every_flag_that_names_a_file_says_whether_it_is_written():
-    known = {*READS, "OUT", "PREFIX"}
+    known = {*READS, "OUT", "PREFIX", "FILE.html"}
     for name in COMMANDS:
         for flag in parameters(_class(COMMANDS[name])):
             text = (_option(flag).help or "").lower()
-            writes = text.startswith(("write", "keep", "also write", "accept", "build an engine"))
+            writes = text.startswith(
+                ("write", "keep", "also write", "accept", "build an engine", "draw")
+            )
             if _option(flag).metavar in known and writes:
                 assert _marks(flag), f"{name} {flag.name}: {text}"
     assert len(CASES) > 40

@@ -1,0 +1,70 @@
+"""SIGINT and SIGTERM end a command: at once where Python runs, else within two seconds.
+
+As an exception a signal removes half-written files on its way out. A library that is being
+imported may make another error of it, or swallow it, and native code lets Python see none before it
+returns: so the first signal decides the exit code whatever error comes of it, and a thread that the
+C handler wakes ends the process where the exception has not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from onnx24.cli.failure import Terminated
+
+GRACE_S = 1.5
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """What the process was asked to end by."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._writer = -1
+
+    def install(self) -> None:
+        """In the main thread, and only where nobody else handles them."""
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number in _ENDS:
+            if signal.getsignal(number) is usual[number]:
+                signal.signal(number, self._handle)
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._forget)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+
+    def error(self) -> BaseException | None:
+        """The exception that the signal stands for; None where there was none."""
+        if not self.received:
+            return None
+        return KeyboardInterrupt() if self.received == signal.SIGINT else Terminated()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received = self.received or number
+        raise self.error() or Terminated()
+
+    def _forget(self) -> None:
+        """A forked process has no watching thread, and its signals are not its parent's."""
+        if self._writer >= 0:
+            signal.set_wakeup_fd(-1)
+
+    def _watch(self, reader: int) -> None:
+        while True:
+            for number in os.read(reader, 64):
+                if number in _ENDS and signal.getsignal(number) == self._handle:
+                    time.sleep(GRACE_S)
+                    _leave(128 + number)
+
+
+def _leave(code: int) -> None:
+    """Without asking the main thread, which is in native code or deaf."""
+    from onnx24.ir.files import AtomicFiles
+
+    AtomicFiles.discard_all()
+    os._exit(code)
