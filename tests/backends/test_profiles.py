@@ -7,6 +7,7 @@ import pytest
 from onnx24.backends import Profile
 from onnx24.backends.onnx_file import inputs_of
 from onnx24.backends.profiles import completed, profiles_from_data
+from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import load_data
 
@@ -68,3 +69,17 @@ def test_a_profile_is_ordered(tmp_path, runs):
     profile = profiles_from_data(inputs_of(model.proto), data, model)["x"]
     for low, opt, high in zip(profile.min, profile.opt, profile.max, strict=True):
         assert low <= opt <= high
+
+
+@pytest.mark.parametrize("inputs", ["float[1, S, S] x", "float[1, S, 8] x, float[S] z"])
+def test_dimensions_of_one_name_and_two_sizes_are_named(inputs):
+    model = model_of(inputs)
+    given = inputs_of(model.proto)
+    shapes = {"x": Profile.static((1, 4, 8)), "z": Profile.static((8,))}
+    named = {i.name: shapes[i.name] for i in given}
+    with pytest.raises(InputError, match=r"named 'S'.*found 8 and 4") as caught:
+        completed(given, named, None, model)
+    assert caught.value.diagnostics[0].code == "O24-505"
+    equal = {"x": Profile.static((1, 8, 8)), "z": Profile.static((8,))}
+    named = {i.name: equal[i.name] for i in given}
+    assert completed(given, named, None, model) == (named, [])
