@@ -176,8 +176,9 @@ def check(case: Case, texts: tuple[str, ...], folder: str) -> list[str]:
     """One line for each pass that does not keep its word."""
     try:
         Model.from_proto(case.proto)
-    except InputError:
-        return []
+        onnx.checker.check_model(case.proto, full_check=True)
+    except (InputError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return []  # MeanVarianceNormalization-13: onnx's own inference fails
     try:
         before = Session(Model.from_proto(case.proto), optimize=False, threads=1).run(case.feeds)
     except (InputError, ValueError):

@@ -19,6 +19,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "passes" / "__init_
 PUBLIC = {
     "compile": "driver.compiling",
     "optimize": "driver.compiling",
+    "tune": "driver.tuning",
     "apply": "driver.passes",
     "load": "driver.models",
     "inspect": "driver.looking",
@@ -35,6 +36,7 @@ PUBLIC = {
     "bisect": "driver.bisecting",
     "verify_provenance": "driver.proving",
     "Result": "driver.result",
+    "TuneResult": "driver.tuning",
     "Progress": "driver.progress",
     "Calibration": "runtime.data",
     "BuildOptions": "backends.base",

@@ -27,6 +27,8 @@ from onnx24.driver.recovering import recover as recover
 from onnx24.driver.result import Result as Result
 from onnx24.driver.samples import DataLike as DataLike
 from onnx24.driver.samples import ShapesLike as ShapesLike
+from onnx24.driver.tuning import TuneResult as TuneResult
+from onnx24.driver.tuning import tune as tune
 from onnx24.errors import BackendError as BackendError
 from onnx24.errors import InputError as InputError
 from onnx24.errors import InternalError as InternalError

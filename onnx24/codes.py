@@ -949,10 +949,12 @@ _TABLE = (
     Code(
         "O24-251",
         "warning",
-        "Q/DQ of com.microsoft",
-        "ONNX Runtime writes its own QuantizeLinear and DequantizeLinear below opset 21. TensorRT "
-        "takes them like ONNX's; the passes of onnx24 look at ONNX's alone.",
-        "`onnx24 canonicalize` or `lint --fix` makes them ONNX's, where the opset has their types",
+        "Q/DQ of another domain",
+        "ONNX Runtime writes its own QuantizeLinear and DequantizeLinear below opset 21 "
+        "(com.microsoft), NVIDIA ModelOpt writes TRT_FP8QuantizeLinear and TRT_FP8DequantizeLinear "
+        "(trt), which ONNX Runtime does not run. TensorRT takes both like ONNX's.",
+        "`onnx24 canonicalize` or `lint --fix` makes them ONNX's, where the opset has their types "
+        "(FP8: 19)",
     ),
     Code(
         "O24-252",
@@ -1001,7 +1003,7 @@ _TABLE = (
     Code(
         "O24-258",
         "note",
-        "Q/DQ of com.microsoft made ONNX's",
+        "Q/DQ of another domain made ONNX's",
         "The node is ONNX's operator now, which computes the same.",
     ),
     Code(
@@ -1011,6 +1013,13 @@ _TABLE = (
         "TensorRT builds UINT8 activations with zero point 0, or none, as INT8: what lies above "
         "127 steps, half of the range, becomes 127 steps.",
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
+    ),
+    Code(
+        "O24-264",
+        "note",
+        "pairs of a quantized model completed",
+        "A 2:4 INT8 product's result, or the skip branch of a convolution's residual Add, is "
+        "quantized now, through the pair that it had or a new one.",
     ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
@@ -1308,7 +1317,7 @@ _TABLE = (
         "Q/DQ before a residual Add",
         "A pair between a convolution and the Add behind it keeps TensorRT from making the sum "
         "part of the INT8 kernel.",
-        "quantize the other branch instead",
+        "quantize the other branch instead; `onnx24 qdq --calib DATA` moves the pair there",
     ),
     Code(
         "O24-639",
@@ -1316,8 +1325,7 @@ _TABLE = (
         "sparse INT8 product with a float result",
         "TensorRT takes a sparse INT8 kernel only INT8-in and INT8-out, and nothing quantizes "
         "the result.",
-        "`onnx24 qdq` on the float model places the pair; in a model that is quantized already, "
-        "quantize the result with the tool that made it",
+        "`onnx24 qdq --calib DATA` places the pair, in a model that is quantized already, too",
     ),
     Code(
         "O24-640",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx24.codes import lookup
+from onnx24.lines import Block, block
 
 
 class Severity(enum.IntEnum):
@@ -61,11 +62,11 @@ class Diagnostic:
     facts: Mapping[str, Any] = field(default_factory=dict)
     hint: str = ""
 
-    def render(self) -> str:
-        """One or two lines for a terminal: subject, what is wrong, code, next step."""
+    def render(self) -> Block:
+        """A line for a terminal: subject, what is wrong, code; below it the next step."""
         where = f"{self.where}: " if str(self.where) else ""
         text = f"{self.severity}: {where}{self.message} ({self.code})"
-        return f"{text}\n  {self.hint}" if self.hint else text
+        return block([text, *(f"  {line}" for line in self.hint.split("\n") if self.hint)])
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {

@@ -37,8 +37,8 @@ class Canonicalize(Pass):
       weight that several consumers share is folded only if all of them want the same, since each
       form would be one more copy. Quantize- and DequantizeLinear of a weight stay.
     - int8 or uint8 behind Cast and a Mul by a constant scale is a quantized weight, and stands
-      behind DequantizeLinear then (O24-257); Quantize- and DequantizeLinear of com.microsoft become
-      ONNX's where the opset has their types (O24-258).
+      behind DequantizeLinear then (O24-257); Quantize- and DequantizeLinear of com.microsoft, and
+      TensorRT's FP8 ones, become ONNX's where the opset has their types (O24-258).
     - What other nodes compute from constants alone (weight_norm, unmerged LoRA, `w * gain`, a scale
       that is the weight's largest magnitude) is computed once, by ONNX Runtime, in bodies too: but
       no random numbers, no Quantize- and DequantizeLinear, nothing that grows the model by more

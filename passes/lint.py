@@ -24,7 +24,7 @@ class Lint(Pass):
     form with what tensorrt-rtx builds (benchmarks/rtx_forms.py): a zero point that is not 0
     (O24-630) or not written out (O24-228), UINT8 and other types (O24-631), FP8 without kernels
     (O24-255), a scale that is 0 or negative (O24-250), an activation's scale that is no scalar
-    (O24-632), Q/DQ of com.microsoft (O24-251), a quantized bias (O24-633, O24-256), a quantized
+    (O24-632), Q/DQ of other domains (O24-251), a quantized bias (O24-633, O24-256), a quantized
     scalar (O24-252) or constant that something else than DQ reads (O24-253), INT4 beside INT8 where
     it fails (O24-254), a weight quantized along another axis than its output channels or as a whole
     (O24-634), integer operators (O24-635), a Q that something else than DQ reads (O24-636), a
@@ -34,8 +34,10 @@ class Lint(Pass):
     Without `fix` nothing is changed, and the exit code is 1 where a finding is an error. With it
     (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases, and
     quantized scalars, become floats; scales of shape [1] scalars; zero points are written out;
-    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; Q/DQ of
-    com.microsoft become ONNX's (O24-258); stored integers behind Cast and Mul stand behind
+    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; a Clip between an
+    activation's Q and DQ, as Brevitas and PyTorch write it, becomes INT8's own saturation, or a
+    Clip of the floats; Q/DQ of com.microsoft and TensorRT's FP8 ones become ONNX's (O24-258);
+    stored integers behind Cast and Mul stand behind
     DequantizeLinear (O24-257). Outputs stay the same in every bit. What is left is reported, and
     fails nothing.
 

@@ -152,6 +152,7 @@ class Prune24(WeightChoice, Effort, Pass):
         if permuted:
             ctx.statistics["permuted"] = permuted
         ctx.statistics.update(solved.statistics())
+        ctx.resumed = solved.resumed
         notes = [*by_magnitude_note(pruned, solved), *solved.doubts(), *keeper.notes()]
         ctx.diagnostics.extend(notes)
 
@@ -232,7 +233,8 @@ def _say(ctx: Context, verdict: Verdict, outcome: Outcome | None) -> None:
 
 
 def _drop_stale_claims(model: Model, ctx: Context, found: WeightUses) -> None:
-    for key in stale_claims(model, found):
-        model.claims.discard(key)
+    stale = stale_claims(model, found)
+    model.claims.discard(*stale)
+    for key in stale:
         message = "was recorded as 2:4, and is no weight of the model"
         ctx.diagnostics.add(diagnostic("O24-128", message, scope=key.scope, tensor=key.name))

@@ -31,6 +31,7 @@ from onnx24.passmgr.base import Context, Pass
 from onnx24.quant.calibrators import Method
 from onnx24.quant.rounding import Correction, Rounding, WeightRange
 from onnx24.rewrite.protection import Limits, Protection, protect
+from onnx24.rewrite.qdq_completion import Missing, complete
 from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
 from onnx24.rewrite.quantizer import Quantizer, Written
 from onnx24.rewrite.shared import move_claims_of_products
@@ -84,6 +85,11 @@ class Qdq(Pass):
     as 2:4 is quantized as well: TensorRT chooses a sparse INT8 kernel only with INT8 out.
     `attention` quantizes products of two activations, too.
 
+    *Models that are quantized already* keep their pairs. With samples they get what lint misses in
+    them (O24-264): the result of a 2:4 INT8 product is quantized for all its readers (O24-639),
+    through the pair that it has or a new one, and a pair between a convolution and its residual Add
+    moves to the skip branch (O24-638).
+
     *Formats.* `format` is that of all layers, `int8`, `fp8`, `int4` and `none` are patterns of
     layers that take another one or stay in float. FP8 (E4M3, O24-233) quantizes weight and
     activation as INT8 does, with the largest magnitude as range, since clipping gains nothing
@@ -123,7 +129,7 @@ class Qdq(Pass):
         "O24-008", "O24-009", "O24-034", "O24-035", "O24-037", "O24-200", "O24-210", "O24-211",
         "O24-212", "O24-213", "O24-214", "O24-215", "O24-216", "O24-218", "O24-219",
         "O24-220", "O24-221", "O24-222", "O24-223", "O24-224", "O24-225", "O24-233",
-        "O24-234", "O24-235", "O24-236", "O24-237", "O24-246", "O24-247", "O24-400",
+        "O24-234", "O24-235", "O24-236", "O24-237", "O24-246", "O24-247", "O24-264", "O24-400",
     )  # fmt: skip
 
     calibrator: Annotated[Method, "how an activation's range is found"] = Method.AUTO
@@ -185,15 +191,20 @@ class Qdq(Pass):
             self._run(model, ctx)
 
     def _run(self, model: Model, ctx: Context) -> None:
+        missing = Missing()
+        if ctx.calibration is not None:
+            outputs = ctx.target.output_qdq_for_sparse
+            missing = complete(model, ctx.analyses, ctx.admit, sparse_outputs=outputs)
         found = ctx.analysis(model, WeightUses)
         flow = Flow(found, ctx.analysis(model, Shapes), model.opset)
         choice = self._choice(flow, model, ctx)
+        choice.results, choice.skips = missing.layers(flow)
         check_finite(model, found, choice)
         require_values(model, self.outputs)
         quantizer = Quantizer(
             model, flow, choice, lambda: _data(ctx), self._search(ctx), ctx.progress, self.outputs
         )
-        if choice.of(Format.INT8, Format.FP8) or choice.products:
+        if choice.any_int8 or choice.of(Format.FP8):
             check_opset(model)
             _say_target(ctx, choice)
             quantizer.measure(self._rounding)
@@ -213,6 +224,8 @@ class Qdq(Pass):
         written = quantizer.write(self._rounding, correct_bias=self._corrects)
         moved = [(k, ValueKey(k.scope, n)) for k, names in written.int4.items() for n in names]
         move_claims_of_products(model, moved, lambda: ctx.analysis(model, WeightUses))
+        for node, what in missing.shared:
+            ctx.record("completed", "O24-264", node=node, reason=what)
         self._report(quantizer, written, ctx)
         ctx.statistics.update(likeness_facts(protection))
 
@@ -300,7 +313,15 @@ class Qdq(Pass):
                 continue
             facts = facts_of(layer, wanted, quantizer, written)
             _record(ctx, layer, "quantized", codes[wanted], reason_of(layer, facts), **facts)
-        if not (choice.formats or choice.products):
+        placed = written.int8.placement
+        for layer in choice.results:
+            if layer in placed.results:
+                why = f"its result {placed.results[layer]!r} is quantized now"
+                _record(ctx, layer, "completed", "O24-264", why)
+        for layer in choice.skips:
+            _record(ctx, layer, "completed", "O24-264", "its Add's other operand is quantized now")
+        completed = any(record.code == "O24-264" for record in ctx.records)
+        if not (choice.formats or choice.products or completed):
             ctx.diagnostics.add(_nothing(quantizer.model, choice, ctx))
         for site in found.dynamic:
             if site in choice.products:

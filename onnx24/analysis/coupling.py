@@ -244,6 +244,7 @@ class _Builder:
         self._shapes = proved_shapes(model, index)
         self._constants = _constants(model, index, found)
         self._uniform: dict[ValueKey, frozenset[int]] = {}
+        self._operands: dict[ValueKey, Operand] = {}
         self._pins: dict[Slot, list[_Pin]] = {}
         self._relations: list[tuple[NodeSite, Relations]] = []
         self._sizes: dict[Slot, int] = {}
@@ -294,8 +295,10 @@ class _Builder:
         key = self._index.resolve(name, scope)
         if key is None:
             return Operand(ValueKey("\0undefined", name), None)
+        if key in self._operands:
+            return self._operands[key]
         shape = self._shapes.get(key)
-        operand = Operand(key, shape, self._uniform_axes(key))
+        operand = self._operands[key] = Operand(key, shape, self._uniform_axes(key))
         for axis, size in enumerate(shape or ()):
             if isinstance(size, int):
                 self._sizes[Slot(key, axis)] = size
@@ -344,16 +347,23 @@ class _Builder:
     # --- classes of axes -----------------------------------------------------------------------
     def _join(self) -> None:
         """Axes that are tied become one class."""
-        import networkx as nx
+        parent = {slot: slot for slot in self._sizes}
 
-        graph = nx.Graph()
-        graph.add_nodes_from(self._sizes)
+        def root(slot: Slot) -> Slot:
+            while (above := parent[slot]) != slot:
+                parent[slot] = slot = parent[above]  # half the way for who comes next
+            return slot
+
         for _, relations in self._relations:
             for tie in relations.ties:
-                nx.add_path(graph, tie)
+                for slot in tie[1:]:
+                    parent[root(slot)] = root(tie[0])
+        components: dict[Slot, list[Slot]] = {}
+        for slot in self._sizes:
+            components.setdefault(root(slot), []).append(slot)
         self._of: dict[Slot, int] = {}
         self._classes: list[_Class] = []
-        for component in nx.connected_components(graph):
+        for component in components.values():
             sizes = {self._sizes[slot] for slot in component}
             cls = _Class(max(sizes))
             if len(sizes) > 1:

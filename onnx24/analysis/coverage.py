@@ -98,9 +98,9 @@ def whole(model: Model) -> tuple[Model, set[ValueKey]]:
     return copy, {weight for _, weight in unpack(copy)}
 
 
-def covered(model: Model, target: SparseTarget) -> Covered:
+def covered(model: Model, target: SparseTarget, cache: AnalysisCache | None = None) -> Covered:
     """Reads every weight of a product once, unless it was looked at before."""
-    cache = AnalysisCache()
+    cache = AnalysisCache() if cache is None else cache
     model, _ = whole(model)
     uses = cache.get(model, WeightUses)
     verdicts = judge(model, cache, target)

@@ -23,6 +23,8 @@ __all__ = [
     "dq_behind",
     "is_qdq",
     "is_quantized_ahead",
+    "is_trt_fp8",
+    "qdq_kind",
     "reaches_float_attention",
     "swish",
 ]
@@ -52,16 +54,34 @@ ACTIVATIONS = frozenset({"Clip", "HardSwish", "LeakyRelu", "Relu"})
 """What TensorRT fuses behind a product as its activation."""
 
 
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
+_QDQ = {
+    **{(domain, name): name for domain in ("", "com.microsoft")
+       for name in ("QuantizeLinear", "DequantizeLinear")},
+    ("trt", "TRT_FP8QuantizeLinear"): "QuantizeLinear",
+    ("trt", "TRT_FP8DequantizeLinear"): "DequantizeLinear",
+}  # fmt: skip
+
+
+def qdq_kind(node: AnyNode) -> str:
+    """ "QuantizeLinear" or "DequantizeLinear" where a node is one of them, else "": ONNX's own;
+    those of com.microsoft, which ONNX Runtime writes below opset 21 and TensorRT takes alike; and
+    TensorRT's TRT_FP8QuantizeLinear and TRT_FP8DequantizeLinear (`is_trt_fp8`).
+    *Source:* experiment with tensorrt-rtx 1.7.1, whose parser does not look at the domain.
+    """
+    return _QDQ.get(type_of(node), "")
 
 
 def is_qdq(node: AnyNode, *names: str) -> bool:
-    """Whether a node is a QuantizeLinear or DequantizeLinear, of `names` where any are given:
-    ONNX's, or those of com.microsoft, which ONNX Runtime writes below opset 21 and TensorRT takes
-    alike. *Source:* experiment with tensorrt-rtx 1.7.1, whose parser does not look at the domain.
-    """
-    domain, name = type_of(node)
-    return domain in ("", "com.microsoft") and name in _QDQ and (not names or name in names)
+    """Whether a node is a QuantizeLinear or DequantizeLinear, as in `qdq_kind`; of `names` where
+    any are given."""
+    kind = qdq_kind(node)
+    return kind in names if names else bool(kind)
+
+
+def is_trt_fp8(node: AnyNode) -> bool:
+    """Whether a node quantizes to, or dequantizes from, FP8 (E4M3) under TensorRT's own name:
+    NVIDIA ModelOpt writes it from PyTorch. It has a scale and no zero point."""
+    return type_of(node)[0] == "trt" and is_qdq(node)
 
 
 _BARRIERS = frozenset(

@@ -18,7 +18,7 @@ class Dataflow(Analysis):
 
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> Dataflow:
-        return cls(Index.of(model.proto))
+        return cls(model.index())
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Shapes(Analysis):
 
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> Shapes:
-        return cls(infer(model))
+        return cls(infer(model, model.index()))
 
     def shape(self, value: str, scope: str = "") -> tuple[Dim, ...] | None:
         return self.table.shape(value, scope)

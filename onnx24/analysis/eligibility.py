@@ -8,7 +8,7 @@ TensorRT will choose a sparse kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -102,6 +102,10 @@ class Eligibility(Analysis):
     depends: ClassVar[Effects] = WeightUses.depends
 
     verdicts: dict[ValueKey, Verdict]
+    uses: WeightUses
+
+    def rests_on(self, replaced: Set[ValueKey]) -> bool:
+        return self.uses.rests_on(replaced)
 
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> Eligibility:
@@ -114,7 +118,8 @@ class Eligibility(Analysis):
                 key: _verdict(key, tensor, tuple(uses))
                 for key, tensor, uses in every
                 if _is_weight(tensor, uses, plumbing=key not in initializers)
-            }
+            },
+            found,
         )
 
     def judge(self, model: Model, target: SparseTarget) -> dict[ValueKey, Verdict]:

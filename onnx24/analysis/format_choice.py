@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,13 +47,21 @@ class Kernels:
 class Choice:
     """`layers`: all products with a constant operand. `formats`: of those that are quantized.
     `refusals`: of the others, and why. `products`: of two activations, that are quantized.
-    `sparse`: weights whose layers' results are quantized, too."""
+    `sparse`: weights whose layers' results are quantized, too. `results`, `skips`: layers that are
+    quantized already, whose result, or whose residual Add's other operand, is not."""
 
     layers: list[Layer]
     formats: dict[Layer, Format] = field(default_factory=dict)
     refusals: dict[Layer, Objection] = field(default_factory=dict)
     products: list[NodeSite] = field(default_factory=list)
     sparse: frozenset[ValueKey] = frozenset()
+    results: list[Layer] = field(default_factory=list)
+    skips: list[Layer] = field(default_factory=list)
+
+    @property
+    def any_int8(self) -> bool:
+        """Whether any value is asked for in INT8."""
+        return bool(self.of(Format.INT8) or self.products or self.results or self.skips)
 
     def of(self, *formats: Format) -> list[Layer]:
         """The layers in these formats, in document order."""
@@ -70,12 +78,12 @@ class Choice:
         if element is not Format.INT8:
             return Request(layers)
         sparse = [layer for layer in layers if layer.weight in self.sparse]
-        return Request(layers, sparse, self.products)
+        return Request(layers, [*sparse, *self.results], self.products, self.skips)
 
     def without(self, layers: Collection[Layer]) -> Choice:
         """The same but for these layers, which stay in float."""
         formats = {layer: f for layer, f in self.formats.items() if layer not in layers}
-        return Choice(self.layers, formats, self.refusals, self.products, self.sparse)
+        return replace(self, formats=formats)
 
     def only(self, layer: Layer) -> Choice:
         """Nothing else quantized."""

@@ -118,6 +118,8 @@ def _packable(
     steps = [step.op for step in use.chain]
     if "QuantizeLinear" in steps:
         raise _No("O24-333", "the weight is quantized at run time; fold-qdq folds it")
+    if "Clip" in steps:
+        raise _No("O24-333", "a Clip stands before DequantizeLinear; canonicalize computes it")
     stored = numpy_dtype(found.tensors[key].data_type)
     seen = use.chain[-1].dtype if use.chain else stored
     if "DequantizeLinear" in steps:

@@ -507,12 +507,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Request:
-    """What to place pairs for. sparse: those of `layers` whose result the sparse rule quantizes.
-    products: those of two activations that are wanted."""
+    """What to place pairs for. sparse: layers whose result the sparse rule quantizes. products:
+    those of two activations that are wanted. fused: layers that are quantized already, for whose
+    residual Add the skip branch is to be."""
 
     layers: Sequence[Layer]
     sparse: Sequence[Layer] = ()
     products: Sequence[NodeSite] = ()
+    fused: Sequence[Layer] = ()
 
     def reads(self) -> dict[Edge, str]:
         """The reads of products → the activation they read."""
@@ -609,7 +611,7 @@ def _normalized_results(site: Site) -> None:
 def _skip_branches(site: Site) -> None:
     flow, placement = site.flow, site.placement
     fused: dict[int, list[Use]] = {}
-    for layer in site.request.layers:
+    for layer in (*site.request.layers, *site.request.fused):
         if (add := flow.residual_add(layer) or flow.activated_add(layer)) is not None:
             fused.setdefault(add.site.position, []).append(add)
     for uses in fused.values():

@@ -20,6 +20,7 @@ from onnx24.analysis.crossing import (
     dq_behind,
     is_qdq,
     is_quantized_ahead,
+    is_trt_fp8,
     reaches_float_attention,
     swish,
 )
@@ -34,7 +35,17 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.ops import attribute, is_onnx
 
-__all__ = ["RULES", "Finding", "QdqRule", "Quantized", "findings", "quantized_products"]
+__all__ = [
+    "RULES",
+    "Finding",
+    "Misplaced",
+    "QdqRule",
+    "Quantized",
+    "findings",
+    "misplaced_pairs",
+    "quantized_products",
+    "sparse_float_results",
+]
 
 _INTEGER_OPS = (
     "QLinearConv",
@@ -48,6 +59,7 @@ _TAKEN = frozenset(
     for name in ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
     if hasattr(TensorProto, name)
 )
+_EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 _EPILOGUE = ACTIVATIONS | {"Add", "BatchNormalization"}
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
@@ -141,6 +153,8 @@ class Quantized:
 
     def element(self, site: NodeSite) -> int | None:
         """The quantized type of a Q or DQ, as TensorProto.DataType."""
+        if is_trt_fp8(site):
+            return int(TensorProto.FLOAT8E4M3FN)
         node, is_q = site.proto, is_qdq(site, _Q)
         kind = self.shapes.dtype(node.output[0] if is_q else node.input[0], site.scope)
         if kind is None and _has(node, 2):  # of com.microsoft's nothing is inferred
@@ -154,6 +168,7 @@ def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Ite
     sparse_outputs: the target takes sparse INT8 kernels INT8-out only. fp8: it has FP8 kernels.
     """
     sparse = found.sparse if sparse_outputs else {}
+    floats = {id(site.proto) for site in sparse_float_results(found)} if sparse else set()
     stored: dict[int, list[str]] = {}
     for reader, message in _constant_readers(found):
         stored.setdefault(id(reader.proto), []).append(message)
@@ -168,7 +183,7 @@ def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Ite
         for message in stored.get(id(site.proto), ()):
             yield Finding(rule="constant", code="O24-253", message=message, site=site)
         for name in sparse.get(id(site.proto), ()):
-            if not _is_quantized_behind(found, site):
+            if id(site.proto) in floats:
                 yield Finding(
                     rule="sparse-output",
                     code="O24-639",
@@ -176,6 +191,36 @@ def findings(found: Quantized, *, sparse_outputs: bool, fp8: bool = True) -> Ite
                     site=site,
                     tensor=name,
                 )
+
+
+def sparse_float_results(found: Quantized) -> list[NodeSite]:
+    """The 2:4 INT8 products whose result stays float, in document order."""
+    return [
+        site
+        for site in found.index.nodes
+        if id(site.proto) in found.sparse and not _is_quantized_behind(found, site)
+    ]
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """A pair between a convolution and the residual Add behind it. value: what it quantizes; add:
+    the Add's read."""
+
+    site: NodeSite
+    value: str
+    add: Use
+
+
+def misplaced_pairs(found: Quantized) -> list[Misplaced]:
+    """Those of O24-638."""
+    return [
+        each
+        for site in found.index.nodes
+        if is_onnx(site, "Conv", "ConvTranspose")
+        for each in [_misplaced(found, site)]
+        if each is not None
+    ]
 
 
 def quantized_products(found: Quantized) -> tuple[int, int]:
@@ -194,7 +239,7 @@ def _zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _implied_zero_point(found: Quantized, site: NodeSite) -> Iterator[str]:
-    if not _has(site.proto, 2) and not attribute(site, "block_size", 0):
+    if not _has(site.proto, 2) and not attribute(site, "block_size", 0) and not is_trt_fp8(site):
         yield f"{site.proto.op_type} has no zero point"
 
 
@@ -335,19 +380,26 @@ def _one_sided(found: Quantized, site: NodeSite) -> Iterator[str]:
 
 
 def _residual(found: Quantized, site: NodeSite) -> Iterator[str]:
+    if (each := _misplaced(found, site)) is not None:
+        yield f"a pair stands between it and the Add {each.add.site.name!r}"
+
+
+def _misplaced(found: Quantized, site: NodeSite) -> Misplaced | None:
     """Conv → Q → DQ → Add, where the Add's other operand is computed, and is not the result of a
     convolution that the sum is fused to (of two convolutions one must be the skip branch, and one
     that feeds the other can't be the last)."""
     if not all(found.operands(site)):
-        return
-    add = _add_behind_a_pair(found, _end_of_convolution(found, site))
+        return None
+    end = _end_of_convolution(found, site)
+    add = _add_behind_a_pair(found, end)
     if add is None or found.is_constant(add.site.proto.input[1 - add.input], add.site.scope):
-        return
+        return None
     if not is_residual(found.shapes, add.site):
-        return
+        return None
     other = _fused(found, add.site.proto.input[1 - add.input], add.site.scope)
     if other is None or _feeds(found, other, site):
-        yield f"a pair stands between it and the Add {add.site.name!r}"
+        return Misplaced(site, end.proto.output[0], add)
+    return None
 
 
 def _add_behind_a_pair(found: Quantized, site: NodeSite) -> Use | None:
@@ -433,7 +485,8 @@ def _is_quantized(found: Quantized, use: WeightUse) -> bool:
     site = use.consumer
     if site is None or not is_onnx(site, *PRODUCTS):
         return False
-    return all(found.operands(site))
+    operands = found.operands(site)
+    return all(dq is not None and found.element(dq) in _EIGHT_BITS for dq in operands)
 
 
 def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
@@ -518,7 +571,7 @@ RULES = (
         "domain",
         "O24-251",
         "Q and DQ are ONNX's own.",
-        f"{_EXPERIMENT} (com.microsoft's are built alike; onnx24's passes look at ONNX's)",
+        f"{_EXPERIMENT} (others are built alike; ONNX Runtime runs none of trt's)",
         (_Q, _DQ),
         _domain,
     ),

@@ -2,7 +2,8 @@
 
 A weight is followed from its initializer (of any scope, embedded or external) or its Constant
 node through Identity, Transpose, Reshape, Flatten, Squeeze, Unsqueeze, Cast, QuantizeLinear and
-DequantizeLinear to every final consumer, into nested bodies too. The consumer's reduction axis is
+DequantizeLinear (of com.microsoft and TensorRT as well), and a Clip of the integers between them,
+to every final consumer, into nested bodies too. The consumer's reduction axis is
 led back to the stored tensor by `analysis.layout`. What is not followed is reported as such, never
 guessed.
 """
@@ -10,7 +11,7 @@ guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 from onnx import GraphProto, SparseTensorProto, TensorProto
 
 from onnx24.analysis.cache import Analysis, AnalysisCache
+from onnx24.analysis.crossing import is_qdq, is_trt_fp8, qdq_kind
 from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.folding import can_fold
 from onnx24.analysis.forms import foreign_operand, is_product, product_form
@@ -32,12 +34,12 @@ from onnx24.ir.weights import numpy_dtype
 
 __all__ = [
     "COMPUTED",
-    "FOLLOWED",
     "Kind",
     "Step",
     "WeightUse",
     "WeightUses",
     "consumer_view",
+    "followed",
     "stored_values",
 ]
 
@@ -98,9 +100,10 @@ _MOVING = frozenset(
 same values may still reach a product."""
 _LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND"})
 
-FOLLOWED = frozenset(
+_FOLLOWED = frozenset(
     {
         "Cast",
+        "Clip",
         "DequantizeLinear",
         "Flatten",
         "Identity",
@@ -111,14 +114,20 @@ FOLLOWED = frozenset(
         "Unsqueeze",
     }
 )
-"""Operators that are followed from input 0 to output 0, where their parameters are constant."""
+
+
+def followed(node: ops.AnyNode) -> str:
+    """The operator's name where it is one that is followed from input 0 to output 0, its parameters
+    being constant; else ""."""
+    name = qdq_kind(node) or ops.op(node)
+    return name if name in _FOLLOWED else ""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One node of a chain. `perm` for Transpose; `shape`: the output's, for the reshaping ones;
     `dtype`: the output's, for Cast, Q and DQ; scale, zero_point, axis and block for Q and DQ
-    (axis None: per tensor; block 0: none)."""
+    (axis None: per tensor; block 0: none); bounds for Clip."""
 
     op: str
     site: NodeSite
@@ -129,6 +138,7 @@ class Step:
     zero_point: np.ndarray | None = None
     axis: int | None = None
     block: int = 0
+    bounds: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -195,6 +205,9 @@ class WeightUses(Analysis):
     index: Index
     fixed: set[ValueKey]
     """What depends on nothing but constants, those included."""
+    looked_at: set[ValueKey]
+    """Initializers whose values decided something: scales, zero points, shapes. Those of weights
+    decide nothing."""
 
     @classmethod
     def compute(cls, model: Model, cache: AnalysisCache) -> WeightUses:
@@ -230,7 +243,19 @@ class WeightUses(Analysis):
             elif not all(fixed) and is_product(site, fixed.index(True)):
                 key, tensor, use = _computed(site, fixed.index(True), cache.get(model, Shapes))
                 elsewhere.setdefault(key, (tensor, []))[1].append(use)
-        return cls(uses, tensors, frozenset(constants), elsewhere, dynamic, index, tracer.fixed)
+        return cls(
+            uses,
+            tensors,
+            frozenset(constants),
+            elsewhere,
+            dynamic,
+            index,
+            tracer.fixed,
+            tracer.looked_at,
+        )
+
+    def rests_on(self, replaced: Set[ValueKey]) -> bool:
+        return not self.looked_at.isdisjoint(replaced)
 
     def read(self, model: Model, key: ValueKey) -> np.ndarray:
         """The stored values, as a read-only array."""
@@ -264,6 +289,8 @@ def consumer_view(array: np.ndarray, use: WeightUse) -> np.ndarray:
             array = array.reshape(step.shape)
         elif step.op == "Cast":
             array = array.astype(step.dtype)
+        elif step.op == "Clip":
+            array = array.clip(*step.bounds)
         elif step.op == "QuantizeLinear":
             array = _quantize(array, step, step.dtype)
         elif step.op == "DequantizeLinear":
@@ -338,7 +365,7 @@ def _is_foldable(site: NodeSite) -> bool:
     """Whether the node's results depend on nothing but its inputs."""
     proto = site.proto
     return (
-        ops.is_onnx(site)
+        (ops.is_onnx(site) or is_qdq(site))
         and (any(proto.input) or ops.is_onnx(proto, "Constant"))
         and ops.op(proto) not in _RANDOM
         and not any(attr.HasField("g") or attr.graphs for attr in proto.attribute)
@@ -424,6 +451,7 @@ class _Tracer:
         self._overridable = index.graph_inputs
         self._functions = ops.functions(model.proto)
         self._behind: dict[ValueKey, str] = {}
+        self.looked_at: set[ValueKey] = set()
         self.fixed = self._fixed_values(model)
 
     def _fixed_values(self, model: Model) -> set[ValueKey]:
@@ -512,8 +540,8 @@ class _Tracer:
     # --- chains ----------------------------------------------------------------------------
     def _pass_through(self, value: _Value, site: NodeSite, position: int) -> _Value | None:
         """The value behind a node that only rearranges, casts, quantizes or dequantizes it."""
-        op = ops.op(site)
-        if position != 0 or op not in FOLLOWED:
+        op = followed(site)
+        if position != 0 or not op:
             return None
         if not site.proto.output or ops.open_attribute(site):
             return None
@@ -547,7 +575,10 @@ class _Tracer:
                 return None
             dtype = step.dtype
         else:
-            return None
+            bounds = self._bounds(site, value)
+            if bounds is None:
+                return None
+            step = Step(op, site, layout.shape, dtype, bounds=bounds)
         steps, layouts = value.steps, value.layouts
         if step is not None:
             steps, layouts = (*steps, step), (*layouts, value.layout)
@@ -599,6 +630,23 @@ class _Tracer:
         given = ops.attribute(site, name)
         return None if given is None else [int(n) for n in given]
 
+    def _bounds(self, site: NodeSite, value: _Value) -> tuple[int, int] | None:
+        """Those of a Clip of integers that keeps the one which stands for 0; None for others."""
+        if not _is_integer(value.dtype) or value.dtype.kind not in "iu":
+            return None
+        info = np.iinfo(value.dtype)
+        given = []
+        for position, whole in ((1, info.min), (2, info.max)):
+            names = site.proto.input[position : position + 1]
+            bound = self._constant(names[0], site.scope) if any(names) else np.array(whole)
+            if bound is None or bound.size != 1:
+                return None
+            given.append(int(bound.item()))
+        zero = value.steps[-1].zero_point if value.steps else None
+        zeros = np.zeros(1) if zero is None else zero.astype(np.int64)
+        low, high = given
+        return (low, high) if low <= zeros.min() and zeros.max() <= high else None
+
     def _quantizer(self, site: NodeSite, shape: tuple[int, ...]) -> Step | None:
         """A Q or DQ with constant parameters; None for anything else."""
         inputs = list(site.proto.input)
@@ -624,14 +672,16 @@ class _Tracer:
             if actual != expected:
                 return None
         output = ops.attribute(site, "output_dtype", 0)
-        if ops.is_onnx(site, "DequantizeLinear"):
+        if is_qdq(site, "DequantizeLinear"):
             dtype = numpy_dtype(output) if output else scale.dtype
+        elif is_trt_fp8(site):
+            dtype = np.dtype(ml_dtypes.float8_e4m3fn)
         elif zero_point is not None:
             dtype = zero_point.dtype
         else:
             dtype = numpy_dtype(output or TensorProto.UINT8)
         return Step(
-            ops.op(site),
+            qdq_kind(site),
             site,
             shape,
             dtype,
@@ -642,7 +692,7 @@ class _Tracer:
         )
 
     def _constant(self, name: str, scope: str) -> np.ndarray | None:
-        return ops.constant_behind(self._model, self._index, name, scope)
+        return ops.constant_behind(self._model, self._index, name, scope, self.looked_at)
 
     # --- final consumers -------------------------------------------------------------------
     def _consumer(self, value: _Value, site: NodeSite, position: int) -> WeightUse | None:
@@ -654,6 +704,8 @@ class _Tracer:
 
         if op == "onnx24.SpMM24":
             return unfollowed("other", "a part of a packed weight; only SpMM24 knows what it means")
+        if is_qdq(site) and position > 0:
+            return unfollowed("parameter", "a scale or zero point")
         if ops.called(site) in self._functions:
             why = f"goes into {op}, which is not inlined; canonicalize inlines it"
             return unfollowed("untraced", why)
@@ -665,8 +717,6 @@ class _Tracer:
             return unfollowed("foreign" if may_multiply else "other", why)
         if op in _SHAPE_ONLY:
             return None
-        if op in ("QuantizeLinear", "DequantizeLinear") and position > 0:
-            return unfollowed("parameter", "a scale or zero point")
         if op in ("Reshape", "Squeeze", "Unsqueeze", "Expand", "Slice") and position > 0:
             return unfollowed("parameter", f"a parameter of {op}")
         if op in _RECURRENT and position in (1, 2):

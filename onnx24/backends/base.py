@@ -25,6 +25,8 @@ from onnx24.backends.onnx_file import Input, OnnxFile
 from onnx24.backends.process import Finished
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import BackendError, InputError
+from onnx24.ir.files import atomic_write
+from onnx24.ir.inputs import refuse_input
 from onnx24.targets import Target
 
 __all__ = [
@@ -464,6 +466,7 @@ def staged_engine(engine: Path, model_path: Path) -> Iterator[tuple[Path, Path]]
     engine = engine.absolute()
     if engine.exists() and model_path.exists() and os.path.samefile(engine, model_path):
         raise InputError.of("O24-041", f"--engine {engine} is the model itself")
+    refuse_input(engine)
     part = engine.with_name(f".{engine.name}.{secrets.token_hex(4)}.part")
     try:
         if engine.is_dir():
@@ -492,10 +495,8 @@ def keep_log(source: Path, log: Path | None) -> None:
     """Copy the builder's log to where the caller wants it. Raises: InputError O24-040."""
     if log is None or not source.exists():
         return
-    try:
-        shutil.copyfile(source, log)
-    except OSError as err:
-        raise cannot_write(log, err) from err
+    with open(source, "rb") as file, atomic_write(log) as copy:
+        shutil.copyfileobj(file, copy)
 
 
 TRY_THE_ORIGINAL = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from onnx24.analysis.crossing import is_qdq
+from onnx24.analysis.crossing import is_qdq, is_trt_fp8
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.ir import ops
 from onnx24.ir.index import Index
@@ -103,7 +103,7 @@ def _read_as_int8(model: Model) -> Iterator[str]:
     implied, is built as INT8, so that what is above 127 steps is lost; others do not parse."""
     index = Index.of(model.proto)
     for site in index.nodes:
-        if not is_qdq(site, "QuantizeLinear"):
+        if not is_qdq(site, "QuantizeLinear") or is_trt_fp8(site):
             continue
         name = site.proto.input[2] if len(site.proto.input) > 2 else ""
         if not name:

@@ -22,6 +22,7 @@ _ClickException: Any = _UsageError.__base__
 COMMANDS = {
     "compile": "onnx24.cli.making:Compile",
     "opt": "onnx24.cli.making:Opt",
+    "tune": "onnx24.cli.making:Tune",
     "inspect": "onnx24.cli.views:Inspect",
     "check": "onnx24.cli.policies:Check",
     "verify-provenance": "onnx24.cli.views:VerifyProvenance",

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from onnx24.cli.files import check_distinct, check_output
+from onnx24.cli.options import KEEPS, WRITES
 from onnx24.driver.usage import usage
 
 
@@ -70,7 +72,15 @@ def build(
     def callback(**given: Any) -> int:
         for field, allowed in words.items():
             _check_word(field, given[field], allowed)
-        return run(given)
+        from onnx24.ir.inputs import protecting
+
+        with protecting(_texts(given, [p.name for p in flags if not _marked(p, WRITES, KEEPS)])):
+            written = [p for p in flags if _marked(p, WRITES)]
+            named = [(spelled(p), path) for p in written for path in _texts(given, [p.name])]
+            for _, path in named:
+                check_output(path)
+            check_distinct(named)
+            return run(given)
 
     shown = [p.replace(annotation=_plain(p.annotation)) for p in flags]
     callback.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
@@ -83,6 +93,23 @@ def build(
         callback
     )
     return typer.main.get_command(single)
+
+
+def _marked(parameter: inspect.Parameter, *marks: str) -> bool:
+    return any(mark in marks for mark in getattr(parameter.annotation, "__metadata__", ()))
+
+
+def spelled(parameter: inspect.Parameter) -> str:
+    """How an option is written, in its shortest form."""
+    option = parameter.annotation.__metadata__[0]
+    return str([option.default, *(option.param_decls or ())][-1])  # the first is where typer put it
+
+
+def _texts(given: dict[str, Any], names: list[str]) -> list[str]:
+    """The texts that were given for these parameters."""
+    found = [given[name] for name in names]
+    values = [v for value in found for v in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, str)]
 
 
 def parameters(cls: type[Any]) -> list[inspect.Parameter]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from onnx24.diagnostics import Diagnostic
     from onnx24.driver.result import Documented, MadeAndDocumented
+    from onnx24.lines import Block
 
 
 T = TypeVar("T")
@@ -27,10 +28,9 @@ BAR_AFTER_S = 1.0
 
 
 def _lines(text: str) -> str:
-    from onnx24.report.table import printable
+    from onnx24.lines import shown
 
-    text = printable(text)
-    return text if text.endswith("\n") else text + "\n"
+    return shown(text) + "\n"
 
 
 class Console:
@@ -42,7 +42,7 @@ class Console:
         self._bars: Progress | None = None
         self._open_bars = 0
 
-    def report(self, text: str, document: Any) -> None:
+    def report(self, text: Block, document: Any) -> None:
         """The result of a command that reports: its text, or its document with --json."""
         if self.as_json:
             self.document(document)
@@ -63,7 +63,8 @@ class Console:
         if self.as_json:
             self.document(found.document)
         else:
-            self.note(f"{out}\n{found.text}")
+            self.note(out)
+            self.note(found.text)
         self.diagnostics(found.diagnostics)
 
     def document(self, document: Any) -> None:
@@ -73,7 +74,7 @@ class Console:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """A line for people, on stderr; more of them where the text is a Block."""
         sys.stderr.write(_lines(text))
         sys.stderr.flush()
 

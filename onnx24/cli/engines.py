@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +24,7 @@ from onnx24.cli.files import (
 )
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import Block, block, shown
 
 if TYPE_CHECKING:
     from onnx24.backends.base import BuildResult
@@ -50,6 +52,7 @@ class Build(Command):
             "FILE",
             "The engine. Default: MODEL's stem + .engine in the current folder.",
         ),
+        o.WRITES,
     ] = None
     shapes: o.Shapes = None
     calib: Annotated[
@@ -79,6 +82,7 @@ class Build(Command):
             "FILE",
             "Read kernel timings from there and keep them; the report gives their hash.",
         ),
+        o.WRITES,
     ] = None
     hardware_compatibility: Annotated[
         Literal["none", "ampere+", "same"],
@@ -99,11 +103,14 @@ class Build(Command):
         False
     )
     log: Annotated[
-        str | None, flag("--log", "FILE", "Keep the builder's whole log (for `onnx24 ledger`).")
+        str | None,
+        flag("--log", "FILE", "Keep the builder's whole log (for `onnx24 ledger`)."),
+        o.WRITES,
     ] = None
     layers: Annotated[
         str | None,
         flag("--layers", "FILE", "Keep the engine's layers as JSON (for `onnx24 ledger`)."),
+        o.WRITES,
     ] = None
     print_command: Annotated[
         bool,
@@ -158,7 +165,7 @@ class Build(Command):
                     "only trtexec has a command line; leave --backend out",
                 )
             argv = trtexec_command(self.model, export=self.export, **common)
-            console.report(shell_line(argv), {"command": list(argv)})
+            console.report(shown(shell_line(argv), sys.maxsize), {"command": list(argv)})
             console.diagnostics(argv.diagnostics)
             return 0
         if self.export is not None:
@@ -169,9 +176,7 @@ class Build(Command):
             ("--layers", self.layers),
             ("--timing-cache", self.timing_cache),
         ]
-        for _, path in files:
-            if path is not None:
-                check_output(path, self.model)
+        check_output(engine)
         check_distinct(files)
         result = build(
             source_of(self.model),
@@ -187,7 +192,7 @@ class Build(Command):
         return 0
 
 
-def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) -> str:
+def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) -> Block:
     from onnx24.backends.base import parse_shapes
     from onnx24.report.table import bytes_text, table
     from onnx24.report.text import sparse_layers
@@ -217,7 +222,7 @@ def _built(result: BuildResult, *, from_data: bool, shapes: list[str] | None) ->
         lines.append(table(("layer", "kind", "tactic", "sparse kernel"), rows))
     if len(result.layers) > _SHOWN:
         lines.append(f"  … and {len(result.layers) - _SHOWN} more (--json lists all)")
-    return "\n".join(lines)
+    return block(lines)
 
 
 # --- ledger ---------------------------------------------------------------------------------------
@@ -268,6 +273,7 @@ class Ledger(Command):
     output: Annotated[
         str | None,
         flag("--output,-o", "FILE", "Also write it there, as .html, .json or .txt."),
+        o.WRITES,
     ] = None
     json: o.Json = False
 
@@ -279,9 +285,6 @@ class Ledger(Command):
         files = {name: getattr(self, name) for name in (*names, *(f"dense_{n}" for n in names))}
         if self.output is not None:
             check_ending("-o", self.output, RENDERED)
-            for path in (self.model, *files.values()):
-                if path is not None:
-                    check_output(self.output, path)
         model = None if self.model is None else source_of(self.model)
         ledger = layer_ledger(model, target=self.target, shapes=self.shapes, **files)
         if self.output is not None:
@@ -437,10 +440,7 @@ class Gate(Command):
         if STANDARD_STREAM in (self.dense, self.ledger):
             raise usage("--dense and --ledger read no standard input", "give paths")
         out = output_path(self.output, self.model)
-        check_model_output(out, self.model, as_json=self.json)
-        for path in (self.dense, self.ledger):
-            if out != STANDARD_STREAM and path is not None:
-                check_output(out, path)
+        check_model_output(out, as_json=self.json)
         console = Console(as_json=self.json, stdout_is_taken=True)
         found = give_back(
             source_of(self.model),

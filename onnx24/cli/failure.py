@@ -80,10 +80,10 @@ def _tell(err: Onnx24Error, *, as_json: bool) -> int:
 
 
 def _say(text: str) -> None:
-    from onnx24.report.table import printable
+    from onnx24.lines import shown
 
     with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(redacted(printable(text)) + "\n")
+        sys.stderr.write(redacted(shown(text)) + "\n")
         sys.stderr.flush()
 
 

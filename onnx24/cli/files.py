@@ -57,10 +57,10 @@ def output_path(given: str | None, model: str) -> str:
     return STANDARD_STREAM if model == STANDARD_STREAM else f"{stem(model)}.onnx24.onnx"
 
 
-def check_model_output(out: str, model: str, *, as_json: bool, external: str = "auto") -> None:
+def check_model_output(out: str, *, as_json: bool, external: str = "auto") -> None:
     """Raises: InputError O24-040 to O24-043, before anything was computed."""
     if out != STANDARD_STREAM:
-        check_output(out, model)
+        check_output(out)
         return
     if external == "external":
         raise InputError.of("O24-042", "--external external needs a file for OUT")
@@ -70,33 +70,32 @@ def check_model_output(out: str, model: str, *, as_json: bool, external: str = "
         raise usage("standard output is a terminal", "redirect it, or give a path with -o")
 
 
-def check_output(out: str, model: str) -> None:
-    """That a file can be made there, and that it is not the input.
+def check_output(out: str) -> None:
+    """That a file can be made there, and that it takes no input's place. "-" always can.
 
     Raises: InputError O24-040, O24-041.
     """
+    if out == STANDARD_STREAM:
+        return
     if "\0" in out:
         raise InputError.of("O24-040", f"{out!r} is no file name")
     try:
-        _check_output(Path(out), out, model)
+        _check_output(Path(out), out)
     except OSError as err:  # a name that is too long, a loop of links
         raise InputError.of("O24-040", f"cannot write: {err.strerror}", file=out) from err
 
 
-def _check_output(path: Path, out: str, model: str) -> None:
+def _check_output(path: Path, out: str) -> None:
     from onnx24.ir.files import refuse_special
+    from onnx24.ir.inputs import refuse_input
 
     folder = path.parent
-    if path.is_dir():
-        raise InputError.of("O24-040", "the output is a folder", file=out)
     refuse_special(path)
     if not folder.is_dir():
         raise InputError.of("O24-040", f"the folder {str(folder)!r} does not exist", file=out)
     if not os.access(folder, os.W_OK):
         raise InputError.of("O24-040", f"the folder {str(folder)!r} is not writable", file=out)
-    same = model != STANDARD_STREAM and path.exists() and Path(model).exists()
-    if same and path.samefile(model):
-        raise InputError.of("O24-041", "the output is the input", file=out)
+    refuse_input(out)
 
 
 def check_distinct(named: Iterable[tuple[str, str | None]]) -> None:
@@ -105,7 +104,7 @@ def check_distinct(named: Iterable[tuple[str, str | None]]) -> None:
     for option, path in named:
         if path is None or path == STANDARD_STREAM:
             continue
-        absolute = os.path.abspath(path)
+        absolute = os.path.realpath(path)
         if absolute in taken:
             raise usage(f"{taken[absolute]} and {option} both write {path}", "name two files")
         taken[absolute] = option
@@ -120,11 +119,11 @@ def check_ending(option: str, path: str, endings: Iterable[str]) -> None:
         )
 
 
-def check_reports(paths: Iterable[str], model: str) -> None:
+def check_reports(paths: Iterable[str]) -> None:
     """Raises: InputError O24-040, O24-041, O24-043."""
     for path in paths:
         check_ending("--report", path, RENDERED)
-        check_output(path, model)
+        check_output(path)
 
 
 RENDERED = (".json", ".html", ".txt")
@@ -155,4 +154,4 @@ def _rendered(report: Report, ending: str) -> str:
         return render_html(report)
     from onnx24.report.text import render_text
 
-    return render_text(report)
+    return render_text(report) + "\n"

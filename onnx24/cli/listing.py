@@ -13,6 +13,7 @@ from onnx24.cli.console import Console
 from onnx24.codes import CODES, Code
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
+from onnx24.lines import Block, block, paragraphs
 from onnx24.report.table import WIDTH, table
 
 
@@ -66,12 +67,9 @@ def list_passes(*, as_json: bool) -> int:
             entries.append({"summary": summary(name), **_pass_document(name)})
         except InputError as err:  # a plug-in's fault, O24-028
             problems += err.diagnostics
-    text = "passes\n" + "\n".join(_pass_text(entry) for entry in entries)
-    text += "\n\npresets\n" + table(("name", "pipeline"), sorted(presets().items()))
-    text += (
-        "\n\nA pipeline: prune24{include=encoder.*|decoder.*},qdq,fold-qdq; commas between passes, "
-        "spaces\nbetween options, @NAME for a preset. `onnx24 PASS --help` is a pass's manual."
-    )
+    passes = block(["passes", *(_pass_text(entry) for entry in entries)])
+    named = block(["presets", table(("name", "pipeline"), sorted(presets().items()))])
+    text = paragraphs([passes, named, _PIPELINES])
     document = {
         "passes": entries,
         "presets": presets(),
@@ -82,7 +80,13 @@ def list_passes(*, as_json: bool) -> int:
     return 0
 
 
-def _pass_text(entry: dict[str, Any]) -> str:
+_PIPELINES = Block(
+    "A pipeline: prune24{include=encoder.*|decoder.*},qdq,fold-qdq; commas between passes, spaces\n"
+    "between options, @NAME for a preset. `onnx24 PASS --help` is a pass's manual."
+)
+
+
+def _pass_text(entry: dict[str, Any]) -> Block:
     """The name, what the pass does, and its options, in lines of at most 100 columns."""
     room = " " * 21
     lines = textwrap.wrap(
@@ -94,7 +98,7 @@ def _pass_text(entry: dict[str, Any]) -> str:
     if entry["options"]:
         options = "options: " + ", ".join(option["name"] for option in entry["options"])
         lines += textwrap.wrap(options, WIDTH, initial_indent=room, subsequent_indent=room)
-    return "\n".join(lines)
+    return block(lines)
 
 
 def _pass_document(name: str) -> dict[str, Any]:
@@ -151,10 +155,11 @@ def list_targets(name: str | None, *, as_json: bool) -> int:
         for t in found
     ]
     header = ("target", "cc", "architecture", "2:4", "int8", "fp8", "MatMul 2:4", "checked")
-    text = table(header, rows, prose=(2,)) + (
-        "\n\n  ? no public evidence settles it. sm86 means sm86-trt10. `onnx24 targets NAME` "
-        "gives the sources."
+    doubt = (
+        "  ? no public evidence settles it. sm86 means sm86-trt10. `onnx24 targets NAME` gives the "
+        "sources."
     )
+    text = paragraphs([table(header, rows, prose=(2,)), doubt])
     console.report(text, {"default": targets.DEFAULT, "targets": [t.to_json() for t in found]})
     return 0
 
@@ -163,7 +168,7 @@ def _known(target: Any, fact: str) -> str:
     return ("yes" if getattr(target, fact) else "no") + ("" if target.confirmed(fact) else " ?")
 
 
-def _target_text(target: Any) -> str:
+def _target_text(target: Any) -> Block:
     document = target.to_json()
     rows = [
         (key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
@@ -173,7 +178,7 @@ def _target_text(target: Any) -> str:
     lines = [target.name, table(("fact", "value"), rows), "", "  sources"]
     for source in document["source"]:
         lines += textwrap.wrap(source, WIDTH, initial_indent="  - ", subsequent_indent="    ")
-    return "\n".join(lines)
+    return block(lines)
 
 
 _CODE = re.compile(r"(?:o24-?)?(\d{3})", re.IGNORECASE)
@@ -200,9 +205,9 @@ def explain_code(code: str, *, as_json: bool) -> int:
     return 0
 
 
-def _code_text(entry: Code) -> str:
+def _code_text(entry: Code) -> Block:
     lines = [f"{entry.id} ({entry.severity}): {entry.title}", ""]
     lines += textwrap.wrap(entry.explanation, WIDTH, initial_indent="  ", subsequent_indent="  ")
     if entry.hint:
         lines += ["", *textwrap.wrap(f"Next step: {entry.hint}", WIDTH, initial_indent="  ")]
-    return "\n".join(lines)
+    return block(lines)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from onnx24.cli import options as o
 from onnx24.cli.command import Command
@@ -21,9 +21,11 @@ from onnx24.cli.files import (
     source_of,
     stem,
     write_reports,
+    write_text,
 )
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import Block, block
 
 if TYPE_CHECKING:
     from onnx24.driver.result import Result
@@ -70,18 +72,24 @@ class Making:
         """OUT, with everything refused that can be before the model is read."""
         out = output_path(self.output, self.model)
         if writes:
-            check_model_output(out, self.model, as_json=self.json, external=self.external)
+            check_model_output(out, as_json=self.json, external=self.external)
         reports = self.report or []
-        check_reports(reports, self.model)
+        check_reports(reports)
         if engine is not None:
-            check_output(engine, self.model)
+            check_output(engine)
         named = [("-o", out if writes else None), ("--engine", engine)]
         check_distinct([*named, *(("--report", path) for path in reports)])
         return out
 
-    def finish(self, result: Result, console: Console, out: str | None) -> None:
+    def finish(
+        self,
+        result: Result,
+        console: Console,
+        out: str | None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
         """Write what goes to stdout and into reports, and say what happened. out: None where the
-        model was not to be written."""
+        model was not to be written. more: sections that --json adds to the report."""
         report = replace(
             result.report,
             written=out is not None,
@@ -91,7 +99,7 @@ class Making:
         if self.json:
             from onnx24.diagnostics import Severity
 
-            console.document(report)
+            console.document({**report.to_json(), **more} if more else report)
             console.diagnostics(report.at_least(Severity.WARNING))
         else:
             from onnx24.report.text import render_text
@@ -139,6 +147,7 @@ class Compile(Effort, Making, Command):
             "FILE",
             "Build an engine into FILE. Default with --backend: OUT's stem + .engine.",
         ),
+        o.WRITES,
     ] = None
     timeout: o.Timeout = None
     verify: o.Verify = True
@@ -190,6 +199,86 @@ class Compile(Effort, Making, Command):
         return f"{Path(out).with_suffix('')}.engine"
 
 
+# --- tune ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Effort, Making, Command):
+    """Find the cheapest model within a limit: for each layer dense or 2:4, 16-bit floats or INT8.
+
+    Every layer is measured by itself on real samples, the best choice is searched, and the model is
+    verified on samples that nothing was fitted to or chosen by. Costs are estimates from data-sheet
+    rates, and are called so. Exit code 1 where even the strictest choice misses the limit.
+    """
+
+    limit: Annotated[
+        list[str] | None,
+        flag(
+            "--limit",
+            "METRIC=NUMBER[@OUTPUT]",
+            "What the model must keep, as for --max-drop of compile: top1=0.01, sqnr=20. Default: "
+            "1 % of the labels for classifiers, 20 dB for other models.",
+        ),
+    ] = None
+    objective: Annotated[
+        Literal["latency", "size", "energy-proxy"],
+        flag("--objective", "", "What is to be small, by estimate."),
+    ] = "latency"
+    time: Annotated[str, flag("--time", "T", "What it may take: seconds, or 90s, 30min, 2h.")] = (
+        "30min"
+    )
+    gpu: Annotated[
+        str | None,
+        flag("--gpu", "NAME", "Whose rates are taken. Default: the first of the target's kind."),
+    ] = None
+    preset: Annotated[
+        str | None, flag("--preset", "P", "Whose passes are used. Default: the target's.")
+    ] = None
+    front: Annotated[
+        str | None,
+        flag("--front", "FILE.html", "Draw the front of cost against loss, with all layers."),
+    ] = None
+
+    def run(self) -> int:
+        from onnx24.driver.tuning import TuneResult, tune
+        from onnx24.errors import NotMetError
+
+        out = self.checked_output()
+        if self.front is not None:
+            check_output(self.front, self.model)
+        console = Console(as_json=self.json, stdout_is_taken=True)
+        failure: NotMetError | None = None
+        given = self.making()
+        del given["guard"], given["provenance"]
+        try:
+            result = tune(
+                source_of(self.model),
+                output=_file(out),
+                limit=self.limit,
+                objective=self.objective,
+                time=self.time,
+                gpu=self.gpu,
+                preset=self.preset,
+                progress=console,
+                **given,
+                **self.effort(),
+            )
+        except NotMetError as err:
+            if not isinstance(err.result, TuneResult):
+                raise
+            failure, result = err, err.result
+        if out == STANDARD_STREAM and failure is None:
+            result.save(out)
+        if self.front is not None:
+            write_text(self.front, result.tuning.page(self.model))
+        self.finish(result, console, out, more={"tuning": result.tuning.to_json()})
+        if not self.json:
+            console.note(result.tuning.render())
+        if failure is not None:
+            console.note("nothing was written but the reports asked for")
+        return failure.exit_code if failure else 0
+
+
 # --- opt and the passes ---------------------------------------------------------------------------
 
 
@@ -215,7 +304,9 @@ class Opt(Effort, Making, Command):
         ),
     ] = None
     dump: Annotated[
-        str | None, flag("--dump", "DIR", "Write the model after every pass that changed it.")
+        str | None,
+        flag("--dump", "DIR", "Write the model after every pass that changed it."),
+        o.KEEPS,
     ] = None
     dump_onnx: Annotated[bool, flag("--dump-onnx", "", "With --dump, as .onnx too.")] = False
     time: Annotated[bool, flag("--time", "", "Time and peak memory of each pass.")] = False
@@ -235,7 +326,7 @@ class Opt(Effort, Making, Command):
 
         def say() -> None:
             if self.time:
-                console.note(timing.render())
+                console.note(block(timing.render().splitlines()))
 
         return run_passes(
             self,
@@ -270,7 +361,7 @@ def _looking(self: Opt, pipeline: Pipeline, console: Console) -> list[Instrument
                     f"{near}it has {', '.join(sorted(names)) or 'none'}",
                 )
         wanted = () if "all" in self.print_after else self.print_after
-        hooks.append(PrintAfter(console.note, wanted))
+        hooks.append(PrintAfter(lambda text: console.note(Block(text)), wanted))
     return hooks
 
 

@@ -6,6 +6,12 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+WRITES = "writes"
+"""Stands in the annotation of a field that names a file which the command writes. All others may
+name what it reads, which no output replaces (ir/inputs.py)."""
+KEEPS = "keeps"
+"""The same of a folder."""
+
 
 def flag(name: str, metavar: str, text: str, **more: Any) -> Any:
     """A flag, for a field of a command: its name (and others, joined by commas), what its value is
@@ -42,6 +48,7 @@ Output = Annotated[
         "current folder; '-' where MODEL is '-'.",
         show_default=False,
     ),
+    WRITES,
 ]
 TargetName = Annotated[
     str,
@@ -86,6 +93,7 @@ ReportFile = Annotated[
         help="Write the report as .json, .html or .txt. May be repeated.",
         show_default=False,
     ),
+    WRITES,
 ]
 External = Annotated[
     Literal["auto", "embed", "external"],
@@ -170,6 +178,7 @@ WorkDir = Annotated[
         "beyond --memory go here as well.",
         show_default=False,
     ),
+    KEEPS,
 ]
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")

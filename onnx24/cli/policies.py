@@ -14,8 +14,6 @@ from onnx24.cli.command import Command
 from onnx24.cli.console import Console
 from onnx24.cli.files import (
     STANDARD_STREAM,
-    check_distinct,
-    check_output,
     standard_input,
     write_text,
 )
@@ -58,12 +56,16 @@ class Check(Command):
         Literal["text", "json", "sarif", "junit", "github"],
         flag("--format", "", "The form of the result."),
     ] = "text"
-    output: Annotated[str | None, flag("--output,-o", "FILE", "Write the result there.")] = None
+    output: Annotated[
+        str | None, flag("--output,-o", "FILE", "Write the result there."), o.WRITES
+    ] = None
     baseline: Annotated[
         str | None, flag("--baseline", "FILE", "Findings that are known and accepted.")
     ] = None
     write_baseline: Annotated[
-        str | None, flag("--write-baseline", "FILE", "Accept what is found, in FILE.")
+        str | None,
+        flag("--write-baseline", "FILE", "Accept what is found, in FILE."),
+        o.WRITES,
     ] = None
     explain: Annotated[bool, flag("--explain", "", "Explain every code that occurs.")] = False
     jobs: Annotated[int, flag("--jobs", "N", "Models checked at a time; 0: one a core.", min=0)] = 0
@@ -75,11 +77,6 @@ class Check(Command):
         from onnx24.gate.verdicts import fail_on, raise_problem
         from onnx24.report.checked import worst
 
-        for output in (self.output, self.write_baseline):
-            if output is not None and output != STANDARD_STREAM:
-                for model in self.models:
-                    check_output(output, model)
-        check_distinct([("-o", self.output), ("--write-baseline", self.write_baseline)])
         form = "json" if self.json else self.format
         policy = policy_of(self.policy)
         results = self._judged()
@@ -138,4 +135,4 @@ def _rendered(form: str, results: Sequence[Checked], threshold: Severity, *, exp
         return render_junit(results, fail_on=threshold)
     if form == "github":
         return render_annotations(results)
-    return render_text(results, explain=explain)
+    return render_text(results, explain=explain) + "\n"

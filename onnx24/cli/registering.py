@@ -93,18 +93,18 @@ def check(
     return outcome.exit_code
 
 
-def _text(outcome: Any, promote: str | None) -> str:
+def _text(outcome: Any, promote: str | None) -> Any:
+    from onnx24.lines import block
     from onnx24.report.checktext import render_text
-    from onnx24.report.table import printable
 
-    lines = [render_text(outcome.results).rstrip()]
-    lines += [printable(item.render()) for item in outcome.worse]
+    lines: list[str] = [render_text(outcome.results)]
+    lines += [item.render() for item in outcome.worse]
     lines.append(f"{outcome.version}: {outcome.status}")
     if outcome.promoted:
         lines.append(f"  {outcome.promoted!r} points at it now")
     elif promote:
         lines.append(f"  {promote!r} was not given to it")
-    return "\n".join(lines)
+    return block(lines)
 
 
 @registry_app.command("scan")
@@ -129,6 +129,7 @@ def scan(
     """
     from onnx24.cli.console import Console
     from onnx24.errors import Onnx24Error
+    from onnx24.lines import shown
     from onnx24.registry.gatekeeper import STATUS, Gatekeeper, findings_text
     from onnx24.registry.store import MlflowStore
     from onnx24.report.checked import worst
@@ -161,7 +162,7 @@ def scan(
             rows.append((str(version), status, said))
             documents.append({"version": str(version), "status": status, "findings": said})
     text = table(("version", "status", "findings"), rows, prose=(2,)) if rows else "no versions"
-    console.report(text, {"policy": rules.name, "versions": documents})
+    console.report(shown(text), {"policy": rules.name, "versions": documents})
     return worst(codes)
 
 

@@ -13,7 +13,6 @@ from onnx24.cli.files import (
     STANDARD_STREAM,
     check_distinct,
     check_model_output,
-    check_output,
     check_reports,
     output_path,
     source_of,
@@ -139,6 +138,7 @@ class Recover(Command):
             "DIR",
             "Keep checkpoints here, so that a run that was stopped goes on with them.",
         ),
+        o.KEEPS,
     ] = None
     report: Annotated[
         list[str] | None,
@@ -147,6 +147,7 @@ class Recover(Command):
             "FILE",
             "Write the result with its loss curve as .json, .txt or .html. May be repeated.",
         ),
+        o.WRITES,
     ] = None
     external: o.External = "auto"
     json: o.Json = False
@@ -186,12 +187,9 @@ class Recover(Command):
     def _check_paths(self, out: str) -> None:
         """Before anything is computed."""
         reports = self.report or []
-        check_model_output(out, self.model, as_json=self.json, external=self.external)
+        check_model_output(out, as_json=self.json, external=self.external)
         check_distinct([("-o", out), *(("--report", path) for path in reports)])
-        check_reports(reports, self.model)
-        for path in (out, *reports):
-            if path != STANDARD_STREAM:
-                check_output(path, self.teacher)
+        check_reports(reports)
 
 
 def _rendered(found: Recovery, ending: str) -> str:

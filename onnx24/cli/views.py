@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 from onnx24.cli import options as o
 from onnx24.cli.command import Command
 from onnx24.cli.console import Console
-from onnx24.cli.files import STANDARD_STREAM, check_output, source_of, write_text
+from onnx24.cli.files import STANDARD_STREAM, source_of, write_text
 from onnx24.cli.options import flag
 from onnx24.driver.usage import usage
+from onnx24.lines import shown
 
 if TYPE_CHECKING:
     from onnx24.passmgr.bisect import Probe
@@ -108,9 +109,9 @@ class Diff(Command):
     exit_code: Annotated[bool, flag("--exit-code", "", "Exit code 1 where the models differ.")] = (
         False
     )
-    html: Annotated[str | None, flag("--html", "FILE", "Write the difference as a page, too.")] = (
-        None
-    )
+    html: Annotated[
+        str | None, flag("--html", "FILE", "Write the difference as a page, too."), o.WRITES
+    ] = None
     json: o.Json = False
 
     def run(self) -> int:
@@ -118,11 +119,8 @@ class Diff(Command):
         from onnx24.report.diff import render_diff
 
         _check_streams(self.a, self.b)
-        if self.html is not None:
-            if self.html == STANDARD_STREAM:
-                raise usage("--html -", "name a file")
-            for model in (self.a, self.b):
-                check_output(self.html, model)
+        if self.html == STANDARD_STREAM:
+            raise usage("--html -", "name a file")
         result = diff(source_of(self.a), source_of(self.b))
         if self.html is not None:
             from onnx24.report.diffhtml import render_diff_html
@@ -209,7 +207,7 @@ class Bisect(Command):
             verify=self.verify,
             on_probe=lambda probe: console.note(_probe_text(probe)),
         )
-        console.report(str(result), result)
+        console.report(shown(str(result)), result)
         return 1 if result.verdict == "bad-before" else 0
 
 

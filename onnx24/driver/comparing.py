@@ -22,6 +22,7 @@ from onnx24.driver.samples import (
 )
 from onnx24.ir.model import Model
 from onnx24.ir.shapes import infer
+from onnx24.lines import Block, paragraphs
 from onnx24.report.limits import LimitResult, check_limits, named_values
 from onnx24.report.model import DataFacts
 from onnx24.report.text import render_comparison, render_limits
@@ -109,13 +110,13 @@ def compare(
     )
 
 
-def _text(document: dict[str, Any], results: list[LimitResult]) -> str:
+def _text(document: dict[str, Any], results: list[LimitResult]) -> Block:
     parts = [render_comparison(document["comparison"])]
     if document["layers"] is not None:
-        parts.append("inner values, " + render_comparison(document["layers"]))
+        parts.append(render_comparison(document["layers"], of="inner values, "))
     if results:
         parts.append(render_limits(results))
-    return "\n\n".join(parts)
+    return paragraphs(parts)
 
 
 def common_values(a: Model, b: Model) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
+from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.coverage import covered
 from onnx24.analysis.quantized_otherwise import quantized_otherwise
 from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
@@ -118,7 +119,8 @@ def optimize(
     source = load(model)
     made = source.load()
     facts = ModelFacts.of(made, source.name)
-    verdicts = judge(made, row)
+    analyses = AnalysisCache()
+    verdicts = judge(made, row, analyses)
     split = split_of(load_samples(calib, made, profiles, seed))
     calibration = split.fitted if split else None
     recorder = Recorder(made, facts, provenance)
@@ -136,10 +138,11 @@ def optimize(
         progress=shows.progress,
         work_dir=folder,
         resources=resources,
+        analyses=analyses,
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    found = covered(made, row)
+    found = covered(made, row, analyses)
     recorder.record(result, row, split, verdicts, found)
     if output is not None:
         made.save(output, external=external)
@@ -274,7 +277,7 @@ def compile(
     split = split_of(calibration)
     held_out, used = _judged_by(given, calibration, split)
 
-    compiled = source.load()
+    compiled, analyses = source.load(), AnalysisCache()
     recorder = Recorder(compiled, facts, provenance)
     if output is not None:
         compiled.stage(output, external=external)
@@ -288,10 +291,11 @@ def compile(
         progress=plan.shows.progress,
         work_dir=folder,
         resources=resources,
+        analyses=analyses,
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
-    found = covered(compiled, plan.target)
+    found = covered(compiled, plan.target, analyses)
     recorder.record(result, plan.target, split, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
     unmet = [limit.unmet() for limit in limits if not limit.met]

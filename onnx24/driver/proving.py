@@ -12,6 +12,7 @@ from typing import Any
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.result import Documented
 from onnx24.driver.usage import usage
+from onnx24.lines import block
 from onnx24.passmgr.provenance import DataRanges, Provenance, data_digest
 from onnx24.report.model import ModelFacts, Report, findings_digest
 from onnx24.report.table import table
@@ -74,9 +75,7 @@ def verify_provenance(
     if recorded.is_fast:
         lines.append("  values are recorded by a checksum: against accidents, not against people")
     lines += [table(("recorded", "value"), rows, whole=(1,))] if rows else []
-    return Proof(
-        document=document, text="\n".join(lines), recorded=recorded, problems=tuple(problems)
-    )
+    return Proof(document=document, text=block(lines), recorded=recorded, problems=tuple(problems))
 
 
 def _digest_of_report(report: Any) -> str:
@@ -97,10 +96,12 @@ def _against(recorded: Provenance, model: Any, facts: ModelFacts) -> list[str]:
     if facts.sha256 not in (recorded.source_sha256, recorded.origin_sha256):
         made_of = recorded.source_sha256 or "nothing that is recorded"
         return [f"it was made of {made_of}, and {facts.file} is {facts.sha256}"]
-    if facts.sha256 != recorded.source_sha256:
-        return []
-    if recorded.is_fast:
-        same = DataRanges.of(model).checksum(model.weights) == recorded.source_data_checksum
+    if facts.sha256 == recorded.source_sha256:
+        sha256, checksum = recorded.source_data_sha256, recorded.source_data_checksum
     else:
-        same = data_digest(facts.data_files) == recorded.source_data_sha256
-    return [] if same else [f"the data files of {facts.file} are others"]
+        sha256, checksum = recorded.origin_data_sha256, recorded.origin_data_checksum
+    if checksum:
+        same = DataRanges.of(model).checksum(model.weights) == checksum
+    else:
+        same = data_digest(facts.data_files) == sha256
+    return [] if same else [f"the data files of {facts.file} are others than those recorded"]

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 _PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "networkx", "ml_dtypes")
 
 
-def judge(model: Model, target: Target) -> Mapping[ValueKey, Any]:
+def judge(
+    model: Model, target: Target, cache: AnalysisCache | None = None
+) -> Mapping[ValueKey, Any]:
     """Which weights could be 2:4 on the target, and why the others could not."""
     from onnx24.analysis.eligibility import Eligibility
 
-    return AnalysisCache().get(model, Eligibility).judge(model, target)
+    return (
+        (AnalysisCache() if cache is None else cache).get(model, Eligibility).judge(model, target)
+    )
 
 
 class Recorder:

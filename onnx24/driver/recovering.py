@@ -16,6 +16,7 @@ from onnx24.driver.result import MadeAndDocumented, PathLike
 from onnx24.driver.samples import Samples, ShapesLike, load_samples, profiles_of, split_of
 from onnx24.errors import InputError
 from onnx24.ir.model import External
+from onnx24.lines import Block, block
 from onnx24.passmgr.provenance import data_digest, record_step
 from onnx24.report.model import ModelFacts
 
@@ -144,7 +145,7 @@ def _labels(labels: Any) -> np.ndarray | None:
     return labels
 
 
-def recovery_text(found: Recovered) -> str:
+def recovery_text(found: Recovered) -> Block:
     """The result in a few lines, with the held-out curve."""
     kinds = ", ".join(f"{name} by {kind}" for name, kind in found.outputs.items())
     apart = "" if found.is_divided else " (too few to hold any out: the same)"
@@ -164,4 +165,4 @@ def recovery_text(found: Recovered) -> str:
         f"{value:.4g}"
         for step, value in found.held_out
     ]
-    return "\n".join(lines)
+    return block(lines)

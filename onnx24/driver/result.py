@@ -15,6 +15,7 @@ from onnx import ModelProto
 from onnx24.diagnostics import Diagnostic
 from onnx24.driver.models import Source
 from onnx24.ir.model import External, Model
+from onnx24.lines import Block
 
 if TYPE_CHECKING:
     from onnx24.backends.base import BuildResult
@@ -135,7 +136,7 @@ class Documented:
     """What a job found: `document` is what the command prints with --json, `text` what without."""
 
     document: Mapping[str, Any]
-    text: str = field(repr=False)
+    text: Block = field(repr=False)
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import onnx
@@ -288,7 +289,7 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
     for key, count in counts.items():
         scope, node = first[key]
         op, domain, full = node.op_type, key.domain, ops.full_name(node)
-        where = {
+        place: dict[str, Any] = {
             "scope": scope,
             "node": node_label(node),
             "op": op,
@@ -297,13 +298,13 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
         times = f" ({count:,} times)" if count > 1 else ""
         if full in deny:
             message = f"the policy denies {full}{times}"
-            yield subject.finding("O24-621", message, "operators.deny", **where)
+            yield subject.finding("O24-621", message, "operators.deny", **place)
         elif not (allow is None or full in also or full in allow or key in own):
             message = f"the policy does not list {full}{times}"
-            yield subject.finding("O24-621", message, "operators.allow", **where)
+            yield subject.finding("O24-621", message, "operators.allow", **place)
         if not (domains is None or full in also or (domain or ops.ONNX) in domains):
             message = f"{full}{times} is of domain {domain!r}"
-            yield subject.finding("O24-622", message, "operators.domains", **where)
+            yield subject.finding("O24-622", message, "operators.domains", **place)
 
 
 def _is_form(text: str, node: onnx.NodeProto) -> bool:

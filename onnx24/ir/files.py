@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from onnx24.errors import InputError
+from onnx24.ir.inputs import refuse_input
 
 
 class AtomicFiles:
@@ -20,14 +21,17 @@ class AtomicFiles:
     Use as a context manager: `f = files.create(path)` gives an open binary file; leaving the
     block without an exception renames all of them in the order of creation, an exception (a
     full disk and Ctrl-C included) removes them.
-    Raises: InputError O24-040 for what the operating system refuses.
+    Raises: InputError O24-040 for what the operating system refuses, O24-041 for a file that the
+    command reads.
     """
 
     def __init__(self) -> None:
         self._open: list[tuple[IO[bytes], Path, Path]] = []
+        self._folders: list[Path] = []
 
     def create(self, path: Path) -> IO[bytes]:
         refuse_special(path)
+        refuse_input(path)
         temporary = _temporary(path)
         try:
             file = open(temporary, "xb")  # noqa: SIM115 - closed in __exit__
@@ -36,6 +40,16 @@ class AtomicFiles:
         self._open.append((file, temporary, path))
         return file
 
+    def make_folder(self, path: Path) -> None:
+        """With its parents; those that are new go again where the files do not appear."""
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            try:
+                folder.mkdir()
+            except OSError as err:
+                raise _cannot_write(folder, err) from err
+            self._folders.append(folder)
+
     def adopt(self, file: IO[bytes], path: Path) -> IO[bytes] | None:
         """As `create`, with a file that is written already and has no name yet; None where the
         system can't give it one there.
@@ -43,6 +57,7 @@ class AtomicFiles:
         Source: open(2), O_TMPFILE: linkat through /proc with AT_SYMLINK_FOLLOW, which Python
         passes on only where a folder's descriptor is given.
         """
+        refuse_input(path)
         temporary = _temporary(path)
         duplicate = os.fdopen(os.dup(file.fileno()), "r+b")
         try:
@@ -80,6 +95,9 @@ class AtomicFiles:
             with contextlib.suppress(OSError):
                 file.close()  # flushes; on a full disk that fails again, and the file goes anyway
             temporary.unlink(missing_ok=True)
+        for folder in reversed(self._folders):
+            with contextlib.suppress(OSError):  # not empty: its files have appeared
+                folder.rmdir()
 
 
 def _temporary(path: Path) -> Path:
@@ -94,7 +112,9 @@ def refuse_special(path: Path) -> None:
     Raises: InputError O24-040.
     """
     is_stream = path.is_symlink() and os.readlink(path).startswith("/proc/")
-    if is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
+    if path.is_dir() and not is_stream:
+        raise InputError.of("O24-040", "the output is a folder", file=str(path))
+    if is_stream or (path.exists() and not path.is_file()):
         message = "cannot write: it is no regular file; '-' is standard output"
         raise InputError.of("O24-040", message, file=str(path))
 

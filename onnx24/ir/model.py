@@ -14,7 +14,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -25,6 +25,7 @@ from onnx24.errors import InputError
 from onnx24.ir import ops, wire
 from onnx24.ir.claims import Claims24
 from onnx24.ir.files import AtomicFiles, copy_range
+from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.opset import leave_ir_version_3
 from onnx24.ir.overlay import DataLayout
@@ -59,6 +60,15 @@ class Snapshot:
     changed: bool
 
 
+class Generations(NamedTuple):
+    """How often each part of a model was touched. `graph`: the structure but for `metadata`, which
+    no fact of the graph rests on."""
+
+    graph: int
+    metadata: int
+    weights: int
+
+
 class Metadata(MutableMapping[str, str]):
     """metadata_props as a mapping; writing marks the model's structure as changed."""
 
@@ -83,12 +93,12 @@ class Metadata(MutableMapping[str, str]):
             if entry.value == value:
                 return
             entry.value = value
-        self._model.touch(Effects.STRUCTURE)
+        self._model.touch_metadata()
 
     def __delitem__(self, key: str) -> None:
         entry = self._entry(key)
         self._model.proto.metadata_props.remove(entry)
-        self._model.touch(Effects.STRUCTURE)
+        self._model.touch_metadata()
 
     def __iter__(self) -> Iterator[str]:
         return iter([entry.key for entry in self._model.proto.metadata_props])
@@ -113,8 +123,13 @@ class Model:
         self.changed = False
         """Whether anything was touched since loading."""
         self._structure = 0
+        self._metadata = 0
         self._weights_generation = 0
+        self._replaced: dict[ValueKey | None, int] = {}
+        """The generation of each initializer's last values; under None that of values of which
+        nobody said whose they are"""
         self._tensors: tuple[int, dict[ValueKey, TensorProto]] | None = None
+        self._indexed: tuple[int, Index] | None = None
         self.defects: frozenset[str] = frozenset()
         """Harmless defects of the input that `ir.repair` knows, found by `ir.check`."""
         self.proto = _parse(source, str(path or "standard input"))
@@ -126,7 +141,7 @@ class Model:
             source,
             data_folders(path, self.base_dir),
             self._initializers,
-            lambda: self.touch(Effects.WEIGHTS),
+            lambda key: self.touch(Effects.WEIGHTS, values_of=key),
             file,
         )
         self._input_locations = tuple(self.external_locations())
@@ -192,15 +207,34 @@ class Model:
         return self
 
     # --- state -----------------------------------------------------------------------------
-    def touch(self, effects: Effects) -> None:
-        """Say that the document was edited directly; caches and `save` go by it."""
+    def touch(self, effects: Effects, *, values_of: ValueKey | None = None) -> None:
+        """Say that the document was edited directly; caches and `save` go by it.
+
+        values_of: the initializer whose values alone are new; facts that do not rest on them stay.
+        """
         self.changed = self.changed or bool(effects)
         if Effects.STRUCTURE in effects:
             self._structure += 1
         if Effects.WEIGHTS in effects:
             self._weights_generation += 1
+            self._replaced[values_of] = self._weights_generation
+
+    def touch_metadata(self) -> None:
+        self.changed = True
+        self._metadata += 1
+
+    @property
+    def generations(self) -> Generations:
+        return Generations(self._structure, self._metadata, self._weights_generation)
+
+    def replaced_since(self, weights: int) -> set[ValueKey] | None:
+        """The initializers with other values than in that generation of the weights; None where
+        they are not known."""
+        late = {key for key, generation in self._replaced.items() if generation > weights}
+        return None if None in late else late  # type: ignore[return-value]
 
     def generation_key(self, depends: Effects) -> tuple[int, ...]:
+        """What an analysis goes by. Metadata count for none."""
         return (
             self._structure if Effects.STRUCTURE in depends else -1,
             self._weights_generation if Effects.WEIGHTS in depends else -1,
@@ -214,6 +248,7 @@ class Model:
         cached must not be taken for one of the restored state."""
         self.proto = ModelProto.FromString(snapshot.proto)
         self.touch(Effects.STRUCTURE | Effects.WEIGHTS)
+        self.touch_metadata()
         self.changed = snapshot.changed
 
     # --- reading ---------------------------------------------------------------------------
@@ -229,6 +264,13 @@ class Model:
 
     def scopes(self) -> Iterator[Scope]:
         return scopes(self.proto)
+
+    def index(self) -> Index:
+        """Producers and consumers, as of the last `touch`: not to be asked for in the middle of an
+        edit."""
+        if self._indexed is None or self._indexed[0] != self._structure:
+            self._indexed = (self._structure, Index.of(self.proto))
+        return self._indexed[1]
 
     def _initializers(self) -> dict[ValueKey, TensorProto]:
         if self._tensors is None or self._tensors[0] != self._structure:
@@ -259,6 +301,8 @@ class Model:
         model's nodes with other outputs, for instance. Its metadata and claims are this one's."""
         clone = copy.copy(self)
         clone.proto = proto
+        clone._indexed = None
+        clone._replaced = dict(self._replaced)
         clone.changed = True
         return clone
 
@@ -269,7 +313,8 @@ class Model:
         clone = copy.copy(self)
         clone.proto = ModelProto()
         clone.proto.CopyFrom(self.proto)
-        clone._tensors = None
+        clone._tensors = clone._indexed = None
+        clone._replaced = dict(self._replaced)
         clone.metadata = Metadata(clone)
         clone.claims = Claims24(clone.metadata)
         clone.weights = self.weights.named_by(clone._initializers)
@@ -309,7 +354,7 @@ class Model:
             return
         target = Path(path)
         self._refuse_overwriting(target)
-        if not self.changed and external == "auto":
+        if not self.changed and external == "auto" and self._data_fits_beside(target):
             self._copy_verbatim(target)
             return
         if self._is_external(external):
@@ -359,6 +404,14 @@ class Model:
             if source.exists() and target.samefile(source):
                 raise InputError.of("O24-041", "the output is the input", file=str(target))
 
+    def _data_fits_beside(self, target: Path) -> bool:
+        """Whether each data file, under the name that the model has for it, would lie in the folder
+        of `target`: `../here/x` leads back into the input's folder and out of every other."""
+        folder = target.parent.resolve()
+        places = [(folder / location).resolve() for location in self.external_locations()]
+        inside = all(place.is_relative_to(folder) for place in places)
+        return inside and folder / target.name not in places
+
     def _copy_verbatim(self, target: Path) -> None:
         with AtomicFiles() as files:
             for location in self.external_locations():
@@ -373,7 +426,7 @@ class Model:
                         "that name is there",
                         file=str(beside),
                     )
-                beside.parent.mkdir(parents=True, exist_ok=True)
+                files.make_folder(beside.parent)
                 with open(source, "rb") as file:
                     copy_range(file, files.create(beside), 0, os.fstat(file.fileno()).st_size)
             whole = Reference(EMBEDDED, 0, len(self._source))

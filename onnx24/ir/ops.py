@@ -19,24 +19,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto
 
 from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 
 if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
     from onnx24.ir.model import Model
 
 ONNX = "ai.onnx"
 """The name of ONNX's own domain that people write; in files it is \"\"."""
 
-AnyNode: TypeAlias = NodeProto | NodeSite | gs.Node
+AnyNode: TypeAlias = "NodeProto | NodeSite | gs.Node"
 
 
 def domain(node: AnyNode) -> str:
     """A node's domain; "" where it is ONNX's own."""
-    return own_domain(_plain(node).domain or "")
+    return own_domain((node.proto if isinstance(node, NodeSite) else node).domain or "")
 
 
 def own_domain(name: str) -> str:
@@ -74,7 +75,10 @@ def type_of(node: AnyNode) -> tuple[str, str]:
 
 def op(node: AnyNode) -> str:
     """The ONNX operator that a node is; "" where it is of another domain."""
-    return "" if domain(node) else _name(node)
+    node = node.proto if isinstance(node, NodeSite) else node  # asked of every node, often
+    if node.domain and node.domain != ONNX:
+        return ""
+    return node.op_type if isinstance(node, NodeProto) else node.op
 
 
 def is_onnx(node: AnyNode, *names: str) -> bool:
@@ -124,7 +128,7 @@ def attribute(node: AnyNode, name: str, default: Any = None) -> Any:
     """What an attribute says: int, float, str, a list of those, or what onnx (a view: surgeon)
     makes of other kinds. `default` where it is missing, and where the caller of a function decides
     it (see open_attribute)."""
-    if isinstance(node, gs.Node):
+    if not isinstance(node, NodeProto | NodeSite):
         value = node.attrs.get(name, default)
         return _said(value, default) if isinstance(value, AttributeProto) else value
     for attr in _plain(node).attribute:
@@ -135,23 +139,28 @@ def attribute(node: AnyNode, name: str, default: Any = None) -> Any:
 
 def open_attribute(node: AnyNode) -> str:
     """The name of an attribute that the caller of a function decides; "" where none is."""
-    if isinstance(node, gs.Node):
+    if not isinstance(node, NodeProto | NodeSite):
         given = [value for value in node.attrs.values() if isinstance(value, AttributeProto)]
     else:
         given = _plain(node).attribute
     return next((attr.name for attr in given if attr.ref_attr_name), "")
 
 
-def constant_behind(model: Model, index: Index, value: str, scope: str = "") -> np.ndarray | None:
+def constant_behind(
+    model: Model, index: Index, value: str, scope: str = "", looked_at: set[ValueKey] | None = None
+) -> np.ndarray | None:
     """The values of the initializer or Constant node that `value` means in `scope`, perhaps behind
     Identity nodes; None where it is computed, where a caller can override it, and where it is a
-    string or sparse. Raises: InputError where the values can't be read."""
+    string or sparse. looked_at: takes up the initializer that was read. Raises: InputError where
+    the values can't be read."""
     seen: set[ValueKey] = set()
     while (key := index.resolve(value, scope)) is not None and key not in seen:
         seen.add(key)
         if key in index.graph_inputs:
             return None
         if key in index.initializers:
+            if looked_at is not None:
+                looked_at.add(key)
             return _read(model, index.initializers[key])
         site = index.producer(value, scope)
         if site is None or not is_onnx(site, "Identity") or not site.proto.input:
@@ -183,7 +192,8 @@ def _plain(node: AnyNode) -> Any:
 
 
 def _name(node: AnyNode) -> str:
-    return node.op if isinstance(node, gs.Node) else _plain(node).op_type
+    plain = _plain(node)
+    return plain.op_type if isinstance(plain, NodeProto) else plain.op
 
 
 def _said(attr: AttributeProto, default: Any) -> Any:

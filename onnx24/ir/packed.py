@@ -162,8 +162,7 @@ def unpack(model: Model) -> list[tuple[ValueKey, ValueKey]]:
     model.touch(Effects.STRUCTURE | Effects.WEIGHTS)
     _drop_idle(model, {key for site in sites for key in (site.values, site.metadata)})
     drop_if_unused(model)
-    for site in sites:
-        model.claims.move(site.values, site.weight)
+    model.claims.move_all((site.values, site.weight) for site in sites)
     return [(site.values, site.weight) for site in sites]
 
 

@@ -51,12 +51,13 @@ class ShapeTable:
         return None if shape is None else len(shape)
 
 
-def infer(model: Model) -> ShapeTable:
+def infer(model: Model, index: Index | None = None) -> ShapeTable:
     """Infer the shapes of a model. What it declares of inner values counts where inference does
     not contradict it: edited models hold what was true before. Where ONNX's inference fails (a
-    node that contradicts its declared type), what the model itself declares is all there is."""
+    node that contradicts its declared type), what the model itself declares is all there is.
+    index: the document's, where there is one."""
     skeleton = _inferred(_without_contradictions(model.proto))
-    table = ShapeTable(types=_types(skeleton), index=Index.of(model.proto))
+    table = ShapeTable(types=_types(skeleton), index=index or Index.of(model.proto))
     for scope in scopes(skeleton):
         for tensor in scope.initializers:
             table.types[ValueKey(scope.path, tensor.name)] = ValueType(

@@ -9,6 +9,7 @@ state; never values. The same document gives the same text.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.scopes import Scope, ScopeNames, bodies, function_path
 from onnx24.ir.shapes import ValueType, value_type
+from onnx24.lines import block
 
 if TYPE_CHECKING:
     from onnx import NodeProto, ValueInfoProto
@@ -68,7 +70,7 @@ def dump(model: Model) -> str:
     for function in proto.functions:
         scope = Scope(function_path(function), function, None)
         lines += _scope(model, scope, names, claimed, "")
-    return "\n".join(lines) + "\n"
+    return block(lines, longest=sys.maxsize) + "\n"
 
 
 def _scope(

@@ -17,6 +17,7 @@ Defects that the input itself had (ir.repair) are not held against a pass.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,6 @@ from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir import ops
 from onnx24.ir.check import run_checker
-from onnx24.ir.index import Index
 from onnx24.ir.repair import is_sorted
 from onnx24.ir.scopes import Scope, is_in_function, node_label, scopes, tensors
 from onnx24.ir.shapes import ValueType, value_type
@@ -88,16 +88,39 @@ def _type(value: ValueInfoProto) -> ValueType | bytes:
     return value_type(value.type) or value.type.SerializeToString(deterministic=True)
 
 
-def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]:
-    """Everything that is wrong with the document; empty if nothing is."""
+def verify(
+    model: Model, interface: Interface | None = None, *, changed: Effects = Effects.STRUCTURE
+) -> list[Diagnostic]:
+    """Everything that is wrong with the document; empty if nothing is.
+
+    changed: since the document was last looked at. New values alone can break no other invariant
+    than that of payloads.
+    """
+    problems: list[Diagnostic] = (
+        [] if Effects.STRUCTURE not in changed else _structure(model, interface)
+    )
+    for tensor in tensors(model.proto):
+        try:
+            model.weights.check(tensor)
+        except InputError as err:
+            problems.append(diagnostic("O24-806", str(err), tensor=tensor.name))
+    if Effects.STRUCTURE in changed and not problems and (complaint := run_checker(model)):
+        problems.append(diagnostic("O24-800", complaint))
+    return problems
+
+
+def _structure(model: Model, interface: Interface | None) -> list[Diagnostic]:
+    """O24-801 to O24-805."""
     problems: list[Diagnostic] = []
+    undefined: list[Diagnostic] = []
     if interface is not None:
         problems += _check_interface(interface, Interface.of(model))
     domains = set(model.opsets) | {""}
     defined: dict[str, set[str]] = {}
     for scope in scopes(model.proto):
         outer = set(defined.get(scope.parent, ())) if scope.parent is not None else set()
-        defined[scope.path] = outer | _check_definitions(scope, outer, problems)
+        visible = defined[scope.path] = outer | _check_definitions(scope, outer, problems)
+        undefined += _undefined(scope, visible)
         if "unsorted" not in model.defects and not is_sorted(scope.graph.node):
             problems.append(
                 diagnostic("O24-804", "nodes are not in topological order", scope=scope.path)
@@ -116,24 +139,20 @@ def verify(model: Model, interface: Interface | None = None) -> list[Diagnostic]
                         op=node.op_type,
                     )
                 )
-    for use in Index.of(model.proto).undefined:
-        problems.append(
-            diagnostic(
-                "O24-803",
-                f"reads {use.site.proto.input[use.input]!r}, which nothing defines",
-                scope=use.site.scope,
-                node=use.site.name,
-                op=use.site.proto.op_type,
-            )
-        )
-    for tensor in tensors(model.proto):
-        try:
-            model.weights.check(tensor)
-        except InputError as err:
-            problems.append(diagnostic("O24-806", str(err), tensor=tensor.name))
-    if not problems and (complaint := run_checker(model)):
-        problems.append(diagnostic("O24-800", complaint))
-    return problems
+    return problems + undefined
+
+
+def _undefined(scope: Scope, visible: set[str]) -> Iterator[Diagnostic]:
+    for node in scope.graph.node:
+        for name in node.input:
+            if name and name not in visible:
+                yield diagnostic(
+                    "O24-803",
+                    f"reads {name!r}, which nothing defines",
+                    scope=scope.path,
+                    node=node_label(node),
+                    op=node.op_type,
+                )
 
 
 def _check_interface(before: Interface, after: Interface) -> list[Diagnostic]:

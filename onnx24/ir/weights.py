@@ -179,7 +179,7 @@ class Weights:
         source: memoryview,
         folders: Sequence[Path],
         initializers: Callable[[], dict[ValueKey, TensorProto]],
-        on_replace: Callable[[], None],
+        on_replace: Callable[[ValueKey], None],
         file: IO[bytes] | None = None,
     ) -> None:
         """source: the model file's bytes, and `file` that file where there is one. folders: where
@@ -262,7 +262,7 @@ class Weights:
         if _equal_bytes(self.payload(tensor), new):
             return
         self._store(tensor, new, reference_of(tensor))
-        self._on_replace()
+        self._on_replace(as_key(key))
 
     # --- by tensor -----------------------------------------------------------------------
     def read(self, tensor: TensorProto) -> np.ndarray:

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from onnx24.ir.archives import UNREADABLE, reading
 from onnx24.layerwise.arrays import packed, plain, unpacked, write_arrays
 
 __all__ = ["KEPT_BYTES", "DenseLayer", "KeptDense"]
@@ -26,8 +26,6 @@ _NORM_RATIO = 1.33
 """INT8 moves the norm of a channel by a few per cent, a scale by a power of two at least by 2."""
 _WEAK_CHANNEL = 0.1
 """Channels below this share of the largest norm are not compared: INT8 may round them away."""
-
-_DAMAGED = (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,9 +106,9 @@ class KeptDense:
         """Of the weight, read once; "" where the file is damaged."""
         if path not in self._names:
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with reading(path) as file:
                     self._names[path] = str(file["name"])
-            except _DAMAGED:
+            except UNREADABLE:
                 return ""
         return self._names[path]
 
@@ -118,7 +116,7 @@ class KeptDense:
 def _load(path: Path, pruned: np.ndarray) -> DenseLayer | None:
     """None for another weight, and for a file that is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with reading(path) as file:
             if not _is_pruned_form(file, pruned):
                 return None
 
@@ -135,7 +133,7 @@ def _load(path: Path, pruned: np.ndarray) -> DenseLayer | None:
                 bias=array("bias"),
                 bias_moved=array("bias_moved"),
             )
-    except _DAMAGED:
+    except UNREADABLE:
         return None
 
 

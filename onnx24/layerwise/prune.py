@@ -80,8 +80,6 @@ class Solved:
             "samples": self.fitted,
             "held": self.held,
         }
-        if self.resumed:
-            found["resumed"] = self.resumed
         ours, other = self.agreement, self.agreement_magnitude
         if ours is None or other is None:
             return found

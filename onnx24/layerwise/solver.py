@@ -271,7 +271,9 @@ class _Walk:
     # --- solving ---------------------------------------------------------------------------
     def _solve(self, group: _Group) -> None:
         # A part of a group is not solved alone: products of other sizes round otherwise.
-        if (found := self.saved.load([layer.key for layer in group.layers])) is not None:
+        if (
+            found := self.saved.load([layer.key for layer in group.layers], self.dense)
+        ) is not None:
             for layer, result in zip(group.layers, found, strict=True):
                 self._take(layer, result)
             return

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx24.ledger.model_layers import ModelLayer
+from onnx24.lines import Block, block
 from onnx24.report.jsontext import plain
 from onnx24.report.table import shape_text, table
 from onnx24.targets import Target
@@ -109,7 +110,7 @@ def bound(layer: ModelLayer, target: Target, gpu: Gpu, variant: str) -> Bound:
     return Bound(1e6 * max(compute, memory), "compute" if compute >= memory else "memory")
 
 
-def render_estimates(model: str, target: Target, gpu: Gpu, found: Sequence[Estimate]) -> str:
+def render_estimates(model: str, target: Target, gpu: Gpu, found: Sequence[Estimate]) -> Block:
     """A table of layers for each batch, with what it is and is not."""
     lines = [
         f"ESTIMATE, not a measurement: {model} on {gpu.name} ({target.name})",
@@ -133,7 +134,7 @@ def render_estimates(model: str, target: Target, gpu: Gpu, found: Sequence[Estim
             for entry in item.layers
         ]
         header = ("layer", "weight", *VARIANTS, "bound by", "2:4 possible")
-        lines.append(f"\n  batch {item.batch}, estimated bounds in µs")
+        lines += ["", f"  batch {item.batch}, estimated bounds in µs"]
         lines.append(table(header, rows, right=(2, 3, 4, 5), whole=(6, 7)))
         dense = item.total_us("dense")
         parts = [f"{v} {item.total_us(v):.4g}" for v in VARIANTS]
@@ -146,4 +147,4 @@ def render_estimates(model: str, target: Target, gpu: Gpu, found: Sequence[Estim
                 f"  {len(item.left_out)} layers of unknown size are left out, for instance "
                 f"{item.left_out[0]}; pass --shapes"
             )
-    return "\n".join(lines)
+    return block(lines)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnx24.ledger.statistics import Gain, Summary, gain
+from onnx24.lines import Block, block
 from onnx24.report.jsontext import plain
 from onnx24.report.table import table
 
@@ -72,7 +73,7 @@ def from_interleaved(times: Mapping[str, Sequence[Sequence[float]]], *, batch: s
 
 def render_measurements(
     title: str, found: Sequence[Measurement], skipped: Mapping[str, str]
-) -> str:
+) -> Block:
     """A table for each batch; a gain that the noise could have made has no number."""
     lines = [title]
     for item in found:
@@ -91,4 +92,4 @@ def render_measurements(
         header = ("variant", "median ms", "10–90 %", "rounds", f"gain over {item.base}")
         lines += [f"  batch {item.batch}", table(header, rows, right=(1, 3))]
     lines += [f"  {variant} was not measured: {why}" for variant, why in skipped.items()]
-    return "\n".join(lines)
+    return block(lines)

@@ -14,6 +14,7 @@ from onnx24.analysis.weight_uses import WeightUses
 from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.ledger.dense_again import Edit, NotReturned, Origin, apply, dense_again
+from onnx24.lines import Block, block
 from onnx24.report.table import number_text, table
 from onnx24.runtime.compare import Comparison
 
@@ -165,19 +166,19 @@ def render_gate(
     decisions: Sequence[Decision],
     comparisons: Mapping[str, Comparison],
     reference: str = "the dense model",
-) -> str:
+) -> Block:
     """What went back and why, and what it brought."""
     rows = [
         (d.weight, "–" if d.gain is None else f"{d.gain:.2f}", d.action, d.reason)
         for d in decisions
     ]
-    lines = []
+    lines: list[str] = []
     if rows:
         lines.append(table(("weight", "gain", "what", "why"), rows, right=(1,), prose=(3,)))
     back = sum(d.action == "dense again" for d in decisions)
     lines.append(f"  {back} of {len(decisions)} 2:4 weights are dense again")
     if not comparisons:
-        return "\n".join(lines)
+        return block(lines)
     header = ("output", "model", "rel L2", "SQNR dB", "same top-1")
     body = [
         (out.name, which, number_text(out.rel_l2), number_text(out.sqnr_db),
@@ -199,10 +200,10 @@ def render_gate(
         lines.append(_FITTED)
         names = (name for d in decisions if d.action == "dense again" for name in d.layers)
         lines.append(f"    prune24{{exclude={'|'.join(dict.fromkeys(names))}}}")
-    return "\n".join(lines)
+    return block(lines)
 
 
-_FITTED = (
+_FITTED = Block(
     "  a solved layer makes up for what those before it lost as pruned, and now they do not lose\n"
     "  it; prune again without the layers that went back:"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from onnx24.ledger.ledger import NOISE, Ledger, Row
+from onnx24.lines import Block, block
 from onnx24.report.table import shape_text, table
 
 HEADER = (
@@ -13,7 +14,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def render_text(ledger: Ledger) -> str:
+def render_text(ledger: Ledger) -> Block:
     """A line a layer, then what they add up to, then what must be known to read it."""
     name = ledger.model or "engine"
     lines = [f"{name} for {ledger.target}"]
@@ -30,7 +31,7 @@ def render_text(ledger: Ledger) -> str:
         )
     lines += [f"  {line}" for line in summary(ledger)]
     lines += [f"  note: {note}" for note in ledger.notes]
-    return "\n".join(lines)
+    return block(lines)
 
 
 _NUMBERS = ("MFLOP", "ms", "dense", "gain")

@@ -116,6 +116,8 @@ class Context:
     """Numbers of the pass that is running, for the report; the manager empties it before each."""
     layer_seconds: dict[str, float] = field(default_factory=dict)
     """How long each layer took, by weight; apart from the records, which are always the same."""
+    resumed: int = 0
+    """Layers that a killed run had solved: apart from the statistics for the same reason."""
     progress: Callable[..., Iterator[Any]] = _no_progress
     work_dir: Path | None = None
     """Where a killed run leaves what the next one can go on with."""

@@ -105,7 +105,8 @@ class VerifyEach(Instrument):
     def after_pass(self, step: Step) -> None:
         if step.changed == Effects.NONE:
             return
-        found = self._problems(step.model, step.context)
+        assert step.changed is not None
+        found = self._problems(step.model, step.context, step.changed)
         records = set(step.model.claims.keys())
         broken = _broken_records(found)
         stale = broken & self._stale
@@ -121,8 +122,10 @@ class VerifyEach(Instrument):
         if problems:
             raise InternalError(problems)
 
-    def _problems(self, model: Model, context: Context) -> list[Diagnostic]:
-        problems = verify(model, self._interface)
+    def _problems(
+        self, model: Model, context: Context, changed: Effects = Effects.STRUCTURE
+    ) -> list[Diagnostic]:
+        problems = verify(model, self._interface, changed=changed)
         if problems or not len(model.claims):
             return problems
         from onnx24.analysis.invariants import broken_claims

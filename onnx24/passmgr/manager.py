@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx24.analysis.cache import AnalysisCache
 from onnx24.diagnostics import Diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.fingerprint import Fingerprint
-from onnx24.ir.model import Model
+from onnx24.ir.model import Generations, Model, Snapshot
 from onnx24.layerwise.resources import Resources
 from onnx24.passmgr.base import Context, Mark, Pass, SiteRecord
 from onnx24.passmgr.guard import Guard, Stage
@@ -43,7 +44,6 @@ STOP_AFTER_KEY = "onnx24.stop-after"
 made the model."""
 
 _KINDS = (Effects.WEIGHTS, Effects.STRUCTURE)
-_ALL = Effects.WEIGHTS | Effects.STRUCTURE
 _NOT_OUR_FAULT = (InputError, NotMetError, BackendError, MemoryError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,9 +53,9 @@ class PassRun:
     """One pass of a finished run.
 
     changed: from the fingerprints. seconds: of `Pass.run` alone. layer_seconds: of those layers
-    that took any, by weight. peak_bytes: the process's peak
-    resident size during the pass [bytes], where `Timing` measured it. rolled_back: the guard took
-    it back.
+    that took any, by weight. resumed: layers that an earlier run had solved. peak_bytes: the
+    process's peak resident size during the pass [bytes], where `Timing` measured it. rolled_back:
+    the guard took it back.
     """
 
     name: str
@@ -65,6 +65,7 @@ class PassRun:
     peak_bytes: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     layer_seconds: dict[str, float] = field(default_factory=dict)
+    resumed: int = 0
     rolled_back: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +79,8 @@ class PassRun:
             out["peak_bytes"] = self.peak_bytes
         if self.layer_seconds:
             out["layer_seconds"] = dict(self.layer_seconds)
+        if self.resumed:
+            out["resumed"] = self.resumed
         if self.rolled_back:
             out["rolled_back"] = True
         if self.statistics:
@@ -110,6 +113,7 @@ def run(
     guard: Guard | None = None,
     work_dir: Path | None = None,
     resources: Resources | None = None,
+    analyses: AnalysisCache | None = None,
     site_limit: int | None = None,
     progress: Callable[..., Any] | None = None,
     reproducer_dir: Path | None = Path(),
@@ -120,7 +124,7 @@ def run(
     guard: takes passes back that don't keep the function and say that they do.
     site_limit: transform no more than so many sites; see `Context.admit`.
     work_dir: where passes keep what a killed run can go on with. resources: memory, threads and
-    where layers are solved; nothing in it changes the result.
+    where layers are solved; nothing in it changes the result. analyses: what is known already.
     reproducer_dir: where a reproducer folder goes after an internal error; None for nowhere.
     Raises: InputError O24-026; InputError, NotMetError, BackendError as passes raise them;
     InternalError for everything else that goes wrong, with `.reproducer`. Afterwards the model is
@@ -134,6 +138,8 @@ def run(
     )
     if resources is not None:
         context.resources = resources
+    if analyses is not None:
+        context.analyses = analyses
     if progress is not None:
         context.progress = progress
     hooks = [*instruments, VerifyEach()] if verify else list(instruments)
@@ -212,7 +218,7 @@ class _Line:
         step = Step(index, instance, model, context)
         mark, snapshot, before = context.mark(), model.snapshot(), self.state
         try:
-            self.state = _run_pass(step, self.hooks, self.state)
+            self.state = _run_pass(step, self.hooks, snapshot, self.state)
         except BaseException as err:
             model.restore(snapshot)
             failure = self._failure(self.pipeline.rest(index), mark)
@@ -271,12 +277,15 @@ class _Line:
         )
 
 
-def _run_pass(step: Step, hooks: Sequence[Instrument], before: Fingerprint) -> Fingerprint:
-    """Run one pass inside its hooks. Returns: the fingerprint afterwards."""
+def _run_pass(
+    step: Step, hooks: Sequence[Instrument], start: Snapshot, before: Fingerprint
+) -> Fingerprint:
+    """Run one pass inside its hooks. start, before: the model in front of it. Returns: the
+    fingerprint afterwards."""
     model, context = step.model, step.context
-    context.statistics, context.layer_seconds = {}, {}
+    context.statistics, context.layer_seconds, context.resumed = {}, {}, 0
     context.enter(step.instance)
-    generations = model.generation_key(_ALL)
+    generations = model.generations
     with ExitStack() as stack:
         for hook in hooks:
             hook.before_pass(step)
@@ -284,7 +293,8 @@ def _run_pass(step: Step, hooks: Sequence[Instrument], before: Fingerprint) -> F
         begin = time.perf_counter()
         step.instance.run(model, context)
         step.seconds = time.perf_counter() - begin
-        after = _fingerprint(step)
+        # What a reference names never changes, so the same document is the same model.
+        after = before if model.snapshot().proto == start.proto else _fingerprint(step)
         step.changed = before.changed(after)
         _check_effects(step, generations)
     return after
@@ -300,6 +310,7 @@ def _finished(step: Step) -> PassRun:
         peak_bytes=step.peak_bytes,
         statistics=step.context.statistics,
         layer_seconds=step.context.layer_seconds,
+        resumed=step.context.resumed,
     )
 
 
@@ -327,7 +338,7 @@ def _fingerprint(step: Step) -> Fingerprint:
         raise InternalError.of("O24-806", message) from err
 
 
-def _check_effects(step: Step, generations: tuple[int, ...]) -> None:
+def _check_effects(step: Step, before: Generations) -> None:
     """Raises: InternalError O24-901."""
     assert step.changed is not None
     if undeclared := step.changed & ~step.instance.touches():
@@ -336,13 +347,11 @@ def _check_effects(step: Step, generations: tuple[int, ...]) -> None:
             f"pass {step.name!r} changed {_names(undeclared)}, and declares to change "
             f"{_names(step.instance.touches())}",
         )
-    # Source: generation_key's order is (structure, weights).
-    structure, weights = (
-        old != new for old, new in zip(generations, step.model.generation_key(_ALL), strict=True)
-    )
-    touched = (Effects.STRUCTURE if structure else Effects.NONE) | (
-        Effects.WEIGHTS if weights else Effects.NONE
-    )
+    after, touched = step.model.generations, Effects.NONE
+    if (after.graph, after.metadata) != (before.graph, before.metadata):
+        touched |= Effects.STRUCTURE
+    if after.weights != before.weights:
+        touched |= Effects.WEIGHTS
     if untold := step.changed & ~touched:
         raise InternalError.of(
             "O24-901",

@@ -8,6 +8,7 @@
 | `onnx24.source.sha256` | of the input file |
 | `onnx24.source.data.sha256` | of its data files, where it has any |
 | `onnx24.origin.sha256` | of the first input, where the input was itself made by onnx24 |
+| `onnx24.origin.data.sha256` or `….checksum` | of its data files, where it had any |
 | `onnx24.calibration.sha256` | of the calibration samples, where some were used |
 | `onnx24.held-out.sha256` | of the samples held out of them, of every step that held some out |
 | `onnx24.report.sha256` | of what the report says of passes and weights (docs/report.md) |
@@ -57,6 +58,8 @@ TARGET_KEY = "onnx24.target"
 SOURCE_KEY = "onnx24.source.sha256"
 SOURCE_DATA_KEY = "onnx24.source.data.sha256"
 ORIGIN_KEY = "onnx24.origin.sha256"
+ORIGIN_DATA_KEY = "onnx24.origin.data.sha256"
+ORIGIN_DATA_SUM_KEY = "onnx24.origin.data.checksum"
 REPORT_KEY = "onnx24.report.sha256"
 CONTENT_KEY = "onnx24.content.sha256"
 SOURCE_DATA_SUM_KEY = "onnx24.source.data.checksum"
@@ -65,6 +68,9 @@ CONTENT_SUM_KEY = "onnx24.content.checksum"
 FAST_FROM_BYTES = 1 << 30
 """Values from which a record is fast by default: sha256 of what is read and written takes 1.3 s of
 CPU a GiB (decision D41)."""
+
+_OF_AN_INPUT = ("sha256", "data.sha256", "data.checksum")
+"""What is recorded of an input, after `onnx24.source.` and `onnx24.origin.`."""
 
 Strength = Literal["full", "fast", "off"]
 STRENGTHS = ("auto", "full", "fast", "off")
@@ -82,6 +88,8 @@ class Provenance:
     source_sha256: str = ""
     source_data_sha256: str = ""
     origin_sha256: str = ""
+    origin_data_sha256: str = ""
+    origin_data_checksum: str = ""
     calibration_sha256: str = ""
     held_out: str = ""
     report_sha256: str = ""
@@ -127,6 +135,8 @@ _KEYS = {
     "source_sha256": SOURCE_KEY,
     "source_data_sha256": SOURCE_DATA_KEY,
     "origin_sha256": ORIGIN_KEY,
+    "origin_data_sha256": ORIGIN_DATA_KEY,
+    "origin_data_checksum": ORIGIN_DATA_SUM_KEY,
     "calibration_sha256": FITTED_KEY,
     "held_out": HELD_OUT_KEY,
     "report_sha256": REPORT_KEY,
@@ -198,14 +208,15 @@ def record(
     fast record `DataRanges.checksum`, of the input."""
     metadata = model.metadata
     held_out = [*metadata.get(HELD_OUT_KEY, "").split(), held_out_sha256]
-    earlier = metadata.get(ORIGIN_KEY) or metadata.get(SOURCE_KEY)
+    first = "origin" if metadata.get(ORIGIN_KEY) else "source"
+    origin = {part: metadata.get(f"onnx24.{first}.{part}", "") for part in _OF_AN_INPUT}
     entries = {
         VERSION_KEY: __version__,
         TARGET_KEY: target,
         SOURCE_KEY: source_sha256,
         SOURCE_DATA_KEY: "" if fast else source_data,
         SOURCE_DATA_SUM_KEY: source_data if fast else "",
-        ORIGIN_KEY: earlier or "",
+        **{f"onnx24.origin.{part}": value for part, value in origin.items()},
         FITTED_KEY: calibration_sha256,
         HELD_OUT_KEY: " ".join(dict.fromkeys(filter(None, held_out))),
         REPORT_KEY: report_sha256,

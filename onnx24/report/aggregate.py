@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 from onnx24.codes import CODES
 from onnx24.diagnostics import Diagnostic
+from onnx24.lines import Block, block
 
 _SHOWN_PER_CODE = 3
 
 
-def aggregate(items: Iterable[Diagnostic], *, shown: int = _SHOWN_PER_CODE) -> list[str]:
+def aggregate(items: Iterable[Diagnostic], *, shown: int = _SHOWN_PER_CODE) -> list[Block]:
     """One text per diagnostic, errors first; of a code that repeats only the first few, then how
     many more there are. A hint is given once per code."""
     groups: dict[tuple[int, str], list[Diagnostic]] = {}
@@ -23,10 +24,14 @@ def aggregate(items: Iterable[Diagnostic], *, shown: int = _SHOWN_PER_CODE) -> l
             lines = item.render().split("\n", 1)
             hint = lines[1] if len(lines) > 1 and lines[1] not in said else ""
             said.add(hint)
-            texts.append(f"{lines[0]}\n{hint}" if hint else lines[0])
+            texts.append(block([lines[0], Block(hint)] if hint else [lines[0]]))
         if len(group) > shown:
             texts.append(
-                f"{group[0].severity}: … and {len(group) - shown} more: "
-                f"{CODES[code].title} ({code})"
+                block(
+                    [
+                        f"{group[0].severity}: … and {len(group) - shown} more: "
+                        f"{CODES[code].title} ({code})"
+                    ]
+                )
             )
     return texts

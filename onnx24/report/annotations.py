@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from onnx24.codes import CODES
 from onnx24.diagnostics import Diagnostic, Severity
+from onnx24.lines import shown
 from onnx24.report.checked import Checked
 
 _COMMANDS = {Severity.NOTE: "notice", Severity.WARNING: "warning", Severity.ERROR: "error"}
@@ -30,12 +31,12 @@ def render_annotations(results: Sequence[Checked]) -> str:
 def _message(finding: Diagnostic) -> str:
     place = str(replace(finding.where, file=""))
     text = f"{place}: {finding.message}" if place else finding.message
-    return _escaped(f"{text}\n{finding.hint}" if finding.hint else text)
+    return _escaped([text, *finding.hint.split("\n")] if finding.hint else [text])
 
 
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+def _escaped(lines: list[str]) -> str:
+    return "%0A".join(shown(line).replace("%", "%25") for line in lines)
 
 
 def _property(text: str) -> str:
-    return _escaped(text).replace(":", "%3A").replace(",", "%2C")
+    return _escaped([text]).replace(":", "%3A").replace(",", "%2C")

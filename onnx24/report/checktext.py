@@ -9,15 +9,16 @@ from typing import Any
 
 from onnx24 import __version__
 from onnx24.codes import CODES
+from onnx24.lines import Block, block
 from onnx24.report.aggregate import aggregate
 from onnx24.report.checked import Checked
 from onnx24.report.jsontext import plain
-from onnx24.report.table import WIDTH, printable, share_text
+from onnx24.report.table import WIDTH, share_text
 
 _ORDER = ("met", "not met", "refused", "backend missing", "internal error")
 
 
-def render_text(results: Sequence[Checked], *, explain: bool = False) -> str:
+def render_text(results: Sequence[Checked], *, explain: bool = False) -> Block:
     """A verdict and the findings for each model, then a summary where there are several."""
     parts = [_one(result) for result in results]
     if explain:
@@ -25,10 +26,10 @@ def render_text(results: Sequence[Checked], *, explain: bool = False) -> str:
         parts += [_explained(code) for code in codes]
     if len(results) > 1:
         parts.append(_summary(results))
-    return printable("\n".join(parts) + "\n")
+    return block(parts)
 
 
-def _one(result: Checked) -> str:
+def _one(result: Checked) -> Block:
     verdict = "met" if result.met else "NOT met"
     if result.problem:
         verdict = f"not judged ({result.status})"
@@ -41,13 +42,13 @@ def _one(result: Checked) -> str:
         )
     if result.accepted:
         lines.append(f"  {len(result.accepted)} findings are accepted by the baseline")
-    return "\n".join(lines)
+    return block(lines)
 
 
-def _explained(code: str) -> str:
+def _explained(code: str) -> Block:
     entry = CODES[code]
     text = f"{code} {entry.title}: {entry.explanation}"
-    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return block(textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    "))
 
 
 def _summary(results: Sequence[Checked]) -> str:

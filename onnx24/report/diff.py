@@ -28,6 +28,7 @@ from onnx24.ir.packed import unpacked
 from onnx24.ir.scopes import node_label
 from onnx24.ir.shapes import ValueType, value_type
 from onnx24.ir.text import type_text
+from onnx24.lines import Block, block, paragraphs
 from onnx24.report.jsontext import Document, plain
 from onnx24.report.table import number_text, table
 
@@ -347,10 +348,10 @@ def _chunks(old: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
         yield old[part].astype(wide), new[part].astype(wide)
 
 
-def render_diff(result: ModelDiff, *, shown: int = _SHOWN) -> str:
+def render_diff(result: ModelDiff, *, shown: int = _SHOWN) -> Block:
     """The difference as text: a section for each kind, long ones cut."""
     if result.is_empty:
-        return "the models are equal"
+        return block(["the models are equal"])
     parts = []
     for name in ("header", "interface", "metadata", "nodes", "initializers"):
         changes: Sequence[Change] = getattr(result, name)
@@ -371,12 +372,10 @@ def render_diff(result: ModelDiff, *, shown: int = _SHOWN) -> str:
             for change in result.values[:shown]
         ]
         header = ("initializer", "type", "changed", "max abs", "rel L2", "zeros", "mask", "2:4")
-        parts.append(
-            f"values ({len(result.values)})\n"
-            + table(header, rows, right=(2, 3, 4, 5, 6))
-            + _more(len(result.values), shown)
-        )
-    return "\n\n".join(parts)
+        found = table(header, rows, right=(2, 3, 4, 5, 6))
+        title = f"values ({len(result.values)})"
+        parts.append(block([title, found, *_more(len(result.values), shown)]))
+    return paragraphs(parts)
 
 
 def pattern_text(is_24: tuple[bool | None, bool | None]) -> str:
@@ -387,9 +386,9 @@ def pattern_text(is_24: tuple[bool | None, bool | None]) -> str:
     return before if before == after else f"{before} → {after}"
 
 
-def _section(name: str, lines: Sequence[str], shown: int) -> str:
-    return f"{name} ({len(lines)})\n" + "\n".join(lines[:shown]) + _more(len(lines), shown)
+def _section(name: str, lines: Sequence[str], shown: int) -> Block:
+    return block([f"{name} ({len(lines)})", *lines[:shown], *_more(len(lines), shown)])
 
 
-def _more(count: int, shown: int) -> str:
-    return f"\n  … and {count - shown} more (--json lists all)" if count > shown else ""
+def _more(count: int, shown: int) -> list[str]:
+    return [f"  … and {count - shown} more (--json lists all)"] if count > shown else []

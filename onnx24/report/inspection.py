@@ -21,6 +21,7 @@ from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.text import dtype_name
 from onnx24.ir.weights import element_count, payload_bytes
+from onnx24.lines import Block, block
 from onnx24.report.jsontext import Document, plain
 from onnx24.report.model import NO_PRODUCT
 from onnx24.report.table import WIDTH, cut, shape_text, share_text, table
@@ -230,7 +231,7 @@ _EXAMPLES = 3
 """Weights of a code that are named below the table, unless all are asked for."""
 
 
-def render_inspection(found: Inspection, *, show_all: bool = False, width: int = WIDTH) -> str:
+def render_inspection(found: Inspection, *, show_all: bool = False, width: int = WIDTH) -> Block:
     """A table of the weights, how many of the eligible ones are 2:4, and why the others are none.
 
     show_all: biases and the like as well, the readers of each weight, and every reason.
@@ -248,7 +249,7 @@ def render_inspection(found: Inspection, *, show_all: bool = False, width: int =
         if code != "O24-101":
             for text in _refusals(found, code, count, show_all):
                 lines += textwrap.wrap(f"  {text}", width, subsequent_indent=" " * 8)
-    return "\n".join(lines)
+    return block(lines)
 
 
 def _table(rows: Sequence[WeightRow], width: int) -> list[str]:

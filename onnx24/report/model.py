@@ -316,7 +316,7 @@ def build_report(
         entry = dict(item.to_json())
         timing: dict[str, Any] = {
             key: entry.pop(key)
-            for key in ("seconds", "layer_seconds", "peak_bytes")
+            for key in ("seconds", "layer_seconds", "resumed", "peak_bytes")
             if key in entry
         }
         passes.append(entry)

@@ -65,7 +65,7 @@ _QDQ = {
     "type": "a Q or DQ uses a type that TensorRT does not take, such as UINT8 (O24-631)",
     "fp8": "a Q or DQ is FP8, which the target has no kernels for (O24-255)",
     "scale": "a scale is 0, negative or NaN (O24-250)",
-    "domain": "a Q or DQ is that of com.microsoft (O24-251)",
+    "domain": "a Q or DQ is not ONNX's own, but of com.microsoft or trt (O24-251)",
     "constant": "a quantized constant is a scalar, or read by something else than DQ (O24-252, "
     "O24-253)",
     "int4": "an INT4 weight stands beside an INT8 activation where that fails (O24-254)",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnx24.lines import Block, block, printable
+
 WIDTH = 100
 _GAP = "  "
 
@@ -18,7 +20,7 @@ def table(
     whole: Sequence[int] = (),
     indent: int = 2,
     width: int = WIDTH,
-) -> str:
+) -> Block:
     """A header line and one line a row, without a final newline.
 
     right: columns aligned to the right. These and `whole` are never shortened; the widest of the
@@ -43,17 +45,7 @@ def table(
             for i, (text, size) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(" " * indent + _GAP.join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def printable(text: str, keep: str = "\n") -> str:
-    """The text with control characters but `keep` written out: a model's names must not steer a
-    terminal, or break a table."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return block(lines)
 
 
 def shorten(text: str, width: int) -> str:

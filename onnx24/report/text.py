@@ -10,6 +10,7 @@ from typing import Any
 
 from onnx24.codes import CODES
 from onnx24.diagnostics import Severity
+from onnx24.lines import Block, block, paragraphs
 from onnx24.passmgr.base import SiteRecord
 from onnx24.report.aggregate import aggregate
 from onnx24.report.limits import LimitResult
@@ -30,14 +31,14 @@ _DIGITS = re.compile(r"(\d+)")
 # --- the report -------------------------------------------------------------------------------
 
 
-def render_text(report: Report) -> str:
+def render_text(report: Report) -> Block:
     """The whole report; nothing is wider than 100 columns unless a single word is."""
     parts = [_head(report), _passes(report), _weights(report), _solved(report), _refusals(report)]
     parts += [_comparison(report), _backend(report), _warnings(report)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return paragraphs(parts)
 
 
-def _head(report: Report) -> str:
+def _head(report: Report) -> Block:
     target = report.target
     rows = [
         ("input", f"{report.source.file}  {_identity(report.source)}"),
@@ -71,7 +72,7 @@ def _head(report: Report) -> str:
         wrapped = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
         lines.append(f"  {label.ljust(width)}  {wrapped[0] if wrapped else ''}")
         lines += [indent + line for line in wrapped[1:]]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def _output(report: Report) -> str:
@@ -97,7 +98,7 @@ def _coverage(report: Report) -> str:
     )
 
 
-def _passes(report: Report) -> str:
+def _passes(report: Report) -> Block:
     times = report.run.get("passes", [])
     rows = []
     names = [entry["pass"] for entry in report.passes]
@@ -105,6 +106,8 @@ def _passes(report: Report) -> str:
     for i, entry in enumerate(report.passes):
         seconds = times[i].get("seconds") if i < len(times) else None
         numbers = statistics_text(entry.get("statistics", {}))
+        if resumed := times[i].get("resumed") if i < len(times) else None:
+            numbers += f", resumed {resumed}"
         did = [step for step in _all_records(report) if step.pass_name == entry["pass"]]
         what = textwrap.wrap(numbers or _actions(did), room) or [""]
         changed = "+".join(entry["changed"]) or "nothing"
@@ -113,8 +116,9 @@ def _passes(report: Report) -> str:
         rows.append((entry["pass"], "–" if seconds is None else f"{seconds:.2f}", changed, what[0]))
         rows += [("", "", "", more) for more in what[1:]]
     if not rows:
-        return ""
-    return "passes\n" + table(("pass", "seconds", "changed", "what"), rows, right=(1,))
+        return Block()
+    header = ("pass", "seconds", "changed", "what")
+    return block(["passes", table(header, rows, right=(1,))])
 
 
 def _all_records(report: Report) -> Iterator[SiteRecord]:
@@ -128,7 +132,7 @@ def _actions(records: Sequence[SiteRecord]) -> str:
     return ", ".join(f"{action} {count}" for action, count in counts.items())
 
 
-def _weights(report: Report) -> str:
+def _weights(report: Report) -> Block:
     """Weights with the same fate, and names that differ in numbers only, share a line."""
     shown = [line for line in report.weights if not line.is_bystander]
     hidden = len(report.weights) - len(shown)
@@ -148,13 +152,11 @@ def _weights(report: Report) -> str:
         )
         for lines in groups.values()
     ]
-    text = ""
-    if rows:
-        text = "weights\n" + table(("weight", "n", "shape", "dtype", *columns), rows, right=(1,))
+    header = ("weight", "n", "shape", "dtype", *columns)
+    lines: list[str] = [table(header, rows, right=(1,))] if rows else []
     if hidden:
-        others = f"  {hidden} other initializers: no matrix product's weight ({_NO_PRODUCT})"
-        text = f"{text}\n{others}" if text else f"weights\n{others}"
-    return text
+        lines.append(f"  {hidden} other initializers: no matrix product's weight ({_NO_PRODUCT})")
+    return block(["weights", *lines] if lines else [])
 
 
 _NO_PRODUCT = "O24-110"
@@ -186,7 +188,7 @@ def _fate(line: WeightLine, pass_name: str) -> str:
     return "/".join(said)
 
 
-def _solved(report: Report) -> str:
+def _solved(report: Report) -> Block:
     """The layers that were solved on calibration data: what they err on held-back samples, beside
     what magnitude would; the worst first."""
     found = [
@@ -206,36 +208,38 @@ def _solved(report: Report) -> str:
         for line, step in found[:_SOLVED_SHOWN]
     ]
     if not rows:
-        return ""
+        return Block()
     heads = ("layer", "rows", "K", "error", "by magnitude", "energy kept")
-    text = "output error of each solved layer, on held-back samples\n"
-    text += table(heads, rows, right=(1, 2, 3, 4, 5))
-    more = len(found) - len(rows)
-    return f"{text}\n  … and {more} better ones (all are in the JSON report)" if more else text
+    title = "output error of each solved layer, on held-back samples"
+    lines = [title, table(heads, rows, right=(1, 2, 3, 4, 5))]
+    if more := len(found) - len(rows):
+        lines.append(f"  … and {more} better ones (all are in the JSON report)")
+    return block(lines)
 
 
 _SOLVED_SHOWN = 12
 
 
-def _refusals(report: Report) -> str:
+def _refusals(report: Report) -> Block:
     """What was refused, counted by code, with a reason."""
     refused = [r for r in _all_records(report) if r.action == "refused" and r.code != _NO_PRODUCT]
     groups: dict[tuple[str, str], list[SiteRecord]] = {}
     for record in refused:
         groups.setdefault((record.code, record.pass_name), []).append(record)
     if not groups:
-        return ""
+        return Block()
     rows = [
         (code, pass_name, str(len(records)), CODES[code].title, _example(records))
         for (code, pass_name), records in sorted(groups.items())
     ]
-    return "refused\n" + table(
+    found = table(
         ("code", "pass", "n", "why", "for instance"),
         rows,
         right=(2,),
         whole=(3,),  # "… is not a multiple of 4" must not lose its "not"
         prose=(4,),
     )
+    return block(["refused", found])
 
 
 def _example(records: Sequence[SiteRecord]) -> str:
@@ -243,14 +247,14 @@ def _example(records: Sequence[SiteRecord]) -> str:
     return f"{record.weight or record.node}: {record.reason}" if record.reason else record.weight
 
 
-def _comparison(report: Report) -> str:
+def _comparison(report: Report) -> Block:
     if report.comparison is None:
-        return ""
-    text = render_comparison(report.comparison)
-    return f"{text}\n\n{render_limits(report.limits)}" if report.limits else text
+        return Block()
+    limits = render_limits(report.limits) if report.limits else ""
+    return paragraphs([render_comparison(report.comparison), limits])
 
 
-def render_limits(limits: Sequence[LimitResult]) -> str:
+def render_limits(limits: Sequence[LimitResult]) -> Block:
     """Every limit with the worst output under it."""
     rows = [
         (
@@ -263,12 +267,11 @@ def render_limits(limits: Sequence[LimitResult]) -> str:
         )
         for r in limits
     ]
-    return "limits\n" + table(
-        ("limit", "measured", "required", "output", "runs", ""), rows, right=(1,)
-    )
+    header = ("limit", "measured", "required", "output", "runs", "")
+    return block(["limits", table(header, rows, right=(1,))])
 
 
-def render_comparison(comparison: Mapping[str, Any]) -> str:
+def render_comparison(comparison: Mapping[str, Any], of: str = "") -> Block:
     """The document of a numeric comparison as a table."""
     rows = [
         (
@@ -284,20 +287,20 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         for out in comparison["outputs"]
     ]
     header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1", "runs")
-    title = f"original and result on {comparison['samples']} samples"
-    return f"{title}\n" + table(header, rows, right=(2, 3, 4, 5, 6, 7))
+    title = f"{of}original and result on {comparison['samples']} samples"
+    return block([title, table(header, rows, right=(2, 3, 4, 5, 6, 7))])
 
 
 def _float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _backend(report: Report) -> str:
+def _backend(report: Report) -> Block:
     backend = report.backend
     if backend is None:
-        return ""
+        return Block()
     if "error" in backend:
-        return f"engine\n  none: {backend['backend']} failed, see the error below"
+        return block(["engine", f"  none: {backend['backend']} failed, see the error below"])
     seconds = report.run.get("backend", {}).get("seconds")
     lines = [
         f"  {backend['engine']}  {bytes_text(backend['engine_bytes'])}",
@@ -307,7 +310,7 @@ def _backend(report: Report) -> str:
     ]
     for note in backend.get("diagnostics", ()):
         lines += _wrapped(f"  {note['severity']}: {note['message']} ({note['code']})", "    ")
-    return "engine\n" + "\n".join(lines)
+    return block(["engine", *lines])
 
 
 def sparse_layers(sparsity: Mapping[str, Any]) -> str:
@@ -321,13 +324,13 @@ def sparse_layers(sparsity: Mapping[str, Any]) -> str:
     return f"{len(eligible or ())} eligible for sparse kernels, {len(chosen or ())} chosen"
 
 
-def _warnings(report: Report) -> str:
+def _warnings(report: Report) -> Block:
     texts = "\n".join(aggregate(report.at_least(Severity.WARNING)))
     lines = []
     for line in texts.splitlines():
         indent = "  " if not line.startswith(" ") else "    "
         lines += _wrapped(line, indent) or [line]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

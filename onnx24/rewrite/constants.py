@@ -10,7 +10,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from onnx24.effects import Effects
 from onnx24.ir import ops
-from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import scopes
@@ -34,7 +34,7 @@ class ConstantNode:
 def constant_nodes(model: Model) -> Iterator[ConstantNode]:
     """The Constant nodes that can be initializers. Not so strings, large sparse tensors, and
     values that are an output."""
-    outputs = Index.of(model.proto).graph_outputs
+    outputs = model.index().graph_outputs
     for scope in list(scopes(model.proto)):
         graph = scope.graph
         if not isinstance(graph, GraphProto):

@@ -7,7 +7,7 @@ from onnx import GraphProto, NodeProto
 
 from onnx24.effects import Effects
 from onnx24.ir import ops
-from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import is_in_function, scopes
@@ -17,7 +17,7 @@ from onnx24.rewrite.edits import delete_at
 def dead_nodes(model: Model) -> list[NodeSite]:
     """Nodes whose results nothing reads; those in front of them are dead once they are removed.
     Unknown operators may have effects that no output shows: they stay, as local functions do."""
-    index = Index.of(model.proto)
+    index = model.index()
     needed = {
         site
         for site in index.nodes
@@ -50,7 +50,7 @@ def _lies_in(scope: str, site: NodeSite) -> bool:
 
 def unused_initializers(model: Model) -> list[ValueKey]:
     """Initializers that nothing reads, and that are neither output nor input."""
-    index = Index.of(model.proto)
+    index = model.index()
     return [
         key
         for key in index.initializers
@@ -62,8 +62,7 @@ def unused_initializers(model: Model) -> list[ValueKey]:
 
 def remove_initializers(model: Model, keys: set[ValueKey]) -> None:
     """Remove initializers, and what is claimed of them."""
-    for key in keys:
-        model.claims.discard(key)
+    model.claims.discard(*keys)
     for scope in scopes(model.proto):
         if not isinstance(scope.graph, GraphProto):
             continue

@@ -20,7 +20,7 @@ from onnx24.analysis.folding import can_fold
 from onnx24.analysis.forms import is_product
 from onnx24.effects import Effects
 from onnx24.errors import InputError
-from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.ops import is_onnx, op
@@ -61,7 +61,7 @@ class Expressions:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.index = Index.of(model.proto)
+        self.index = model.index()
         self._made: dict[ValueKey, NodeSite] = {}
         """Constant values that nodes compute."""
         self._shapes: ShapeTable | None = None

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto
 from onnx24.analysis.folding import can_fold, fold
 from onnx24.effects import Effects
 from onnx24.ir import ops
-from onnx24.ir.index import Index, NodeSite
+from onnx24.ir.index import NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import is_in_function
@@ -35,7 +35,7 @@ class Folds:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.index = Index.of(model.proto)
+        self.index = model.index()
         self.folded: list[NodeSite] = []
         self._alias: dict[ValueKey, str] = {}
         self._replaced: set[ValueKey] = set()

@@ -32,7 +32,7 @@ class Identities:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.index = Index.of(model.proto)
+        self.index = model.index()
         self.removals: list[Removal] = []
         self._alias: dict[ValueKey, str] = {}
 

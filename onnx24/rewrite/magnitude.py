@@ -109,8 +109,10 @@ class Magnitude:
             clean = Violations(element_count(tensor) // 4, 0, None)
             self._model.weights.remember(tensor, stride, clean)
         # The tensor of a Constant node is an attribute, which is structure.
-        is_constant = verdict.key in self._found.constants
-        self._model.touch(Effects.STRUCTURE if is_constant else Effects.WEIGHTS)
+        if verdict.key in self._found.constants:
+            self._model.touch(Effects.STRUCTURE)
+        else:
+            self._model.touch(Effects.WEIGHTS, values_of=verdict.key)
         return {
             "zeros": sum(part.before.zeros for part in said),
             "energy_kept": share,

@@ -118,8 +118,7 @@ def pack_weights(model: Model, sites: list[Candidate]) -> list[tuple[Candidate, 
         del graph.initializer[at]
         done.append((site, ValueKey(site.key.scope, inputs[0]), arrays.nbytes))
     model.touch(Effects.STRUCTURE | Effects.WEIGHTS)
-    for site, key, _ in done:
-        model.claims.move(site.key, key)
+    model.claims.move_all((site.key, key) for site, key, _ in done)
     return done
 
 

@@ -3,7 +3,8 @@
     uint8 q, zero point z   =   int8 q - 128, zero point z - 128      (saturation moves along)
     DQ(int32 bias)          =   a float constant
     scale [1]               =   a scalar
-    com.microsoft's Q, DQ   =   ONNX's
+    com.microsoft's Q, DQ   =   ONNX's; so are TensorRT's TRT_FP8QuantizeLinear, …
+    Q, Clip, DQ             =   Clip, Q, DQ     (of floats, and none where Q saturates so)
     Mul(Cast(int8), scale)  =   DQ(int8, scale)
 
 These are exact. `symmetric` is not: the zero point becomes 0 and the step wide enough for the
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from onnx24.analysis.crossing import COMMUTING, is_qdq
+from onnx24.analysis.crossing import COMMUTING, is_qdq, is_trt_fp8, qdq_kind
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
@@ -75,6 +77,7 @@ class Repairs:
             yield from self._folded_constants()
             yield from self._float_biases()
             yield from self._explicit_zero_points()
+            yield from self._saturated()
             yield from self._signed()
             yield from self._scalars()
             if symmetric:
@@ -89,7 +92,7 @@ class Repairs:
 
     # --- the repairs -----------------------------------------------------------------------
     def _standard(self) -> Iterator[Repair]:
-        """Q and DQ of com.microsoft as ONNX's, where the model's opset has their types.
+        """Q and DQ of com.microsoft and TensorRT as ONNX's, where the opset has their types.
 
         *Source:* onnxruntime/docs/ContribOperators.md; ONNX: an axis from opset 13 on, scales of 16
         bits from 19, other integers than these from 21.
@@ -99,6 +102,10 @@ class Repairs:
             if not is_qdq(node) or ops.is_onnx(node) or len(node.inputs) < 2:
                 continue
             scale = self._values(node.inputs[1])
+            if is_trt_fp8(node):
+                if scale is not None and opset >= 19 and self._admit(label(node)):
+                    yield self._fp8(node, scale)
+                continue
             made = self._made_type(node) if is_qdq(node, _Q) else None
             kind = self._dtype(node.inputs[2]) if len(node.inputs) > 2 else made
             kind = kind or self._dtype(node.inputs[0])
@@ -116,6 +123,25 @@ class Repairs:
                 node.attrs.pop("axis", None)
             reason = "com.microsoft's is ONNX's now"
             yield Repair(label(node), node.op, self._graph.scope, reason, code="O24-258")
+
+    def _fp8(self, node: gs.Node, scale: np.ndarray) -> Repair:
+        """TensorRT's FP8 Q or DQ, which says its type by its name, as ONNX's."""
+        was, node.op, node.domain = node.op, qdq_kind(node), ""
+        if scale.size == 1:
+            scale = scale.reshape(())
+            node.attrs.pop("axis", None)
+        else:
+            node.attrs.setdefault("axis", 0)
+        zeros = np.zeros(scale.shape, ml_dtypes.float8_e4m3fn)
+        source, given = node.inputs[:2]
+        parameters = (f"{given.name}_fp8", scale), ("zero_point_fp8", zeros)
+        node.inputs.clear()
+        node.inputs.extend([source, *(self._parameter(*each) for each in parameters)])
+        if ops.is_onnx(node, _Q):
+            node.outputs[0].dtype = zeros.dtype
+        return Repair(
+            label(node), node.op, self._graph.scope, f"{was} is ONNX's now", code="O24-258"
+        )
 
     def _integer_weights(self) -> Iterator[Repair]:
         """int8 → Cast → Sub? → Mul by a constant scale, as DequantizeLinear. Exact: 8 bits, and
@@ -271,6 +297,111 @@ class Repairs:
             else:
                 node.inputs.append(zero)
             yield self._repair(node, f"its zero point of 0 is written out, as {dtype}")
+
+    def _saturated(self) -> Iterator[Repair]:
+        """Q → Clip → DQ as Q → DQ of INT8 and zero point 0, where that says the same: Q saturates
+        as the Clip does, or a Clip of the floats does before it. Rounding is monotone and maps the
+        float bounds, which are whole steps, on the integer ones, so that this is exact."""
+        for q in self._quantizers(_Q):
+            clip = self._only_clip(q)
+            if clip is None:
+                continue
+            if self._values(q.inputs[0]) is not None:
+                if self._clips_nothing(q, clip) and self._admit(label(clip)):
+                    name = label(clip)
+                    redirect(clip.outputs[0], q.outputs[0])
+                    self._drop_unread(clip.outputs[0])
+                    reason = "no integer of the weight lies beyond the Clip, which is gone"
+                    yield Repair(name, "Clip", self._graph.scope, reason)
+                continue
+            form = self._saturation(q, clip)
+            if form is None or not self._admit(label(clip)):
+                continue
+            (low, high), readers, scale = form
+            if low is not None or high is not None:
+                self._clip(q, low, high)
+            zero = self._parameter("zero_point", np.zeros(scale.shape, np.int8))
+            for node in (q, *readers):
+                node.inputs[2] = zero
+            for dq in readers:
+                dq.inputs[0] = q.outputs[0]
+            q.attrs.pop("output_dtype", None)
+            q.outputs[0].dtype = np.dtype(np.int8)
+            name = label(clip)
+            self._drop_unread(clip.outputs[0])
+            reason = "the Clip between Q and DQ is what INT8 saturates to now"
+            yield Repair(name, "Clip", self._graph.scope, reason)
+
+    def _clips_nothing(self, q: gs.Node, clip: gs.Node) -> bool:
+        stored = self._quantized(q)
+        bounds = [self._values(tensor) if tensor.name else None for tensor in clip.inputs[1:3]]
+        known = all(
+            b is not None or not t.name for b, t in zip(bounds, clip.inputs[1:3], strict=True)
+        )
+        if stored is None or not known or id(clip.outputs[0]) in self._shown:
+            return False
+        low, high = (*bounds, None, None)[:2]
+        return bool(np.array_equal(np.clip(stored, low, high), stored))
+
+    def _only_clip(self, q: gs.Node) -> gs.Node | None:
+        """The Clip that alone reads what a Q makes."""
+        value = q.outputs[0]
+        if id(value) in self._shown or len(value.outputs) != 1:
+            return None
+        (node,) = value.outputs
+        here = any(each is node for each in self._graph.nodes)
+        return node if here and ops.is_onnx(node, "Clip") and node.inputs[0] is value else None
+
+    def _saturation(
+        self, q: gs.Node, clip: gs.Node
+    ) -> tuple[tuple[float | None, float | None], list[gs.Node], np.ndarray] | None:
+        """((bounds that floats have to be clipped to, None where Q saturates there), the DQ, their
+        scale); None where that is not the same."""
+        scale = self._values(q.inputs[1])
+        zero = self._values(q.inputs[2]) if len(q.inputs) > 2 else None
+        readers = self._readers(clip)
+        if scale is None or zero is None or zero.dtype not in (np.int8, np.uint8) or not readers:
+            return None
+        if scale.size != 1 or scale.dtype != np.float32 or not float(scale.reshape(())) > 0:
+            return None
+        if not all(self._same_parameters(q, dq) for dq in readers):
+            return None
+        info, bounds = np.iinfo(zero.dtype), []
+        for position, whole in ((1, info.min), (2, info.max)):
+            given = clip.inputs[position] if len(clip.inputs) > position else None
+            bound = np.array(whole) if given is None or not given.name else self._values(given)
+            if bound is None or bound.size != 1:
+                return None
+            bounds.append(int(bound.item()) - int(zero.reshape(-1)[0]))
+        low, high = bounds
+        if not -128 <= low <= 0 <= high <= 127:
+            return None
+        floats: list[float | None] = []
+        for steps, edge in ((low, -128), (high, 127)):
+            real = np.float32(steps) * scale.reshape(()).astype(np.float32)
+            if np.rint(real / scale.reshape(())) != steps:
+                return None
+            is_needless = steps == edge or (
+                edge < 0 and not low and self._is_not_negative(q.inputs[0])
+            )
+            floats.append(None if is_needless else float(real))
+        return (floats[0], floats[1]), readers, scale
+
+    def _clip(self, q: gs.Node, low: float | None, high: float | None) -> None:
+        """Clip what a Q quantizes; a Relu where it is at 0 alone, which TensorRT fuses."""
+        if low == 0 and high is None:
+            self._clip_below(q)
+            return
+        source = q.inputs[0]
+        name = fresh(self._graph, f"{source.name}_clipped")
+        value = gs.Variable(name, source.dtype, source.shape)
+        bounds = [
+            gs.Variable.empty() if bound is None else self._parameter("bound", np.float32(bound))
+            for bound in (low, high)
+        ]
+        node = gs.Node("Clip", fresh(self._graph, f"{name}_Clip"), {}, [source, *bounds], [value])
+        q.inputs[0] = value
+        insert_before(self._graph, q, [node])
 
     def _signed(self) -> Iterator[Repair]:
         """uint8 as int8. A Q and its readers change together; so does a constant's DQ."""

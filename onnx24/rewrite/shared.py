@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from onnx24.analysis.weight_uses import WeightUses
-from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 
@@ -55,16 +54,15 @@ def move_claims_of_products(
         return
     model.claims.update([new for _, new in moving])
     found = uses()
-    for old, _ in moving:
-        if old not in found.uses or not found.products(old):
-            model.claims.discard(old)
+    left = (old for old, _ in moving if old not in found.uses or not found.products(old))
+    model.claims.discard(*left)
 
 
 def move_claims(model: Model, sites: Sequence[WeightSite]) -> None:
     """A constant that only a body reads is defined there now."""
     if not model.claims.keys():
         return
-    index = Index.of(model.proto)
+    index = model.index()
     claimed = set(model.claims.keys())
     for site in sites:
         new = index.resolve(site.name, site.scope)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto
 
 from onnx24.analysis.eligibility import Verdict
-from onnx24.analysis.weight_uses import FOLLOWED, WeightUse, WeightUses
+from onnx24.analysis.weight_uses import WeightUse, WeightUses, followed
 from onnx24.effects import Effects
-from onnx24.ir import ops
 from onnx24.ir.index import NodeSite, Use
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -198,14 +197,14 @@ class _Tree:
         node = use.site.proto
         if id(use) in self._known or (id(node), use.input) in self._wanted:
             return []
-        if ops.op(node) not in FOLLOWED or use.input != 0:
+        if not followed(node) or use.input != 0:
             return []
         return self._found.index.consumers(node.output[0], use.site.scope)
 
     def _shown(self, use: Use) -> set[int]:
         """A value that leaves a body belongs to the rest, which keeps the names."""
         node = use.site.proto
-        if ops.op(node) not in FOLLOWED or use.input != 0:
+        if not followed(node) or use.input != 0:
             return set()
         shown = ValueKey(use.site.scope, node.output[0]) in self._found.index.graph_outputs
         return {_REST} if shown else set()

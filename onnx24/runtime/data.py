@@ -21,7 +21,6 @@ import hashlib
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from onnx24.errors import InputError
-from onnx24.ir.index import Index
+from onnx24.ir.archives import UNREADABLE, Header, headers, reading
 from onnx24.ir.model import Model
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 from onnx24.runtime.sizes import concrete_shapes
@@ -45,18 +44,6 @@ Feeds = dict[str, np.ndarray]
 ROWS_PER_RUN = 16
 BYTES_PER_RUN = 1 << 20
 """Rows of a dynamic batch are grouped into runs until one of the two is reached."""
-
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What zipfile and numpy.lib.format raise for files that are cut, encrypted, pickled or garbage."""
 
 
 class Calibration:
@@ -320,42 +307,15 @@ class SampleSource(abc.ABC):
 
 
 # --- one .npz ------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Header:
-    """Of one array whose samples are stacked along the first axis. In an archive: its member, and
-    where its values begin in that [bytes]."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    member: str = ""
-    fortran: bool = False
-    start: int = 0
-
-
 def _headers(path: Path) -> dict[str, Header]:
     """Name → header of every array of an `.npz`; no values are read.
 
     Raises: InputError O24-030.
     """
-    found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read(file)
-                    if dtype.hasobject:
-                        raise ValueError(f"{member} holds Python objects (a pickle)")
-                    name = member.removesuffix(".npy")
-                    found[name] = Header(shape, dtype, member, fortran, file.tell())
-    except _UNREADABLE as err:
+        return headers(path)
+    except UNREADABLE as err:
         raise unreadable(str(path), f"expected a numpy .npz archive: {err}") from err
-    return found
 
 
 @dataclass(frozen=True)
@@ -500,7 +460,7 @@ class Stacked(SampleSource):
                 parts = [
                     readers[spec.name].read(int(s[0]) * rows, len(s) * rows) for s in stretches
                 ]
-            except _UNREADABLE as err:
+            except UNREADABLE as err:
                 raise unreadable(self.description, f"{spec.name!r}: {err}") from err
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if spec.name in self._plan.whole:
@@ -535,7 +495,7 @@ class _Archive(Stacked):
                 for s in self.specs
                 if s.name in self._headers
             }
-        except _UNREADABLE as err:
+        except UNREADABLE as err:
             raise unreadable(self.description, str(err)) from err
 
 
@@ -550,7 +510,7 @@ class _Rows:
         self._file: IO[bytes] | None = None
         if header.fortran and len(header.shape) > 1:
             # Its rows are not contiguous in the file.
-            with np.load(path, allow_pickle=False) as arrays:
+            with reading(path) as arrays:
                 self._whole = arrays[header.member.removesuffix(".npy")]
         else:
             self._file = stack.enter_context(archive.open(header.member))
@@ -581,9 +541,9 @@ class _Archives(SampleSource):
         self.units = len(paths)
         given: set[str] = set()
         for path in paths:
-            headers = _headers(path)
-            given |= headers.keys()
-            check_run(str(path), {n: (h.dtype, h.shape) for n, h in headers.items()}, specs)
+            found = _headers(path)
+            given |= found.keys()
+            check_run(str(path), {n: (h.dtype, h.shape) for n, h in found.items()}, specs)
         self._names = tuple(s.name for s in specs if s.name in given)
 
     @property
@@ -598,9 +558,9 @@ class _Archives(SampleSource):
         for unit in units:
             path = self._paths[unit]
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                with reading(path) as arrays:
                     yield {name: native(arrays[name], by_name[name]) for name in arrays.files}
-            except _UNREADABLE as err:
+            except UNREADABLE as err:
                 raise unreadable(str(path), str(err)) from err
 
 
@@ -714,7 +674,7 @@ class _Random(SampleSource):
         for spec in self._specs:
             if spec.element == TensorProto.STRING:
                 raise unreadable(text, f"input {spec.name!r} takes strings; pass real samples")
-        index = Index.of(model.proto)
+        index = model.index()
         self._bounds = {
             s.name: index_bound(model, index, s.name) or 2
             for s in self._specs

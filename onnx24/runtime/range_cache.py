@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE
+from onnx24.ir.files import atomic_write
+from onnx24.ir.inputs import protect
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import tensors
 from onnx24.quant.calibrators import Range
@@ -49,26 +52,18 @@ class RangeCache:
         """Raises: InputError O24-223 for a file that cannot be read or is neither format."""
         try:
             text = Path(path).read_text(encoding="utf-8")
+            protect(path)
             return _from_json(text) if _is_json(path) else _from_tensorrt(text)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        except UNREADABLE as err:
             reason = os.strerror(err.errno) if isinstance(err, OSError) and err.errno else str(err)
             raise InputError.of("O24-223", f"no cache of ranges: {reason}", file=str(path)) from err
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it, whole or not at all. Raises: InputError O24-223."""
-        target = Path(path)
+        """Write it, whole or not at all. Raises: InputError O24-040, O24-041, O24-223."""
         text = self.to_json() if _is_json(path) else self.to_tensorrt()
-        scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, target)
-        except OSError as err:
-            reason = os.strerror(err.errno) if err.errno else str(err)
-            raise InputError.of(
-                "O24-223", f"it cannot be written: {reason}", file=str(path)
-            ) from err
-        finally:
-            scratch.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(text.encode("utf-8"))
+        protect(path)
 
     def check(self, path: str, *, model: str, data: str | None, options: Mapping[str, Any]) -> None:
         """That the ranges are of this model, these samples (None: there are none) and these

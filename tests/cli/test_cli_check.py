@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx
 import pytest
 from cli_support import document, invoke, onnx24
@@ -168,6 +169,29 @@ def test_a_second_run_keeps_the_origin(work: Path, model_path: Path) -> None:
     assert document(invoke("verify-provenance", "two.onnx", "--input", "one.onnx", "--json"))[
         "verified"
     ]
+
+
+@pytest.mark.parametrize("strengths", [("full", "fast"), ("fast", "full"), ("full", "full")])
+def test_the_origin_is_its_data_files_too(
+    work: Path, model_path: Path, strengths: tuple[str, str]
+) -> None:
+    """Weights times 3 passed as the same origin."""
+    onnx.save(
+        onnx.load("m.onnx"), "big.onnx", save_as_external_data=True, location="d", size_threshold=9
+    )
+    made = [("prune24", "big.onnx", "one.onnx"), ("cast16", "one.onnx", "two.onnx")]
+    made.append(("equalize", "two.onnx", "three.onnx"))
+    for (name, model, out), strength in zip(made, (*strengths, "full"), strict=True):
+        assert invoke(name, model, "-o", out, "--provenance", strength).exit_code == 0
+    for last in ("two.onnx", "three.onnx"):
+        asked = ("verify-provenance", last, "--input", "big.onnx")
+        result = invoke(*asked)
+        assert result.exit_code == 0, result.stdout
+        kept = (work / "d").read_bytes()
+        (work / "d").write_bytes((3 * np.frombuffer(kept, np.float32)).tobytes())
+        result = invoke(*asked)
+        assert result.exit_code == 1 and "the data files of big.onnx" in result.stdout
+        (work / "d").write_bytes(kept)
 
 
 def test_calibration_is_recorded(work: Path, model_path: Path) -> None:

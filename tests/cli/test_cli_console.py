@@ -11,6 +11,7 @@ import pytest
 
 from onnx24.cli import console as console_module
 from onnx24.cli.console import Console
+from onnx24.lines import Block
 
 
 class Terminal(io.StringIO):
@@ -77,8 +78,8 @@ def test_no_terminal_no_bar(
 
 def test_text_goes_to_stderr_where_stdout_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     Console(stdout_is_taken=True).report("hello", {"a": 1})
-    Console().report("hello\n", {"a": 1})
+    Console().report(Block("hello"), {"a": 1})
     Console(as_json=True, stdout_is_taken=True).report("hello", {"a": float("inf")})
     captured = capsys.readouterr()
-    assert captured.err == "hello\n"
+    assert captured.err == Block("hello")
     assert captured.out == 'hello\n{\n  "a": "inf"\n}\n'

@@ -163,3 +163,44 @@ def test_nodes_of_one_name_are_told_apart_and_run_meanwhile():
     assert [node.name for node in model.proto.graph.node] == ["n", "n_2", "n_3", "n_4"]
     assert "O24-346" in [d.code for d in result.diagnostics]
     assert np.array_equal(Session(Model.from_bytes(model.to_bytes())).run({"x": x})["y"], before)
+
+
+def test_a_location_that_leads_back_into_the_folder_is_written_beside_the_output(tmp_path):
+    """`../in/x` is inside for a model in `in`, and outside for one in any other folder."""
+    w = _external(tmp_path / "in")
+    proto = onnx.load(tmp_path / "in" / "model.onnx", load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../in/model.onnx_data"
+    (tmp_path / "in" / "model.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / "model.onnx_data").rename(tmp_path / "data")
+    (tmp_path / "in" / "model.onnx_data").hardlink_to(tmp_path / "data")
+    Model.load(tmp_path / "in" / "model.onnx").save(tmp_path / "out" / "o.onnx")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["o.onnx", "o.onnx.data"]
+    (tmp_path / "in").rename(tmp_path / "gone")
+    assert np.array_equal(Model.load(tmp_path / "out" / "o.onnx").weights["w"], w)
+
+
+def test_a_model_saved_under_the_name_of_its_data_keeps_both(tmp_path):
+    w = _external(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "model.onnx_data"
+    Model.load(tmp_path / "in" / "model.onnx").save(target)
+    assert np.array_equal(Model.load(target).weights["w"], w)
+
+
+def test_nothing_stays_of_a_model_that_cannot_be_written(tmp_path):
+    _external(tmp_path / "in", "model.onnx")
+    proto = onnx.load(tmp_path / "in" / "model.onnx", load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "a/b/data"
+    (tmp_path / "in" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "model.onnx_data").rename(tmp_path / "in" / "a" / "b" / "data")
+    (tmp_path / "in" / "model.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "out" / "o.onnx").mkdir(parents=True)
+    with pytest.raises(InputError) as refused:
+        Model.load(tmp_path / "in" / "model.onnx").save(tmp_path / "out" / "o.onnx")
+    assert refused.value.code == "O24-040"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["o.onnx"]

@@ -316,7 +316,7 @@ def test_what_another_selection_solved_is_not_taken(tmp_path):
         model = mlp()
         data = data_for(tmp_path, model, x=x)
         model, result = compiled(model, "prune24", data, work_dir=work_dir, site_limit=limit)
-        return model.to_bytes(), result.passes[-1].statistics.get("resumed", 0)
+        return model.to_bytes(), result.passes[-1].resumed
 
     run(work, 2)
     assert run(work) == (run(None)[0], 0)

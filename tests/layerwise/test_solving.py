@@ -398,14 +398,14 @@ def test_a_run_goes_on_with_the_layers_it_has(tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in (kept[0], kept[2])}
     model = mlp()
     model, result = compiled(model, "prune24", data_for(tmp_path, model, x=x), work_dir=work)
-    assert result.passes[-1].statistics["resumed"] == 2
+    assert result.passes[-1].resumed == 2
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert digest(model) == digest(wanted)
     other = mlp()
     _, result = compiled(
         other, "prune24{method=obs}", data_for(tmp_path, other, x=x), work_dir=work
     )
-    assert "resumed" not in result.passes[-1].statistics
+    assert not result.passes[-1].resumed
 
 
 KILLED = """
@@ -443,7 +443,7 @@ def test_killed_in_the_middle(tmp_path):
     model, result = compiled(
         model, "prune24", data_for(tmp_path, model, x=x), work_dir=tmp_path / "work"
     )
-    assert 2 <= result.passes[-1].statistics["resumed"] < 6
+    assert 2 <= result.passes[-1].resumed < 6
     wanted = mlp(layers=6)
     compiled(wanted, "prune24", data_for(tmp_path, wanted, x=x))
     assert digest(model) == digest(wanted)

@@ -12,14 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-BASE = {"errors", "codes", "diagnostics", "effects", "redact"}
+BASE = {"errors", "codes", "diagnostics", "effects", "lines", "redact"}
 
 # Layer → what it may import of onnx24, besides itself. "passmgr.base" allows that module only.
 BELOW_PASSMGR = {*BASE, "ir", "analysis", "sparsity", "quant", "targets", "runtime", "layerwise"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": {"codes", "diagnostics"},
+    "errors": {"codes", "diagnostics", "lines"},
     "codes": set(),
-    "diagnostics": {"codes"},
+    "diagnostics": {"codes", "lines"},
+    "lines": set(),
     "effects": set(),
     "redact": set(),
     "sparsity": {"errors"},
@@ -40,9 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {*BELOW_PASSMGR, "report", "gate"},
     "recovery": {*BELOW_PASSMGR, "passmgr"} - {"layerwise"},
     "torch": {*BELOW_PASSMGR, "passmgr", "recovery"} - {"layerwise"},
+    "tuning": {*BELOW_PASSMGR, "passmgr", "report", "backends", "ledger"},
     "driver": {
         *BELOW_PASSMGR,
-        *("passmgr", "report", "backends", "ledger", "gate", "recovery"),
+        *("passmgr", "report", "backends", "ledger", "gate", "recovery", "tuning"),
     },
     "cli": {
         *BELOW_PASSMGR,

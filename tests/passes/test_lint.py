@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import importlib.util
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 
 from onnx24 import targets
+from onnx24.analysis.cache import AnalysisCache
+from onnx24.analysis.weight_uses import WeightUses
 from onnx24.backends import Profile, get
 from onnx24.backends.onnx_file import OnnxFile
 from onnx24.errors import BackendError, NotMetError
@@ -533,3 +536,73 @@ def test_what_a_builder_reads_otherwise_is_said(given, text, said, tmp_path):
     product(text, **given).save(tmp_path / "m.onnx")
     warnings = OnnxFile.read(tmp_path / "m.onnx").warnings()
     assert [warning.code for warning in warnings] == said
+
+
+@pytest.mark.parametrize(
+    ("zero", "low", "high", "source", "left"),
+    [
+        (I8(0), -128, 127, "Tanh(x)", []),
+        (I8(0), -127, 127, "Tanh(x)", ["Clip"]),  # Brevitas, narrow range
+        (U8(0), 0, 127, "Relu(x)", []),  # PyTorch, reduce_range
+        (U8(0), 0, 127, "Tanh(x)", ["Relu"]),
+        (U8(64), 0, 100, "Tanh(x)", ["Clip"]),
+        (I8(-128), -128, -1, "Relu(x)", []),
+    ],
+)
+def test_a_clip_between_quantizers_is_what_int8_saturates_to(zero, low, high, source, left):
+    text = """g (float[N, 32] x) => (float[N, 24] y) {
+      a = SOURCE q = QuantizeLinear(a, s, z) c = Clip(q, lo, hi) d = DequantizeLinear(c, s, z)
+      wd = DequantizeLinear<axis = 1>(w, ws, wz) [fc] y = Gemm(d, wd, b)
+    }""".replace("SOURCE", source)
+    kind = type(zero)
+    model = product(text, s=F32(0.0107), z=zero, lo=kind(low), hi=kind(high))
+    assert "O24-636" in found(model)
+    fix(model)
+    assert not found(model)
+    ops = [node.op_type for node in model.proto.graph.node]
+    assert ops[1 : ops.index("QuantizeLinear")] == left
+
+
+@pytest.mark.parametrize(("low", "stays"), [(-127, False), (-50, True)])
+def test_a_clip_of_a_weights_integers_goes_where_it_does_nothing(low, stays):
+    text = FLOAT_BIAS.replace(
+        "wd = DequantizeLinear<axis = 1>(w,",
+        "wq = QuantizeLinear<axis = 1>(w, ws, wz) wc = Clip(wq, lo, hi)\n"
+        "  wd = DequantizeLinear<axis = 1>(wc,",
+    )
+    weight = array((32, 24))
+    scale = np.abs(weight).max(axis=0) / F32(127)
+    model = product(text, w=weight, ws=scale, lo=I8(low), hi=I8(127))
+    fix(model)
+    assert ("Clip" in [node.op_type for node in model.proto.graph.node]) == stays
+
+
+@pytest.mark.parametrize("text", ["canonicalize", "lint{fix}"])
+def test_tensorrts_own_fp8_nodes_become_onnxs(text):
+    values = {"s": F32(0.03), "z": np.zeros((), ml_dtypes.float8_e4m3fn)}
+    model = build(
+        """g (float[N, 16] x) => (float[N, 12] y) {
+          q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+          wq = QuantizeLinear(w, s, z) wd = DequantizeLinear(wq, s, z) y = MatMul(d, wd)
+        }""",
+        opset=19,
+        ir=9,
+        w=array((16, 12)),
+        **values,
+    )
+    want = outputs(model)
+    for node in model.proto.graph.node:
+        if "Linear" in node.op_type:
+            node.op_type, node.domain = f"TRT_FP8{node.op_type}", "trt"
+            del node.input[2:]
+    model.proto.opset_import.append(onnx.helper.make_opsetid("trt", 1))
+    model = Model.from_proto(model.proto)
+    fp8 = targets.load("sm89-rtx1")
+    assert set(found(model, fp8)) == {"O24-251", "O24-634"}
+    assert "O24-255" in found(model)
+    (line,) = WeightUses.compute(model, AnalysisCache()).products(ValueKey("", "w"))
+    assert line.eligible
+    result = run(model, parse(text), target=fp8, reproducer_dir=None)
+    assert codes(result).count("O24-258") == 4 and set(found(model, fp8)) == {"O24-634"}
+    for got, expected in zip(outputs(model), want, strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -183,7 +183,8 @@ def test_junit_has_a_case_for_each_rule() -> None:
 def test_junit_survives_names_that_xml_cannot_hold() -> None:
     root = ElementTree.fromstring(render_junit((HOSTILE_ONE,)))
     failure = root[0][1].find("failure")
-    assert failure is not None and "\N{REPLACEMENT CHARACTER}" in (failure.text or "")
+    assert failure is not None and "\N{REPLACEMENT CHARACTER}" in (failure.get("message") or "")
+    assert "\\x1b[31m\\x00" in (failure.text or "")
 
 
 # --- annotations ------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_annotations_are_one_line_each() -> None:
     ]
     assert lines[0].startswith("::error file=models/a model.onnx,title=O24-611 2%3A4 coverage")
     hostile = render_annotations((HOSTILE_ONE,))
-    assert hostile.count("\n") == 1 and "%0D%0A" in hostile
+    assert hostile.count("\n") == 1 and "\\r\\n" in hostile
     assert hostile.split("::")[1].count(",") == 1, "a comma in a name would end the property"
 
 
@@ -211,7 +212,7 @@ def test_text_has_a_verdict_for_each_and_a_summary() -> None:
     assert "a model.onnx: policy p.toml NOT met" in text
     assert "b.onnx: policy p.toml met" in text
     assert "c.onnx: policy p.toml not judged (refused)" in text
-    assert text.endswith("4 models: 2 met, 1 not met, 1 refused\n")
+    assert text.endswith("4 models: 2 met, 1 not met, 1 refused")
     assert "1 findings are accepted" in text
     assert "coverage too low: Less of what" in render_text(ALL, explain=True)
 

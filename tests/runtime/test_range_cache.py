@@ -58,7 +58,7 @@ def test_other_files_are_refused(name, text, why, tmp_path):
     assert why in str(caught.value)
     with pytest.raises(InputError, match="O24-223"):
         RangeCache.load(tmp_path / "absent")
-    with pytest.raises(InputError, match="O24-223"):
+    with pytest.raises(InputError, match="O24-040"):
         cache().save(tmp_path / "no" / "folder.json")
 
 

@@ -1,0 +1,499 @@
+"""`tune`: the cheapest model within a limit, layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx24 import targets
+from onnx24.driver.compiling import PathLike, compile
+from onnx24.driver.effort import DEFAULT_MEMORY, Effort
+from onnx24.driver.models import ModelLike, load
+from onnx24.driver.progress import ProgressLike, reporter
+from onnx24.driver.result import Result, Rows
+from onnx24.driver.samples import (
+    DataLike,
+    LimitsLike,
+    ShapesLike,
+    limits_of,
+    load_samples,
+    profiles_of,
+    split_of,
+)
+from onnx24.driver.usage import usage
+from onnx24.errors import InputError, NotMetError
+from onnx24.ir.model import External, Model
+from onnx24.ledger.model_layers import layers_of
+from onnx24.passmgr import manager
+from onnx24.passmgr.base import Pass
+from onnx24.passmgr.pipeline import Pipeline, parse
+from onnx24.report.limits import Limit, check_limits, named_values
+from onnx24.report.table import table
+from onnx24.runtime.compare import compare
+from onnx24.targets.gpus import gpu_of
+from onnx24.tuning.costs import DENSE, OBJECTIVES, UNITS, Unit, units_of
+from onnx24.tuning.search import Options, Point, choose, front
+from onnx24.tuning.sensitivity import Losses, Sensitivity, only
+
+if TYPE_CHECKING:
+    from onnx24.runtime.data import Calibration
+    from onnx24.targets import Target
+
+MINUTES = 30.0
+SHARE = 0.6
+"""Of the time, for measuring layers; what is left is for choosing and for the final model."""
+DEFAULT_TOP1, DEFAULT_SQNR, FEWEST = 0.01, 20.0, 100
+"""Where no limit is given: labels that may change, for classifiers with so many samples to judge
+by; decibels for all others."""
+FIT = 0.75
+"""Of the samples that are not held out: what layers are fitted to. The others judge them."""
+TRIES = 4
+"""How often the final model is made anew, with a stricter choice, where it misses the limit on the
+samples held out."""
+_BOUNDS_DB = (60, 50, 45, 40, 36, 33, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 3, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What was chosen and why. objective: what costs mean, in `unit`; all costs are estimates.
+    layers: one row a weight: form, why, the losses and costs of all its forms. front: rows of cost
+    against predicted loss. cost, dense_cost: of the choice and of the dense model. evaluations:
+    whole models that were judged; looks: how often the samples held out were used."""
+
+    objective: str
+    unit: str
+    limits: tuple[str, ...]
+    layers: Rows
+    front: Rows
+    cost: float
+    dense_cost: float
+    evaluations: int
+    looks: int
+    unmeasured: tuple[str, ...] = ()
+
+    @property
+    def saving(self) -> float:
+        """Share of the dense model's estimated cost that is saved."""
+        return 1 - self.cost / self.dense_cost if self.dense_cost else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        document = {**vars(self), "saving": self.saving, "estimate": True}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in document.items()}
+
+    def page(self, model: str) -> str:
+        """The front drawn, and the layers, as one HTML file."""
+        from onnx24.tuning.page import render_front
+
+        return render_front(
+            model, self.summary(), self.front, self.layers, self.objective, self.unit
+        )
+
+    def summary(self) -> str:
+        """The choice in a few lines."""
+        counts: dict[str, int] = {}
+        for row in self.layers:
+            counts[row["form"]] = counts.get(row["form"], 0) + 1
+        said = ", ".join(f"{count} {form}" for form, count in sorted(counts.items()))
+        lines = [
+            f"chosen for {', '.join(self.limits)}: {said}",
+            f"  {self.objective} of the layers, ESTIMATED from data-sheet rates: {self.cost:.4g} "
+            f"{self.unit}, dense {self.dense_cost:.4g} ({100 * self.saving:.0f} % less)",
+            f"  {self.evaluations} models were judged; the samples held out were used {self.looks} "
+            f"time{'s' if self.looks != 1 else ''}",
+        ]
+        if self.unmeasured:
+            count = len(self.unmeasured)
+            lines.append(f"  time was up for {count} layers, which stay dense; --time gives more")
+        return "\n".join(lines)
+
+    def render(self) -> str:
+        """The summary and two tables."""
+        lines = [self.summary()]
+        rows = [
+            (
+                row["weight"],
+                row["form"],
+                f"{row['cost']:.3g}",
+                f"{row['dense_cost']:.3g}",
+                row["why"],
+            )
+            for row in self.layers
+        ]
+        header = ("weight", "form", "cost", "dense", "why")
+        lines.append(table(header, rows, right=(2, 3), prose=(4,)))
+        points = [
+            (
+                f"{row['sqnr_db']:.1f}",
+                f"{row['cost']:.4g}",
+                f"{100 * row['saving']:.0f} %",
+                "chosen" if row["chosen"] else "",
+            )
+            for row in self.front
+        ]
+        header = ("predicted dB", f"cost [{self.unit}]", "saving", "")
+        lines.append(table(header, points, right=(0, 1, 2)))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TuneResult(Result):
+    """A tuned model; `tuning` says what was chosen for each layer, and why."""
+
+    tuning: Tuning = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as docs/report.md describes it, with `tuning`."""
+        return {**super().to_dict(), "tuning": self.tuning.to_json()}
+
+
+def tune(
+    model: ModelLike,
+    *,
+    calib: DataLike,
+    limit: LimitsLike = None,
+    objective: str = "latency",
+    time: float | str = MINUTES * 60,
+    output: PathLike | None = None,
+    target: str | targets.Target = targets.DEFAULT,
+    gpu: str | None = None,
+    preset: str | None = None,
+    shapes: ShapesLike = None,
+    seed: int = 0,
+    external: External = "auto",
+    memory: str | int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    executor: str = "local",
+    work_dir: PathLike | None = None,
+    progress: ProgressLike = None,
+) -> TuneResult:
+    """Choose for each layer dense or 2:4, and 16-bit floats or INT8, so that the model is as cheap
+    as can be within a limit.
+
+    Every layer is measured by itself in each form that the target has kernels for, on real samples
+    that it was not fitted to; the choice is exact over what these losses predict; models are then
+    judged whole, and the final one on samples that nothing was fitted to and nothing chosen by.
+
+    calib: real samples (docs/api.md says in which forms), 16 at least. limit: `{"top1": 0.01}`,
+    `{"sqnr": 20}`, as `max_drop` of `compile`; by default 1 % of the labels for classifiers, 20 dB
+    for other models. objective: "latency", "size" or "energy-proxy", estimated from data-sheet
+    rates of `gpu`. time: what it may take, seconds or text such as "30min"; layers that save most
+    come first. preset: whose passes are used, by default that of the target. work_dir: keeps what
+    was measured, for a run that goes on.
+
+    Raises: as `compile`; InputError O24-043 for too few samples; NotMetError, with `.result`, where
+    even the strictest choice misses the limit on the samples held out.
+
+    >>> import numpy as np, onnx24
+    >>> from onnx24.testing.generate import mlp
+    >>> rows = {"x": np.random.default_rng(0).standard_normal((256, 64), np.float32)}
+    >>> result = onnx24.tune(mlp([64, 64, 32]), calib=rows, limit={"sqnr": 10})
+    >>> result.tuning.saving > 0, [row["weight"] for row in result.tuning.layers]
+    (True, ['fc0.weight', 'fc1.weight'])
+    """
+    ends = clock.monotonic() + _seconds(time)
+    begins = clock.monotonic()
+    if objective not in OBJECTIVES:
+        raise usage(f"objective {objective!r}", f"it is one of {', '.join(OBJECTIVES)}")
+    row = targets.load(target) if isinstance(target, str) else target
+    rates = gpu_of(row, gpu)
+    profiles = profiles_of(shapes)
+    shows = reporter(progress)
+    effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
+    source = load(model)
+    original = source.load()
+    data = load_samples(calib, original, profiles, seed)
+    split = split_of(data)
+    if data is None or split is None or not split.is_divided or data.is_random:
+        raise usage(
+            "tune needs 16 real samples or more, in runs that can be divided",
+            "pass --calib DATA with more samples; random ones say nothing",
+        )
+    fit, judge = split.fitted.split(FIT)
+    limits = limits_of(limit) or _default_limits(original, judge)
+    text = f"@{preset or targets.default_preset(row, calibrated=True)}"
+    steps = list(parse(text))
+    base = _base(source.load(), steps, row)
+    layers, _ = layers_of(base, row, profiles)
+    units = units_of(layers, row, rates, objective)
+    folder = effort.folder()
+    with tempfile.TemporaryDirectory(prefix="onnx24-") as scratch:
+        sensitivity = Sensitivity(
+            base,
+            prune=_step(steps, "prune24"),
+            quantize=_step(steps, "qdq"),
+            fit=fit,
+            judge=judge,
+            target=row,
+            cache=Path(scratch) / "ranges.json",
+            resources=effort.resources(),
+            saved=None if folder is None else folder / "tune.json",
+            key=_key(base, data, row, text),
+        )
+        limit_at = begins + SHARE * (ends - begins)
+        losses = sensitivity.measure(
+            units, progress=shows.progress, time_is_up=lambda: clock.monotonic() > limit_at
+        )
+        options = [_options(unit, losses) for unit in units]
+        search = _Search(units, options, sensitivity, base, judge, limits)
+        with shows.waiting("choosing forms"):
+            points = search.run(ends)
+    looks = 0
+    for tried, point in enumerate(points):
+        looks += 1
+        try:
+            made = compile(
+                source,
+                output=output,
+                pipeline=str(_pipeline(steps, units, point)),
+                calib=data,
+                max_drop=[str(each) for each in limits],
+                target=row,
+                shapes=shapes,
+                seed=seed,
+                external=external,
+                memory=memory,
+                workers=workers,
+                executor=executor,
+                work_dir=work_dir,
+                progress=progress,
+            )
+        except NotMetError as err:
+            if tried + 1 < len(points) or not isinstance(err.result, Result):
+                if isinstance(err.result, Result):
+                    continue
+                raise
+            tuning = _tuning(units, options, losses, point, limits, objective, search, looks)
+            err.result = _with(err.result, tuning)
+            raise
+        tuning = _tuning(units, options, losses, point, limits, objective, search, looks)
+        return _with(made, tuning)
+    raise AssertionError("the last point is the dense model")
+
+
+def _with(made: Result, tuning: Tuning) -> TuneResult:
+    kept = {item.name: getattr(made, item.name) for item in fields(Result)}
+    return TuneResult(**kept, tuning=tuning)
+
+
+def _seconds(time: float | str) -> float:
+    """Raises: InputError O24-043."""
+    text = str(time).strip()
+    for ending, factor in (("min", 60.0), ("h", 3600.0), ("s", 1.0), ("", 1.0)):
+        if text.endswith(ending):
+            try:
+                seconds = float(text.removesuffix(ending)) * factor
+            except ValueError:
+                break
+            if 0 < seconds < math.inf:
+                return seconds
+            break
+    raise usage(f"time {time!r}", "seconds, or a number with s, min or h, such as 30min")
+
+
+def _default_limits(model: Model, judge: Calibration) -> list[Limit]:
+    """See DEFAULT_TOP1."""
+    outputs = model.proto.graph.output
+    dims = outputs[0].type.tensor_type.shape.dim if len(outputs) == 1 else ()
+    if len(dims) == 2 and dims[1].dim_value > 1 and len(judge) >= FEWEST:
+        return [Limit("top1", DEFAULT_TOP1)]
+    return [Limit("sqnr", DEFAULT_SQNR)]
+
+
+_SHAPING = ("canonicalize", "upgrade-opset")
+
+
+def _base(model: Model, steps: Sequence[Pass], target: Target) -> Model:
+    """What layers are measured on: the model with those steps that give weights their names."""
+    shaping = tuple(step for step in steps if step.name in _SHAPING)
+    manager.run(model, Pipeline(shaping), target=target, reproducer_dir=None)
+    return model
+
+
+def _step(steps: Sequence[Pass], name: str) -> Pass:
+    found = next((step for step in steps if step.name == name), None)
+    if found is None:
+        from onnx24.passmgr import registry
+
+        return registry.get(name)()
+    return found
+
+
+def _key(base: Model, data: Calibration, target: Target, text: str) -> str:
+    from onnx24 import __version__
+
+    model = hashlib.sha256(base.to_bytes()).hexdigest()
+    parts = (__version__, target.name, text, data.digest(), model)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _options(unit: Unit, losses: Losses) -> Options:
+    measured = losses.of.get(unit.weight, {DENSE: 0.0})
+    return {
+        form: (unit.costs[form], loss)
+        for form, loss in measured.items()
+        if form in unit.costs and math.isfinite(loss)
+    }
+
+
+class _Search:
+    """Bounds on the predicted loss, tried on whole models."""
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        options: Sequence[Options],
+        sensitivity: Sensitivity,
+        base: Model,
+        judge: Calibration,
+        limits: Sequence[Limit],
+    ) -> None:
+        self._units, self._options, self._sensitivity = units, options, sensitivity
+        self._base, self._judge, self._limits = base, judge, limits
+        self._known: dict[tuple[str, ...], bool] = {}
+
+    @property
+    def evaluations(self) -> int:
+        return len(self._known)
+
+    def run(self, ends: float) -> list[Point]:
+        """The cheapest choice that met the limits, then stricter ones, the dense model last."""
+        bounds = [10 ** (-decibels / 10) for decibels in _BOUNDS_DB]
+        points = [choose(self._options, bound) for bound in bounds]
+        low, high = -1, len(points)  # low: met; high: not met
+        at = self._start()
+        while high - low > 1 and clock.monotonic() < ends:
+            if self._is_met(points[at]):
+                low = at
+            else:
+                high = at
+            step = 4 if low > -1 and high == len(points) else 0
+            at = min(low + step, len(points) - 1) if step else (low + high) // 2
+            at = max(at, low + 1) if low >= 0 else max(at, 0)
+            if at in (low, high):
+                break
+        kept = [points[low - back] for back in (0, 1, 3, 6)[:TRIES] if low - back >= 0]
+        dense = choose(self._options, 0.0)
+        return list(dict.fromkeys([*kept, dense]))
+
+    def _start(self) -> int:
+        """The bound that the limit itself suggests."""
+        decibels = max((x.bound for x in self._limits if x.metric == "sqnr"), default=DEFAULT_SQNR)
+        return next((i for i, db in enumerate(_BOUNDS_DB) if db <= decibels), 0)
+
+    def _is_met(self, point: Point) -> bool:
+        if point.forms not in self._known:
+            forms = zip(self._units, point.forms, strict=True)
+            chosen = {unit.weight: form for unit, form in forms if form != DENSE}
+            self._known[point.forms] = not chosen or self._holds(self._sensitivity.together(chosen))
+        return self._known[point.forms]
+
+    def _holds(self, model: Model) -> bool:
+        try:
+            found = compare(self._base, model, self._judge, also=named_values(self._limits))
+        except InputError:
+            return False
+        return all(r.met for r in check_limits(self._limits, found.outputs, found.names))
+
+
+def _pipeline(steps: Sequence[Pass], units: Sequence[Unit], point: Point) -> Pipeline:
+    """The preset's passes, each on the layers that it is to change; passes that would have "
+    "none go."""
+    forms = {unit.weight: form for unit, form in zip(units, point.forms, strict=True)}
+    sparse = [weight for weight, form in forms.items() if "sparse" in form]
+    int8 = [weight for weight, form in forms.items() if "int8" in form]
+    found: list[Pass] = []
+    for step in steps:
+        if step.name == "prune24":
+            found += [only(step, sparse)] if sparse else []
+        elif step.name == "qdq":
+            quiet = replace(step, min_agreement=0.0, min_output=0.0)  # type: ignore[call-arg]
+            found += [only(quiet, int8)] if int8 else []
+        elif step.name in ("fold-qdq", "smooth-quant"):
+            found += [step] if int8 and step.name == "fold-qdq" else []
+        elif step.name == "check24":
+            found += [step] if sparse else []
+        else:
+            found.append(step)
+    return Pipeline(tuple(found))
+
+
+def _tuning(
+    units: Sequence[Unit],
+    options: Sequence[Options],
+    losses: Losses,
+    point: Point,
+    limits: Sequence[Limit],
+    objective: str,
+    search: _Search,
+    looks: int,
+) -> Tuning:
+    dense_cost = sum(unit.costs[DENSE] for unit in units)
+    bounds = [10 ** (-decibels / 10) for decibels in _BOUNDS_DB]
+    points = front(options, [0.0, *bounds])
+    if point not in points:
+        points = sorted([*points, point], key=lambda p: p.loss)
+    return Tuning(
+        objective=objective,
+        unit=UNITS[objective],
+        limits=tuple(map(str, limits)),
+        layers=Rows(
+            _row(unit, form, losses) for unit, form in zip(units, point.forms, strict=True)
+        ),
+        front=Rows(
+            {
+                "loss": p.loss,
+                "sqnr_db": p.sqnr_db,
+                "cost": p.cost,
+                "saving": 1 - p.cost / dense_cost if dense_cost else 0.0,
+                "chosen": p == point,
+            }
+            for p in points
+        ),
+        cost=point.cost,
+        dense_cost=dense_cost,
+        evaluations=search.evaluations,
+        looks=looks,
+        unmeasured=tuple(losses.unmeasured),
+    )
+
+
+def _row(unit: Unit, form: str, losses: Losses) -> dict[str, Any]:
+    measured: Mapping[str, float] = losses.of.get(unit.weight, {})
+    return {
+        "weight": unit.weight,
+        "nodes": list(unit.nodes),
+        "form": form,
+        "why": _why(unit, form, losses),
+        "cost": unit.costs[form],
+        "dense_cost": unit.costs[DENSE],
+        "costs": dict(unit.costs),
+        "losses": dict(measured),
+    }
+
+
+def _why(unit: Unit, form: str, losses: Losses) -> str:
+    if unit.weight in losses.unmeasured:
+        return "not measured: time was up"
+    measured = losses.of.get(unit.weight, {})
+    refused = losses.refused.get(unit.weight, {})
+    parts = []
+    for other in ("sparse", "int8"):
+        if other in refused:
+            parts.append(f"no {other}: {refused[other]}")
+        elif other in measured and other not in form:
+            loss = measured[other]
+            said = "lost an output" if math.isinf(loss) else f"{_decibels(loss)} dB"
+            parts.append(f"{other} alone would give {said}")
+    if form != DENSE and measured.get(form, 0.0) > 0:
+        parts.insert(0, f"{_decibels(measured[form])} dB alone")
+    return "; ".join(parts)
+
+
+def _decibels(loss: float) -> str:
+    return f"{-10 * math.log10(loss):.1f}" if loss > 0 else "∞"

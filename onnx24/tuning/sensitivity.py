@@ -1,0 +1,220 @@
+"""What each form of each layer does to the model's outputs, measured on samples that it was not
+fitted to.
+
+All layers are pruned together, as the compiler does it; then one layer at a time gets its 2:4
+values, or its Q/DQ pairs, while all others are as they were. What a layer does in both is the sum
+of the two."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx24.errors import InputError
+from onnx24.ir.files import atomic_write
+from onnx24.ir.model import Model
+from onnx24.passmgr import manager
+from onnx24.passmgr.base import Pass
+from onnx24.passmgr.pipeline import Pipeline
+from onnx24.runtime.trials import Reference
+from onnx24.tuning.costs import DENSE, Unit
+
+if TYPE_CHECKING:
+    from onnx24.layerwise.resources import Resources
+    from onnx24.runtime.data import Calibration
+    from onnx24.targets import Target
+
+__all__ = ["Losses", "Sensitivity", "only"]
+
+RUNS = 64
+"""Samples that one form of one layer is judged on."""
+
+
+@dataclass
+class Losses:
+    """Unit → form → noise power over signal power of the worst output; infinite where an output was
+    lost. refused: unit → form → why it can't have it. unmeasured: units for which time was up."""
+
+    of: dict[str, dict[str, float]] = field(default_factory=dict)
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+    unmeasured: list[str] = field(default_factory=list)
+
+
+def only(step: Pass, names: Iterable[str]) -> Pass:
+    """A pass that takes these weights and no others."""
+    return replace(step, include=tuple(glob.escape(name) for name in names))  # type: ignore[call-arg]
+
+
+def _may_be_sparse(unit: Unit) -> bool:
+    return "sparse" in unit.costs or "sparse-int8" in unit.costs
+
+
+class Sensitivity:
+    """prune, quantize: the passes as the user wants them, without a selection. base: the model that
+    they are applied to. fit, judge: samples. cache: a file for ranges. saved: a file that what was
+    measured is kept in, None for none; key: what it belongs to."""
+
+    def __init__(
+        self,
+        base: Model,
+        *,
+        prune: Pass,
+        quantize: Pass,
+        fit: Calibration,
+        judge: Calibration,
+        target: Target,
+        cache: Path,
+        resources: Resources,
+        saved: Path | None = None,
+        key: str = "",
+    ) -> None:
+        self._data = base.to_bytes()
+        self._prune, self._quantize = prune, quantize
+        self._fit, self._target, self._cache = fit, target, cache
+        self._resources = resources
+        self._reference = Reference(base, judge)
+        self._runs = min(RUNS, len(judge))
+        self._saved, self._key = saved, key
+        self._pruned: dict[str, dict[str, np.ndarray]] = {}
+
+    def measure(
+        self,
+        units: Sequence[Unit],
+        *,
+        progress: Callable[..., Iterator[Any]],
+        time_is_up: Callable[[], bool],
+    ) -> Losses:
+        """Of every unit, those first that can save most. Raises: InputError as the passes do."""
+        found = Losses()
+        known = self._restored()
+        self._pruned = self._values_of([u.weight for u in units if _may_be_sparse(u)])
+        self._fill_cache([unit.weight for unit in units if "int8" in unit.costs])
+        order = sorted(units, key=lambda unit: -unit.saving)
+        for unit in progress(order, "measuring layers"):
+            if unit.weight not in known:
+                if time_is_up():
+                    found.unmeasured.append(unit.weight)
+                    continue
+                known[unit.weight] = self._unit(unit)
+                self._save(known)
+            losses, refused = known[unit.weight]
+            found.of[unit.weight] = {DENSE: 0.0, **losses}
+            found.refused[unit.weight] = refused
+        return found
+
+    def together(self, forms: Mapping[str, str]) -> Model:
+        """The model with several layers in their forms: Q/DQ with the ranges that were found,
+        then the 2:4 values that pruning all together left. The scales are those of the dense
+        weights, since ranges are kept for the model as it is; the model that is made in the end
+        has its own. forms: weight → form."""
+        model = Model.from_bytes(self._data)
+        int8 = [weight for weight, form in forms.items() if "int8" in form]
+        if int8:
+            self._run(model, [only(self._quantizer(), int8)])
+        for weight, form in forms.items():
+            if "sparse" in form:
+                self._put(model, self._pruned[weight])
+        return model
+
+    def _unit(self, unit: Unit) -> tuple[dict[str, float], dict[str, str]]:
+        losses: dict[str, float] = {}
+        refused: dict[str, str] = {}
+        if _may_be_sparse(unit):
+            if unit.weight in self._pruned:
+                model = Model.from_bytes(self._data)
+                self._put(model, self._pruned[unit.weight])
+                losses["sparse"] = self._loss(model)
+            else:
+                refused["sparse"] = "prune24 leaves it dense"
+        if "int8" in unit.costs:
+            step = only(self._quantizer(), [unit.weight])
+            model = Model.from_bytes(self._data)
+            result = self._run(model, [step])
+            records = [r for r in result.records if r.weight == unit.weight]
+            if any(record.action == "quantized" for record in records):
+                losses["int8"] = self._loss(model)
+            else:
+                refused["int8"] = next((r.reason for r in records if r.reason), "qdq leaves it")
+        if {"sparse", "int8"} <= losses.keys() and "sparse-int8" in unit.costs:
+            losses["sparse-int8"] = losses["sparse"] + losses["int8"]
+        if "sparse" not in unit.costs:
+            losses.pop("sparse", None)
+        return losses, refused
+
+    def _loss(self, model: Model) -> float:
+        try:
+            decibels, _ = self._reference.likeness(model, self._runs).worst
+        except InputError:
+            return math.inf
+        return 0.0 if decibels == math.inf else 10 ** (-decibels / 10)
+
+    def _quantizer(self) -> Pass:
+        """Ranges from the file, nothing that looks at all layers together."""
+        return replace(  # type: ignore[call-arg]
+            self._quantize, cache=str(self._cache), min_agreement=0.0, min_output=0.0, budget=0.0
+        )
+
+    def _fill_cache(self, weights: Sequence[str]) -> None:
+        if weights:
+            self._run(Model.from_bytes(self._data), [only(self._quantizer(), weights)])
+
+    def _values_of(self, weights: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+        """Weight → initializers and their values, as pruning all of them together leaves them."""
+        if not weights:
+            return {}
+        model = Model.from_bytes(self._data)
+        result = self._run(model, [only(self._prune, weights)])
+        found = {}
+        for record in result.records:
+            if record.action != "pruned":
+                continue
+            names = [record.weight, *([record.facts["bias"]] if record.facts.get("bias") else [])]
+            known = [name for name in names if name in model.weights]
+            found[record.weight] = {name: np.array(model.weights[name]) for name in known}
+        return found
+
+    @staticmethod
+    def _put(model: Model, values: Mapping[str, np.ndarray]) -> None:
+        for name, array in values.items():
+            if name in model.weights:  # a bias that pruning made is missing in the original
+                model.weights.replace(name, array)
+
+    def _run(self, model: Model, steps: Sequence[Pass]) -> manager.RunResult:
+        return manager.run(
+            model,
+            Pipeline(tuple(steps)),
+            target=self._target,
+            calibration=self._fit,
+            resources=self._resources,
+            reproducer_dir=None,
+        )
+
+    # --- what an earlier run has measured ---------------------------------------------------
+    def _restored(self) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+        if self._saved is None or not self._saved.is_file():
+            return {}
+        try:
+            document = json.loads(self._saved.read_text("utf-8"))
+            if document["key"] != self._key:
+                return {}
+            return {
+                str(weight): (
+                    {str(form): float(loss) for form, loss in losses.items()},
+                    {str(form): str(why) for form, why in refused.items()},
+                )
+                for weight, (losses, refused) in document["units"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # another tool's file, or a cut one: measured again
+
+    def _save(self, known: Mapping[str, Any]) -> None:
+        if self._saved is not None:
+            with atomic_write(str(self._saved)) as file:
+                file.write(json.dumps({"key": self._key, "units": known}).encode())

@@ -1,0 +1,131 @@
+"""tune: exact choices, forms within the limit on samples that nothing was chosen by."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnx24
+from onnx24.cli.app import run
+from onnx24.testing.generate import mlp
+from onnx24.tuning.search import choose, front
+
+RNG = np.random.default_rng(4)
+ROWS = RNG.standard_normal((192, 32), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def tuned() -> onnx24.TuneResult:
+    return onnx24.tune(mlp([32, 64, 64, 16]), calib={"x": ROWS}, limit={"sqnr": 9.0})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_choice_is_the_best_of_all(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    options = [
+        {"dense": (1.0, 0.0), **{f: (rng.random(), rng.random() * 0.2) for f in ("a", "b")}}
+        for _ in range(5)
+    ]
+    bound = 0.25
+    found = choose(options, bound)
+    assert found.loss <= bound
+    fitting = [
+        sum(cost for cost, _ in way)
+        for way in itertools.product(*(each.values() for each in options))
+        # Losses are rounded up to a step of the grid each, so no way may sit that near the bound.
+        if sum(loss for _, loss in way) <= bound * (1 - 5 / 4096)
+    ]
+    assert found.cost <= min(fitting) + 1e-12
+    assert found.cost == pytest.approx(
+        sum(o[f][0] for o, f in zip(options, found.forms, strict=True))
+    )
+
+
+def test_a_bound_of_nothing_leaves_all_dense_and_losses_of_nothing_are_free() -> None:
+    options = [
+        {"dense": (2.0, 0.0), "int8": (1.0, 0.1)},
+        {"dense": (2.0, 0.0), "sparse": (1.0, 0.0)},
+    ]
+    assert choose(options, 0.0).forms == ("dense", "sparse")
+    points = front(options, [0.0, 0.05, 0.1, 1.0])
+    assert [point.cost for point in points] == [3.0, 2.0]
+    assert math.isinf(points[0].sqnr_db) and points[1].sqnr_db == pytest.approx(10.0)
+
+
+def test_the_model_is_cheaper_and_within_the_limit(tuned: onnx24.TuneResult) -> None:
+    assert tuned.tuning.saving > 0.3
+    assert tuned.tuning.cost == pytest.approx(sum(row["cost"] for row in tuned.tuning.layers))
+    (output,) = tuned.comparison
+    assert output["sqnr_db"] >= 9.0
+    # Fresh rows of the same kind, which tune has not seen.
+    fresh = {"x": np.random.default_rng(99).standard_normal((128, 32), dtype=np.float32)}
+    seen = onnx24.compare(mlp([32, 64, 64, 16]), tuned, fresh)
+    assert seen.comparison.outputs[0].sqnr_db >= 8.0
+    forms = {row["weight"]: row["form"] for row in tuned.tuning.layers}
+    sparse = {row["name"] for row in tuned.weights if row["sparse"]}
+    assert {name for name, form in forms.items() if "sparse" in form} == sparse
+    assert all(row["why"] for row in tuned.tuning.layers if row["form"] == "dense")
+    assert [row["chosen"] for row in tuned.tuning.front].count(True) == 1
+    assert "<svg" in tuned.tuning.page("m.onnx") and "ESTIMATED" in tuned.tuning.render()
+
+
+def test_a_second_run_gives_the_same_bytes_from_what_the_first_has_measured(
+    tuned: onnx24.TuneResult, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"calib": {"x": ROWS}, "limit": {"sqnr": 9.0}, "work_dir": tmp_path}
+    labels: list[str] = []
+    first = onnx24.tune(mlp([32, 64, 64, 16]), **given)
+    assert first.model == tuned.model
+    saved = (tmp_path / "tune.json").read_bytes()
+    (tmp_path / "tune.json").write_bytes(saved[:40])  # cut by a full disk: measured again
+    onnx24.tune(mlp([32, 64, 64, 16]), **given, progress=lambda step: labels.append(step.label))
+    assert (tmp_path / "tune.json").read_bytes() == saved
+    assert "measuring layers" in labels
+
+
+def test_a_strict_limit_leaves_the_model_dense() -> None:
+    """In 16-bit floats: about 67 dB."""
+    result = onnx24.tune(mlp([32, 16]), calib={"x": ROWS}, limit={"sqnr": 55})
+    assert {row["form"] for row in result.tuning.layers} == {"dense"}
+    assert result.tuning.saving == 0.0
+
+
+def test_size_and_energy_are_objectives() -> None:
+    for objective in ("size", "energy-proxy"):
+        result = onnx24.tune(
+            mlp([32, 64, 16]), calib={"x": ROWS}, limit={"sqnr": 20}, objective=objective
+        )
+        assert result.tuning.objective == objective and result.tuning.saving > 0.2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"calib": "random:32"}, {"calib": {"x": ROWS[:8]}}, {"objective": "speed"}, {"time": "soon"}],
+    ids=["random", "few", "objective", "time"],
+)
+def test_what_cannot_be_tuned_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(onnx24.InputError) as caught:
+        onnx24.tune(mlp([32, 16]), **{"calib": {"x": ROWS}, **wrong})
+    assert caught.value.code == "O24-043"
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    import onnx
+
+    onnx.save(mlp([32, 64, 16]), "m.onnx")
+    np.savez("calib.npz", x=ROWS)
+    code = run(
+        ["tune", "m.onnx", "-o", "out.onnx", "--calib", "calib.npz", "--limit", "sqnr=15",
+         "--front", "front.html", "--json"]
+    )  # fmt: skip
+    import json
+
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0 and document["tuning"]["estimate"] is True
+    assert (tmp_path / "out.onnx").exists() and "<svg" in (tmp_path / "front.html").read_text()
