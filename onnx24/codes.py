@@ -801,7 +801,7 @@ _TABLE = (
         "warning",
         "nothing was quantized",
         "Every layer was refused, so the result is no INT8 model, whatever the preset is called.",
-        "see the report's refusals; where the batch is fixed at 1, export with a dynamic one",
+        "see the report's refusals",
     ),
     Code(
         "O24-223",

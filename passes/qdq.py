@@ -386,8 +386,22 @@ def _nothing(model: Model, choice: Choice, ctx: Context) -> Diagnostic:
     return diagnostic(
         "O24-222",
         f"none of {len(choice.layers)} layers was quantized; {count} are refused by {code}: {why}",
-        hint=f"put upgrade-opset{{to={MIN_OPSET_16}}} before qdq" if half else None,
+        hint=f"put upgrade-opset{{to={MIN_OPSET_16}}} before qdq" if half else _REMEDIES.get(code),
     )
+
+
+_OTHER_PRESETS = "the presets fp16 and sparse-fp16 do without INT8"
+_REMEDIES = {
+    "O24-210": f"where the batch is fixed at 1, export with a dynamic one; {_OTHER_PRESETS}",
+    "O24-211": f"layers so small gain nothing from INT8; {_OTHER_PRESETS}",
+    "O24-212": f"layers so small gain nothing from INT8; {_OTHER_PRESETS}",
+    "O24-215": "give samples on which the layers' inputs are not always 0",
+    "O24-218": "widen include=, or take patterns out of exclude= and none=",
+    "O24-219": f"export with the loop unrolled, or the branch taken; {_OTHER_PRESETS}",
+    "O24-220": "see which samples make NaN or infinity in the float model, and leave them out",
+    "O24-221": f"choose another target, see `onnx24 targets`; {_OTHER_PRESETS}",
+}
+"""What helps where most layers are refused by a code."""
 
 
 def _hurt(quantizer: Quantizer, found: Protection, hurts: str) -> Diagnostic:

@@ -21,6 +21,11 @@ INT8 = """g (float[N, 32] x) => (float[N, 32] y) {
   q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
   [dq] e = DequantizeLinear(w, s, z) [fc] y = MatMul(d, e)
 }"""
+LOOP = """g (float[16, 32] x) => (float[16, 32] y) {
+  y = Loop(n, t, x) <body = b (int64 i, bool c, float[16, 32] h) => (bool d, float[16, 32] z) {
+    d = Identity(c) m = MatMul(h, w) z = Tanh(m) }>
+}"""
+VECTOR = array((32, 24))
 STORED = np.arange(-512, 512).astype(np.int8).reshape(32, 32)
 
 
@@ -42,6 +47,18 @@ NOTHING = {
         "O24-222",
         "refused by O24-216",
         "upgrade-opset{to=19}",
+    ),
+    "vectors": (
+        lambda: build("g (float[1, 32] x) => (float[1, 24] y) { y = MatMul(x, w) }", w=VECTOR),
+        "O24-222",
+        "refused by O24-210",
+        "export with a dynamic one",
+    ),
+    "bodies": (
+        lambda: build(LOOP, w=STORED[:, :32].astype(np.float32), n=np.array(2), t=np.array(True)),
+        "O24-222",
+        "refused by O24-219",
+        "loop unrolled",
     ),
     "one operand": (
         lambda: build(INT8.replace("MatMul(d, e)", "MatMul(x, e)"), w=STORED, **PAIR),
