@@ -316,8 +316,8 @@ class Qdq(Pass):
         placed = written.int8.placement
         for layer in choice.results:
             if layer in placed.results:
-                why = f"its result {placed.results[layer]!r} is quantized now"
-                _record(ctx, layer, "completed", "O24-264", why)
+                said = f"its result {placed.results[layer]!r} is quantized now"
+                _record(ctx, layer, "completed", "O24-264", said)
         for layer in choice.skips:
             _record(ctx, layer, "completed", "O24-264", "its Add's other operand is quantized now")
         completed = any(record.code == "O24-264" for record in ctx.records)

@@ -53,9 +53,12 @@ DEFAULT_TOP1, DEFAULT_SQNR, FEWEST = 0.01, 20.0, 100
 by; decibels for all others."""
 FIT = 0.75
 """Of the samples that are not held out: what layers are fitted to. The others judge them."""
-TRIES = 4
-"""How often the final model is made anew, with a stricter choice, where it misses the limit on the
-samples held out."""
+_BACK = (0, 1, 2, 4, 7)
+"""How many bounds stricter the final model is made anew, where it misses the limit on the samples
+held out; at last the dense one."""
+CONFIDENCE = 0.95
+"""Of so few labels as are held out, one more or less says little: a share of 1 % of 64 is no
+label at all. As many may change as would at that share in 95 of 100 draws."""
 _BOUNDS_DB = (60, 50, 45, 40, 36, 33, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 3, 0)
 
 
@@ -136,8 +139,8 @@ class Tuning:
             )
             for row in self.front
         ]
-        header = ("predicted dB", f"cost [{self.unit}]", "saving", "")
-        lines.append(table(header, points, right=(0, 1, 2)))
+        columns = ("predicted dB", f"cost [{self.unit}]", "saving", "")
+        lines.append(table(columns, points, right=(0, 1, 2)))
         return "\n".join(lines)
 
 
@@ -177,7 +180,8 @@ def tune(
 
     Every layer is measured by itself in each form that the target has kernels for, on real samples
     that it was not fitted to; the choice is exact over what these losses predict; models are then
-    judged whole, and the final one on samples that nothing was fitted to and nothing chosen by.
+    judged whole, and the final one on samples that nothing was fitted to and nothing chosen by
+    (labels within the error of their number there).
 
     calib: real samples (docs/api.md says in which forms), 16 at least. limit: `{"top1": 0.01}`,
     `{"sqnr": 20}`, as `max_drop` of `compile`; by default 1 % of the labels for classifiers, 20 dB
@@ -252,7 +256,7 @@ def tune(
                 output=output,
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
-                max_drop=[str(each) for each in limits],
+                max_drop=[str(each) for each in _within_error(limits, len(split.held_out))],
                 target=row,
                 shapes=shapes,
                 seed=seed,
@@ -299,10 +303,25 @@ def _seconds(time: float | str) -> float:
 def _default_limits(model: Model, judge: Calibration) -> list[Limit]:
     """See DEFAULT_TOP1."""
     outputs = model.proto.graph.output
-    dims = outputs[0].type.tensor_type.shape.dim if len(outputs) == 1 else ()
-    if len(dims) == 2 and dims[1].dim_value > 1 and len(judge) >= FEWEST:
-        return [Limit("top1", DEFAULT_TOP1)]
+    if len(outputs) == 1 and len(judge) >= FEWEST:
+        dims = outputs[0].type.tensor_type.shape.dim
+        if len(dims) == 2 and dims[1].dim_value > 1:
+            return [Limit("top1", DEFAULT_TOP1)]
     return [Limit("sqnr", DEFAULT_SQNR)]
+
+
+def _within_error(limits: Sequence[Limit], samples: int) -> list[Limit]:
+    """The limits for samples that nothing was chosen by: labels within their sampling error (see
+    CONFIDENCE), all others as they are."""
+    from scipy.stats import binom
+
+    found = []
+    for limit in limits:
+        if limit.metric == "top1" and 0 < limit.bound < 1:
+            most = float(binom.ppf(CONFIDENCE, samples, limit.bound)) / samples
+            limit = replace(limit, bound=max(limit.bound, most))
+        found.append(limit)
+    return found
 
 
 _SHAPING = ("canonicalize", "upgrade-opset")
@@ -377,7 +396,7 @@ class _Search:
             at = max(at, low + 1) if low >= 0 else max(at, 0)
             if at in (low, high):
                 break
-        kept = [points[low - back] for back in (0, 1, 3, 6)[:TRIES] if low - back >= 0]
+        kept = [points[low - back] for back in _BACK if low - back >= 0]
         dense = choose(self._options, 0.0)
         return list(dict.fromkeys([*kept, dense]))
 
