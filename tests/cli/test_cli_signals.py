@@ -71,6 +71,7 @@ def test_a_forked_process_that_is_ended_does_not_end_its_parent(tmp_path):
         "child = os.fork()\n"
         "if not child:\n"
         "    time.sleep(60)\n"
+        "time.sleep(1)\n"  # what is raised while the fork returns is swallowed by Python
         "os.kill(child, signal.SIGTERM)\n"
         "os.waitpid(child, 0)\n"
         "time.sleep(GRACE_S + 0.5)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +17,7 @@ from onnx24.analysis.invariants import broken_claims
 from onnx24.effects import Effects
 from onnx24.errors import BackendError, InputError, Onnx24Error
 from onnx24.ir.model import Model
-from onnx24.ir.verify import Interface
+from onnx24.ir.verify import CONSTANT_INPUTS, Interface
 from onnx24.passmgr import manager, pipeline
 from onnx24.runtime.compare import Comparison, compare
 from onnx24.runtime.data import Calibration, load_data
@@ -84,9 +85,10 @@ def compile_real(source: Path, preset: str, out: Path) -> Outcome:
         outcome.changed[run.name] = "".join(m for e, m in marks if e in run.changed) or "-"
         outcome.seconds += run.seconds
     before, after = Interface.of(original), Interface.of(model)
-    outcome.same_interface = [n for n, _ in before.inputs + before.outputs] == [
-        n for n, _ in after.inputs + after.outputs
-    ]
+    # Weights that were inputs with a default are constants now, and the metadata name them.
+    gone = set(json.loads(model.metadata.get(CONSTANT_INPUTS, "[]")))
+    kept = [n for n, _ in before.inputs if n not in gone] + [n for n, _ in before.outputs]
+    outcome.same_interface = kept == [n for n, _ in after.inputs + after.outputs]
     model.save(out)
     saved = Model.load(out)
     cache = AnalysisCache()

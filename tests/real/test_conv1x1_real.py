@@ -71,7 +71,8 @@ def test_real_models_compute_the_same(shared_models: Path, form: Layout) -> None
             left += _not_undone(model)
             done += 1
     assert done >= (40 if form is Layout.TOKENS else 15)
-    assert codes["O24-300"] >= 50 and codes["O24-311"] <= 2
+    # Two activations of unknown rank (one in a graph that is invalid on one branch), one Transpose.
+    assert codes["O24-300"] >= 50 and codes["O24-311"] <= 3
     if form is Layout.TOKENS:
         assert left <= 1, "the last size of one activation of magika_std_v1 is not known"
 
