@@ -195,7 +195,7 @@ def _sites(model: Model) -> list[_Site]:
         return []
     if function_conflict(model):
         raise InputError.of("O24-357", f"the model has another function {DOMAIN}::{OP}")
-    index = Index.of(model.proto)
+    index = model.index()
     return [_site(index, scope, node) for scope, node in calls]
 
 
@@ -230,7 +230,7 @@ def _broken(node: NodeProto, why: str) -> InputError:
 
 
 def _drop_idle(model: Model, keys: set[ValueKey]) -> None:
-    index = Index.of(model.proto)
+    index = model.index()
     idle = {
         key
         for key in keys
