@@ -327,11 +327,14 @@ def test_a_damaged_file_is_solved_again(tmp_path):
     key, other = ValueKey("", "w"), ValueKey("", "u")
     saved = Saved(tmp_path, "one")
     result = LayerResult(stored=RNG(0).standard_normal((4, 4)), bias=None)
+    like = {"w": result.stored, "u": result.stored}
     saved.store(key, result)
-    assert saved.load([key]) is not None and saved.load([key, other]) is None
+    assert saved.load([key], like) is not None and saved.load([key, other], like) is None
+    assert saved.load([key], {"w": result.stored[:, :2]}) is None
+    assert saved.load([key], {"w": result.stored.astype(np.float32)}) is None
     (file,) = tmp_path.rglob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
-    assert Saved(tmp_path, "one").load([key]) is None
+    assert Saved(tmp_path, "one").load([key], like) is None
 
 
 @pytest.mark.parametrize("text", ["shift2x0", "shift2@0x8"])

@@ -27,6 +27,7 @@ _EXAMPLES: dict[str, Any] = {
     "share": 0.75,
     "number": 2.5,
     "count": 7,
+    "seconds": 2.5,
     "flag": True,
     "text": "some",
     "path": "file.json",
