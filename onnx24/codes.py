@@ -940,6 +940,14 @@ _TABLE = (
         "left by `qdq{min-output=DB}`",
     ),
     Code(
+        "O24-248",
+        "warning",
+        "products stay in float32",
+        "cast16 does not look into bodies of If, Loop and Scan, so that what computes there stays "
+        "in float32, whatever the preset is called.",
+        "export with the loop unrolled, or the branch taken",
+    ),
+    Code(
         "O24-249",
         "note",
         "unchanged state of a Loop",

@@ -11,12 +11,14 @@ from typing import Annotated, ClassVar
 from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.mixed_precision import LIMIT, SENSITIVE, Finding, Plan
+from onnx24.analysis.mixed_precision import LIMIT, PRODUCTS, SENSITIVE, Finding, Plan
 from onnx24.analysis.precision import Range16
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.surgeon import label
 from onnx24.ir.weights import INLINE_BYTES
 from onnx24.passmgr.base import Context, Effects, Numeric, Pass
@@ -41,7 +43,8 @@ class Cast16(Pass):
     normalizations, steep functions); operators that have no 16-bit form in the model's opset or no
     definition at all; operators whose result depends on the bits or the type of the input (BitCast,
     EyeLike, Unique) or gets its type from an attribute (an output_dtype of DequantizeLinear is
-    changed with it); nodes with bodies and what is in the bodies; arithmetic on values that came
+    changed with it); nodes with bodies and what is in the bodies (O24-248, warning, where that
+    multiplies); arithmetic on values that came
     from integers (sizes, positions); quantized layers below opset 19, where QuantizeLinear and
     DequantizeLinear know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant
     of one element below the 16-bit type's normal range (an epsilon). What lies between two such
@@ -66,7 +69,14 @@ class Cast16(Pass):
 
     name: ClassVar[str] = "cast16"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    codes: ClassVar[tuple[str, ...]] = ("O24-240", "O24-241", "O24-242", "O24-243", "O24-244")
+    codes: ClassVar[tuple[str, ...]] = (
+        "O24-240",
+        "O24-241",
+        "O24-242",
+        "O24-243",
+        "O24-244",
+        "O24-248",
+    )
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "prune24", "matmul-to-conv1x1")
     numeric: ClassVar[Numeric] = "close"
 
@@ -90,6 +100,7 @@ class Cast16(Pass):
                 ctx.record("kept", "O24-241", node=label(node), op=node.op, reason=reason)
             rewriter = Rewriter(plan)
             stored = rewriter.run()
+        _warn_of_bodies(model, ctx, self.dtype)
         self._record(ctx, stored)
         if rewriter.casts:
             ctx.statistics["casts"] = rewriter.casts
@@ -119,6 +130,28 @@ def _has_float32(model: Model, shapes: Shapes) -> bool:
         for name in (*node.input, *node.output)
         if name
     )
+
+
+def _warn_of_bodies(model: Model, ctx: Context, dtype: Dtype) -> None:
+    """Products and recurrent layers in bodies, which nothing else is said of."""
+    shapes, sites = ctx.analysis(model, Shapes), model.index().nodes
+    layers = [
+        site for site in sites if ops.is_onnx(site, *PRODUCTS) and not is_in_function(site.scope)
+    ]
+    left = [
+        site
+        for site in layers
+        if site.scope and shapes.dtype(site.proto.input[0], site.scope) == TensorProto.FLOAT
+    ]
+    if left:
+        where = ", ".join(sorted({site.scope for site in left})[:3])
+        ctx.diagnostics.add(
+            diagnostic(
+                "O24-248",
+                f"{len(left)} of {len(layers)} products and recurrent layers lie in bodies "
+                f"({where}) and stay float32, not {dtype.value}",
+            )
+        )
 
 
 def _warn_of_constants(ctx: Context, found: Sequence[Finding]) -> None:
