@@ -160,7 +160,7 @@ class Qdq(Pass):
     ] = 99.5
     min_output: Annotated[
         float, "leave up to a quarter of the layers in float until each output has so much [dB]"
-    ] = 15.0
+    ] = 20.0
     all_samples: Annotated[
         bool, "let auto look at every sample, not at as many as ranges still move with"
     ] = False
