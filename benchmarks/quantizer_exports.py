@@ -247,7 +247,8 @@ def environment(folder: Path, name: str) -> Path:
         venv.create(home, with_pip=False, symlinks=True)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         packages = home / "lib" / version / "site-packages"
-        (packages / "zz_below.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        below = sysconfig.get_path("purelib")
+        (packages / "zz_below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
         subprocess.run([*command, str(packages), *PINS[name]], check=True)
     return python

@@ -1261,6 +1261,14 @@ _TABLE = (
         "export the model again",
     ),
     Code(
+        "O24-628",
+        "warning",
+        "dimensions of one name",
+        "Two dynamic dimensions of one input have one name, so that TensorRT builds only where "
+        "they are of one size. Exporters that write '?' mean no such thing.",
+        "where the sizes differ, export the model with a name for each",
+    ),
+    Code(
         "O24-630",
         "error",
         "zero point is not 0",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from onnx24.backends.base import Profile
+from onnx24.backends.base import Profile, check_names
 from onnx24.backends.onnx_file import Input
 from onnx24.diagnostics import Diagnostic, diagnostic
-from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration, chosen_shapes
 
@@ -55,7 +54,7 @@ def completed(
     found = dict(shapes)
     if data is not None:
         found = {**profiles_from_data(inputs, data, model), **shapes}
-    _check_names(inputs, found)
+    check_names(inputs, found)
     missing = [i.name for i in inputs if i.dynamic and i.name not in found]
     if not missing:
         return found, []
@@ -65,30 +64,6 @@ def completed(
     text = " ".join(f"{name}:{found[name]}" for name in missing)
     message = f"nothing says how large dynamic dimensions are: the engine is built for {text}"
     return found, [diagnostic("O24-053", message, hint=f"pass --shapes {text}, with other sizes")]
-
-
-def _check_names(inputs: Iterable[Input], found: Mapping[str, Profile]) -> None:
-    """That dimensions of one name have one size, as TensorRT demands. Raises: InputError O24-505.
-
-    *Source:* TensorRT documentation, "Named dimensions"; experiment with tensorrt-rtx 1.7.1, which
-    refuses the profile, and names neither the input nor the dimension.
-    """
-    seen: dict[str, tuple[str, int, int]] = {}
-    for given in inputs:
-        sizes = found[given.name].opt if given.name in found else ()
-        for axis, (dim, size) in enumerate(zip(given.shape or (), sizes, strict=False)):
-            if not isinstance(dim, str):
-                continue
-            name, other, expected = seen.setdefault(dim, (given.name, axis, size))
-            if size != expected:
-                raise InputError.of(
-                    "O24-505",
-                    f"input {given}: dimension {axis} of {given.name!r} and dimension {other} of "
-                    f"{name!r} are both named {dim!r}, which TensorRT takes for one size, found "
-                    f"{size} and {expected}",
-                    hint="give the dimensions names apart in the model, or pass equal sizes",
-                    tensor=given.name,
-                )
 
 
 def _like_named(
