@@ -353,7 +353,7 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
         "`python benchmarks/quantizer_exports.py FOLDER`, tensorrt-rtx for sm86. Errors are "
         "relative (L2), of the outputs of 64 samples: the export's and the repaired export's "
         "against the float net, and (moved) of the repaired against the export. The rule: 127 "
-        "steps over the largest magnitude that the quantizer's range had. What --symmetric leaves are "
+        "steps over the largest magnitude of the quantizer's range. What --symmetric leaves are "
         "warnings (docs/codes.md).\n",
         head,
         "|---" * 10 + "|",

@@ -1029,6 +1029,13 @@ _TABLE = (
         "A 2:4 INT8 product's result, or the skip branch of a convolution's residual Add, is "
         "quantized now, through the pair that it had or a new one.",
     ),
+    Code(
+        "O24-265",
+        "warning",
+        "products in local functions",
+        "The pass takes the main graph alone, and the model has products in local functions.",
+        "put canonicalize before it, which replaces the calls by the functions' bodies",
+    ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
