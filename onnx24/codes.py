@@ -1029,6 +1029,13 @@ _TABLE = (
         "A 2:4 INT8 product's result, or the skip branch of a convolution's residual Add, is "
         "quantized now, through the pair that it had or a new one.",
     ),
+    Code(
+        "O24-265",
+        "warning",
+        "products in local functions",
+        "The pass takes the main graph alone, and the model has products in local functions.",
+        "put canonicalize before it, which replaces the calls by the functions' bodies",
+    ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
     Code(
@@ -1259,6 +1266,14 @@ _TABLE = (
         "A node cannot work on the shapes that it is given, or the model declares another shape "
         "than its nodes make. Runtimes may still take it; TensorRT refuses the former.",
         "export the model again",
+    ),
+    Code(
+        "O24-628",
+        "warning",
+        "dimensions of one name",
+        "Two dynamic dimensions of one input have one name, so that TensorRT builds only where "
+        "they are of one size. Exporters that write '?' mean no such thing.",
+        "where the sizes differ, export the model with a name for each",
     ),
     Code(
         "O24-630",

@@ -69,6 +69,7 @@ class Cast16(Pass):
     codes: ClassVar[tuple[str, ...]] = ("O24-240", "O24-241", "O24-242", "O24-243", "O24-244")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "prune24", "matmul-to-conv1x1")
     numeric: ClassVar[Numeric] = "close"
+    enters_functions: ClassVar[bool] = False
 
     dtype: Annotated[Dtype, "the 16-bit type"] = Dtype.FP16
     fp32_ops: Annotated[tuple[str, ...], "operators that stay in FP32"] = SENSITIVE

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from onnx24.analysis.invariants import broken_claims
+from onnx24.backends.onnx_file import inputs_of
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.gate import qdq
 from onnx24.gate.subject import Subject
@@ -188,6 +189,8 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
         yield subject.finding("O24-627", problem, "model.consistent_shapes")
     if (allowed := policy.get("model.dtypes")) is not None:
         yield from _dtypes(subject, allowed)
+    if policy.get("model.distinct_dims"):
+        yield from _shared_names(subject)
     yield from _dims(subject, policy.get("model.dynamic_dims", "any"))
 
 
@@ -236,6 +239,21 @@ def _dtype_name(data_type: int) -> str:
     return {"float8_e4m3fn": "float8e4m3fn", "float8_e5m2": "float8e5m2"}.get(
         dtype.name, dtype.name.replace("float4_e2m1fn", "float4e2m1")
     )
+
+
+def _shared_names(subject: Subject) -> Iterator[Diagnostic]:
+    for given in inputs_of(subject.model.proto):
+        names = Counter(dim for dim in given.shape or () if isinstance(dim, str))
+        for name in (name for name, count in names.items() if count > 1):
+            axes = [i for i, dim in enumerate(given.shape or ()) if dim == name]
+            yield subject.finding(
+                "O24-628",
+                f"dimensions {axes} of input {given} are all named {name!r}, which TensorRT takes "
+                "for one size",
+                "model.distinct_dims",
+                tensor=given.name,
+                facts={"dimensions": axes},
+            )
 
 
 def _dims(subject: Subject, allowed: str) -> Iterator[Diagnostic]:
