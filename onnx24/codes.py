@@ -1023,6 +1023,15 @@ _TABLE = (
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
     ),
     Code(
+        "O24-260",
+        "error",
+        "scale of a convolution is no constant",
+        "TensorRT-RTX's builder fails, or crashes, where a scale of an INT8 convolution is "
+        "computed by more than arithmetic on constants: by a reduction of the weight, or at run "
+        "time.",
+        "`onnx24 canonicalize` computes what comes of constants; write other scales as constants",
+    ),
+    Code(
         "O24-264",
         "note",
         "pairs of a quantized model completed",
