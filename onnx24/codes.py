@@ -677,8 +677,8 @@ _TABLE = (
         "O24-151",
         "error",
         "nothing to recover",
-        "No weight is 2:4 in a form that can be trained: none was pruned, or something else than "
-        "DequantizeLinear reads its integers.",
+        "The model is not quantized, and no weight is 2:4 in a form that can be trained: none was "
+        "pruned, or something else than DequantizeLinear reads its integers.",
         "run prune24 first, and recover before spmm-plugin packs the weights",
     ),
     Code(

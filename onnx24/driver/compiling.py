@@ -19,11 +19,12 @@ from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
 from onnx24.backends.profiles import completed
-from onnx24.diagnostics import Diagnostic, Severity
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.driver.effort import DEFAULT_MEMORY, Effort
 from onnx24.driver.models import ModelLike, Source, load
 from onnx24.driver.progress import ProgressLike, Reporter, reporter
 from onnx24.driver.record import Clock, Recorder, judge
+from onnx24.driver.recovering import Budget, require_recoverable, train_back
 from onnx24.driver.result import Result
 from onnx24.driver.samples import (
     DataLike,
@@ -47,6 +48,7 @@ from onnx24.report.limits import Limit, LimitResult, check_limits, named_values
 from onnx24.report.model import DataFacts, ModelFacts, build_report
 
 if TYPE_CHECKING:
+    from onnx24.recovery.trainer import Recovered
     from onnx24.runtime.compare import Comparison
     from onnx24.runtime.data import Calibration
     from onnx24.runtime.split import Split
@@ -196,6 +198,7 @@ def compile(
     data: DataLike = None,
     seed: int = 0,
     max_drop: LimitsLike = None,
+    recover: float | str | None = None,
     backend: str | None = None,
     engine: PathLike | None = None,
     shapes: ShapesLike = None,
@@ -219,7 +222,10 @@ def compile(
 
     preset: a pipeline by name; by default the one of `targets.default_preset`.
     pipeline: text, instead of a preset. calib, data: samples (docs/api.md says in which forms).
-    max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
+    max_drop: limits of the comparison, `{"sqnr": 20}`. recover: what training the result back may
+    take, without labels and with the original as teacher: steps (200, "200steps"), or a time
+    ("5min"), whose number of steps depends on the machine; needs torch and 16 real samples.
+    output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
     by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
     guard: "on", "off" or "each", as for `optimize`.
@@ -246,6 +252,7 @@ def compile(
         engine=engine,
         target=aim,
         pipeline=parse(_pipeline_text(pipeline, preset, aim, has_calib=calib is not None)),
+        recover=None if recover is None else Budget.of(recover),
         profiles=profiles_of(shapes),
         shows=reporter(progress),
     )
@@ -274,6 +281,8 @@ def compile(
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
     given = load_samples(data, original, plan.profiles, seed)
     split = split_of(calibration)
+    if plan.recover is not None:
+        require_recoverable(original, split)
     held_out, used = _judged_by(given, calibration, split)
 
     compiled, analyses = source.load(), AnalysisCache()
@@ -295,6 +304,18 @@ def compile(
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
+    recovered = None
+    if plan.recover is not None and split is not None:
+        recovered = train_back(
+            compiled,
+            original,
+            plan.recover,
+            fitted=split.fitted,
+            records=result.records,
+            target=plan.target,
+            folder=folder,
+            shows=plan.shows,
+        )
     found = covered(compiled, plan.target, analyses)
     recorder.record(result, plan.target, split, verdicts, found)
     comparison, limits, notes = _compare(original, compiled, held_out, plan)
@@ -321,10 +342,12 @@ def compile(
         data=used,
         comparison=comparison,
         limits=limits,
+        recovery=None if recovered is None else recovered.to_json(),
         backend=document,
         diagnostics=[
             *pairs.found,
             *chosen,
+            *_trained(plan, recovered),
             *notes,
             *unmet,
             *(failure.diagnostics if failure else []),
@@ -348,6 +371,7 @@ class _Plan:
     pipeline: Pipeline
     profiles: dict[str, Profile]
     limits: list[Limit]
+    recover: Budget | None
     backend: Backend | None
     engine: Path | None
 
@@ -480,6 +504,15 @@ def _compare(
         comparison = compare(original, compiled, data, also=named_values(plan.limits))
     results = check_limits(plan.limits, comparison.outputs, comparison.names)
     return comparison, results, [*comparison.findings(), *comparison.breaches()]
+
+
+def _trained(plan: _Plan, recovered: Recovered | None) -> list[Diagnostic]:
+    if plan.recover is None:
+        return []
+    if recovered is None:
+        message = "no layer was pruned or quantized: there is nothing to train back"
+        return [diagnostic("O24-151", message, severity=Severity.NOTE)]
+    return recovered.diagnostics
 
 
 def _build(
