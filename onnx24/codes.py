@@ -677,8 +677,8 @@ _TABLE = (
         "O24-151",
         "error",
         "nothing to recover",
-        "No weight is 2:4 in a form that can be trained: none was pruned, or something else than "
-        "DequantizeLinear reads its integers.",
+        "The model is not quantized, and no weight is 2:4 in a form that can be trained: none was "
+        "pruned, or something else than DequantizeLinear reads its integers.",
         "run prune24 first, and recover before spmm-plugin packs the weights",
     ),
     Code(
@@ -1021,6 +1021,15 @@ _TABLE = (
         "TensorRT builds UINT8 activations with zero point 0, or none, as INT8: what lies above "
         "127 steps, half of the range, becomes 127 steps.",
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
+    ),
+    Code(
+        "O24-260",
+        "error",
+        "scale of a convolution is no constant",
+        "TensorRT-RTX's builder fails, or crashes, where a scale of an INT8 convolution is "
+        "computed by more than arithmetic on constants: by a reduction of the weight, or at run "
+        "time.",
+        "`onnx24 canonicalize` computes what comes of constants; write other scales as constants",
     ),
     Code(
         "O24-264",

@@ -44,6 +44,8 @@ def exit_code_of(err: BaseException, argv: Sequence[str]) -> int:
         return TERMINATED
     if isinstance(err, OSError) and err.errno in NO_ROOM:
         err = _no_room(err)
+    if isinstance(err, MemoryError):
+        err = InputError.of("O24-017", "there is not enough memory for it")
     known = err if isinstance(err, Onnx24Error) else _internal(err, argv)
     return _tell(known, as_json=_wants_json(_options(argv)))
 

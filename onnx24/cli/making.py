@@ -139,6 +139,7 @@ class Compile(Effort, Making, Command):
     ] = None
     data: o.Data = None
     max_drop: o.MaxDrop = None
+    recover: o.Recover = None
     backend: o.Backend = None
     engine: Annotated[
         str | None,
@@ -169,6 +170,7 @@ class Compile(Effort, Making, Command):
                 pipeline=self.pipeline,
                 data=self.data,
                 max_drop=self.max_drop,
+                recover=self.recover,
                 backend=self.backend,
                 engine=engine,
                 timeout=self.timeout,
@@ -220,6 +222,7 @@ class Tune(Effort, Making, Command):
             "1 % of the labels for classifiers, 20 dB for other models.",
         ),
     ] = None
+    recover: o.Recover = None
     objective: Annotated[
         Literal["latency", "size", "energy-proxy"],
         flag("--objective", "", "What is to be small, by estimate."),
@@ -254,6 +257,7 @@ class Tune(Effort, Making, Command):
                 source_of(self.model),
                 output=_file(out),
                 limit=self.limit,
+                recover=self.recover,
                 objective=self.objective,
                 time=self.time,
                 gpu=self.gpu,

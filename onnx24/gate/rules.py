@@ -20,6 +20,7 @@ from onnx24.gate.subject import Subject
 from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import node_label
+from onnx24.ir.shapes import inferred
 from onnx24.ir.verify import verify
 from onnx24.passmgr.provenance import Provenance, version_at_least
 from onnx24.report.inspection import WeightRow
@@ -197,9 +198,7 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
 def contradiction(model: Model) -> str:
     """What ONNX's strict shape inference says against a model; "" for nothing."""
     try:
-        onnx.shape_inference.infer_shapes(
-            model.skeleton(), strict_mode=True, check_type=True, data_prop=True
-        )
+        inferred(model.skeleton(), strict_mode=True, check_type=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, TypeError) as err:
         return " ".join(str(err).split())[:300]
     return ""

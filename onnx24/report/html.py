@@ -12,6 +12,7 @@ from onnx24.codes import CODES
 from onnx24.diagnostics import Severity
 from onnx24.report.model import ModelFacts, Report, WeightLine
 from onnx24.report.page import bars, cell, definitions, number, page, stacks, table, tiles
+from onnx24.report.recovery import curves_of
 from onnx24.report.table import bytes_text, number_text, shape_text, share_text, statistics_text
 
 
@@ -25,6 +26,7 @@ def render_html(report: Report) -> str:
             ("2:4 coverage", _coverage(report)),
             ("Passes", _passes(report)),
             ("Weights", _weights(report)),
+            ("Training back", curves_of(report.recovery) if report.recovery else ""),
             ("Accuracy", _comparison(report)),
             ("Engine", _backend(report)),
             ("Diagnostics", _diagnostics(report)),

@@ -238,6 +238,7 @@ class Report(Document):
     sites: tuple[str, ...]
     comparison: Mapping[str, Any] | None
     limits: tuple[LimitResult, ...]
+    recovery: Mapping[str, Any] | None
     backend: Mapping[str, Any] | None
     diagnostics: tuple[Diagnostic, ...]
     run: Mapping[str, Any]
@@ -277,6 +278,7 @@ class Report(Document):
                 **{key: findings[key] for key in FINDINGS if key != "pipeline"},
                 "comparison": self.comparison,
                 "limits": [limit.to_json() for limit in self.limits],
+                "recovery": self.recovery,
                 "backend": self.backend,
                 "diagnostics": [d.to_json() for d in self.diagnostics],
                 "run": self.run,
@@ -298,6 +300,7 @@ def build_report(
     data: Sequence[DataFacts] = (),
     comparison: Comparison | None = None,
     limits: Sequence[LimitResult] = (),
+    recovery: Mapping[str, Any] | None = None,
     backend: Mapping[str, Any] | None = None,
     diagnostics: Sequence[Diagnostic] = (),
     run: Mapping[str, Any] | None = None,
@@ -324,6 +327,9 @@ def build_report(
     times: dict[str, Any] = {**(run or {}), "passes": seconds}
     if result.guard is not None:
         times["guard"] = result.guard.to_json()
+    if recovery is not None:
+        times["recovery"] = {"seconds": recovery["seconds"]}
+        recovery = {k: v for k, v in recovery.items() if k not in ("seconds", "diagnostics")}
     if backend is not None:
         times["backend"] = {k: v for k, v in backend.items() if k == "seconds"}
         backend = {k: v for k, v in backend.items() if k != "seconds"}
@@ -343,6 +349,7 @@ def build_report(
         sites=tuple(result.sites),
         comparison=None if comparison is None else comparison.to_json(),
         limits=tuple(limits),
+        recovery=recovery,
         backend=backend,
         diagnostics=(*result.diagnostics, *diagnostics),
         run=times,

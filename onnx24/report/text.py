@@ -15,6 +15,7 @@ from onnx24.passmgr.base import SiteRecord
 from onnx24.report.aggregate import aggregate
 from onnx24.report.limits import LimitResult
 from onnx24.report.model import Report, WeightLine
+from onnx24.report.recovery import recovery_text
 from onnx24.report.table import (
     WIDTH,
     bytes_text,
@@ -34,7 +35,7 @@ _DIGITS = re.compile(r"(\d+)")
 def render_text(report: Report) -> Block:
     """The whole report; nothing is wider than 100 columns unless a single word is."""
     parts = [_head(report), _passes(report), _weights(report), _solved(report), _refusals(report)]
-    parts += [_comparison(report), _backend(report), _warnings(report)]
+    parts += [_recovery(report), _comparison(report), _backend(report), _warnings(report)]
     return paragraphs(parts)
 
 
@@ -245,6 +246,17 @@ def _refusals(report: Report) -> Block:
 def _example(records: Sequence[SiteRecord]) -> str:
     record = records[0]
     return f"{record.weight or record.node}: {record.reason}" if record.reason else record.weight
+
+
+def _recovery(report: Report) -> Block:
+    if report.recovery is None:
+        return Block()
+    seconds = report.run.get("recovery", {}).get("seconds", 0.0)
+    return block(["trained back to the original's outputs", *_indented(report.recovery, seconds)])
+
+
+def _indented(recovery: Mapping[str, Any], seconds: float) -> list[str]:
+    return [f"  {line}" for line in recovery_text(recovery, seconds).splitlines()]
 
 
 def _comparison(report: Report) -> Block:
