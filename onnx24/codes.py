@@ -940,6 +940,14 @@ _TABLE = (
         "left by `qdq{min-output=DB}`",
     ),
     Code(
+        "O24-248",
+        "warning",
+        "products stay float32",
+        "The model's opset has no form of these products in the 16-bit type: Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on.",
+        "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
+    ),
+    Code(
         "O24-249",
         "note",
         "unchanged state of a Loop",
