@@ -940,6 +940,14 @@ _TABLE = (
         "left by `qdq{min-output=DB}`",
     ),
     Code(
+        "O24-248",
+        "warning",
+        "products stay float32",
+        "The model's opset has no form of these products in the 16-bit type: Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on.",
+        "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
+    ),
+    Code(
         "O24-249",
         "note",
         "unchanged state of a Loop",
@@ -1021,6 +1029,15 @@ _TABLE = (
         "TensorRT builds UINT8 activations with zero point 0, or none, as INT8: what lies above "
         "127 steps, half of the range, becomes 127 steps.",
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
+    ),
+    Code(
+        "O24-260",
+        "error",
+        "scale of a convolution is no constant",
+        "TensorRT-RTX's builder fails, or crashes, where a scale of an INT8 convolution is "
+        "computed by more than arithmetic on constants: by a reduction of the weight, or at run "
+        "time.",
+        "`onnx24 canonicalize` computes what comes of constants; write other scales as constants",
     ),
     Code(
         "O24-264",

@@ -42,7 +42,7 @@ from onnx24.ir.model import External, Model
 from onnx24.passmgr import manager
 from onnx24.passmgr.base import Pass
 from onnx24.passmgr.guard import Guard, guard_of
-from onnx24.passmgr.instrument import Instrument
+from onnx24.passmgr.instrument import Instrument, Step
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
 from onnx24.report.limits import Limit, LimitResult, check_limits, named_values
@@ -278,7 +278,6 @@ def compile(
         profiles, chosen = completed(inputs, plan.profiles, calibration, original)
         plan = replace(plan, profiles=profiles)
         resolve_profiles(inputs, plan.profiles)
-    early = _judge_pairs(original, plan)
     with plan.shows.waiting("loading into ONNX Runtime"):
         _must_run(original, named_values(plan.limits))
         if any(step.name == "qdq" for step in plan.pipeline):
@@ -298,12 +297,13 @@ def compile(
     steps = guarded.applied(plan.pipeline)
 
     compiled, analyses = source.load(), AnalysisCache()
-    recorder = Recorder(compiled, facts, provenance)
+    recorder, pairs = Recorder(compiled, facts, provenance), _Pairs(plan)
     if output is not None:
         compiled.stage(output, external=external)
     result = manager.run(
         compiled,
         steps,
+        instruments=[pairs],
         target=plan.target,
         calibration=split.fitted if split else None,
         verify=verify,
@@ -357,7 +357,7 @@ def compile(
         recovery=None if recovered is None else recovered.to_json(),
         backend=document,
         diagnostics=[
-            *early,
+            *pairs.found,
             *chosen,
             *_trained(plan, recovered),
             *notes,
@@ -436,19 +436,29 @@ def _pipeline_text(
     return f"@{preset}"
 
 
-def _judge_pairs(model: Model, plan: _Plan) -> list[Diagnostic]:
-    """What TensorRT refuses of the Q/DQ that the model came with, said before hours of work.
+class _Pairs(Instrument):
+    """Says what TensorRT refuses of the Q/DQ that a model came with, after the passes that tidy a
+    model up, and before hours of work. `found`: O24-245."""
 
-    Raises: InputError O24-245 where an engine is to be built, which it would not be.
-    """
-    if not any(step.name == "qdq" for step in plan.pipeline):
-        return []
-    found = quantized_otherwise(model)
-    if found is not None and plan.backend is not None:
-        raise InputError([replace(found, severity=Severity.ERROR)])
-    if found is not None:
-        _log.warning("%s", found.render())
-    return [found] if found else []
+    _TIDY = ("canonicalize", "upgrade-opset", "lint")
+
+    def __init__(self, plan: _Plan) -> None:
+        self.found: list[Diagnostic] = []
+        self._builds = plan.backend is not None
+        self._asks = any(step.name == "qdq" for step in plan.pipeline)
+
+    def before_pass(self, step: Step) -> None:
+        """Raises: InputError O24-245 where an engine is to be built, which it would not be."""
+        if not self._asks or step.name in self._TIDY:
+            return
+        self._asks = False
+        context = step.context
+        found = quantized_otherwise(step.model, context.analyses, fp8=context.target.fp8)
+        if found is not None and self._builds:
+            raise InputError([replace(found, severity=Severity.ERROR)])
+        if found is not None:
+            _log.warning("%s", found.render())
+            self.found = [found]
 
 
 def _must_run(model: Model, named: Sequence[str] = ()) -> None:
