@@ -677,8 +677,8 @@ _TABLE = (
         "O24-151",
         "error",
         "nothing to recover",
-        "No weight is 2:4 in a form that can be trained: none was pruned, or something else than "
-        "DequantizeLinear reads its integers.",
+        "The model is not quantized, and no weight is 2:4 in a form that can be trained: none was "
+        "pruned, or something else than DequantizeLinear reads its integers.",
         "run prune24 first, and recover before spmm-plugin packs the weights",
     ),
     Code(
@@ -940,6 +940,14 @@ _TABLE = (
         "left by `qdq{min-output=DB}`",
     ),
     Code(
+        "O24-248",
+        "warning",
+        "products stay float32",
+        "The model's opset has no form of these products in the 16-bit type: Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on.",
+        "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
+    ),
+    Code(
         "O24-249",
         "note",
         "unchanged state of a Loop",
@@ -1021,6 +1029,15 @@ _TABLE = (
         "TensorRT builds UINT8 activations with zero point 0, or none, as INT8: what lies above "
         "127 steps, half of the range, becomes 127 steps.",
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
+    ),
+    Code(
+        "O24-260",
+        "error",
+        "scale of a convolution is no constant",
+        "TensorRT-RTX's builder fails, or crashes, where a scale of an INT8 convolution is "
+        "computed by more than arithmetic on constants: by a reduction of the weight, or at run "
+        "time.",
+        "`onnx24 canonicalize` computes what comes of constants; write other scales as constants",
     ),
     Code(
         "O24-264",
@@ -1200,6 +1217,15 @@ _TABLE = (
         "The compiled model differs from the original by more than was allowed.",
     ),
     Code("O24-610", "error", "not 2:4", "A weight that should be 2:4 is not."),
+    Code(
+        "O24-601",
+        "warning",
+        "limit missed on samples held out",
+        "compile left layers dense or in float for a limit, which the calibration samples meet; "
+        "the samples that nothing was fitted to do not confirm it.",
+        "calibrate on more samples, set a stricter --limit, or let tune choose; --max-drop makes "
+        "it an error",
+    ),
     Code(
         "O24-611",
         "error",

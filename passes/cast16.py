@@ -11,10 +11,12 @@ from typing import Annotated, ClassVar
 from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.mixed_precision import LIMIT, SENSITIVE, Finding, Plan
+from onnx24.analysis.mixed_precision import LIMIT, NO_FORM, SENSITIVE, Finding, Plan
+from onnx24.analysis.placement import OPS as PRODUCTS
 from onnx24.analysis.precision import Range16
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
+from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import label
@@ -38,14 +40,15 @@ class Cast16(Pass):
     as they are, so there this pass decides what is computed in which precision.
 
     Kept in FP32, each with a record O24-241: the operators of `fp32-ops` (long sums, Softmax,
-    normalizations, steep functions); operators that have no 16-bit form in the model's opset or no
-    definition at all; operators whose result depends on the bits or the type of the input (BitCast,
-    EyeLike, Unique) or gets its type from an attribute (an output_dtype of DequantizeLinear is
-    changed with it); nodes with bodies and what is in the bodies; arithmetic on values that came
-    from integers (sizes, positions); quantized layers below opset 19, where QuantizeLinear and
-    DequantizeLinear know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant
-    of one element below the 16-bit type's normal range (an epsilon). What lies between two such
-    nodes stays FP32 too, to save the Casts, and so does a patch without a matrix product.
+    normalizations, steep functions); operators that have no 16-bit form in the model's opset (a
+    warning, O24-248, of products: Conv has BF16 from opset 22 on) or no definition at all;
+    operators whose result depends on the bits or the type of the input (BitCast, EyeLike, Unique)
+    or gets its type from an attribute (an output_dtype of DequantizeLinear is changed with it);
+    nodes with bodies and what is in the bodies; arithmetic on values that came from integers
+    (sizes, positions); quantized layers below opset 19, where QuantizeLinear and DequantizeLinear
+    know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant of one element
+    below the 16-bit type's normal range (an epsilon). What lies between two such nodes stays FP32
+    too, to save the Casts, and so does a patch without a matrix product.
 
     Activations beyond half of FP16's range on the calibration data keep their node and its readers
     in FP32 (O24-243, warning), and so do those that lie below its normal range altogether. Without
@@ -66,7 +69,14 @@ class Cast16(Pass):
 
     name: ClassVar[str] = "cast16"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
-    codes: ClassVar[tuple[str, ...]] = ("O24-240", "O24-241", "O24-242", "O24-243", "O24-244")
+    codes: ClassVar[tuple[str, ...]] = (
+        "O24-240",
+        "O24-241",
+        "O24-242",
+        "O24-243",
+        "O24-244",
+        "O24-248",
+    )
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "prune24", "matmul-to-conv1x1")
     numeric: ClassVar[Numeric] = "close"
     enters_functions: ClassVar[bool] = False
@@ -87,8 +97,19 @@ class Cast16(Pass):
             for node in plan.changing():
                 if not ctx.admit(label(node)):
                     plan.keep(node)
+            formless = []
             for node, reason in plan.reasons():
                 ctx.record("kept", "O24-241", node=label(node), op=node.op, reason=reason)
+                if reason == NO_FORM and ops.is_onnx(node, *PRODUCTS):
+                    formless.append(label(node))
+            if formless:
+                message = (
+                    f"{len(formless):,} products, such as {formless[0]!r}, stay float32: opset "
+                    f"{model.opset} has no {self.dtype.value} form of them"
+                )
+                ctx.diagnostics.add(
+                    diagnostic("O24-248", message, facts={"products": len(formless)})
+                )
             rewriter = Rewriter(plan)
             stored = rewriter.run()
         self._record(ctx, stored)

@@ -85,6 +85,18 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
+Recover = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--recover",
+        metavar="BUDGET",
+        help="Train the result back to the original's outputs, without labels, before it is "
+        "verified: a number of steps (200, 200steps), or a time (90s, 5min), in which the number "
+        "of steps depends on the machine, so that it does not repeat to the bit. Stops where "
+        "samples held out gain no more. Needs torch (onnx24[train]) and 16 real samples.",
+        show_default=False,
+    ),
+]
 ReportFile = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(

@@ -71,6 +71,7 @@ _QDQ = {
     "constant": "a quantized constant is a scalar, or read by something else than DQ (O24-252, "
     "O24-253)",
     "int4": "an INT4 weight stands beside an INT8 activation where that fails (O24-254)",
+    "computed-scale": "a scale of an INT8 convolution is no constant (O24-260)",
     "small-bias": "a bias is quantized to 8 bits (O24-256)",
     "activation-scale": "the scale of an activation is no scalar (O24-632)",
     "bias": "INT32 stands behind DequantizeLinear (O24-633)",

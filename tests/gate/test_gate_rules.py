@@ -33,6 +33,7 @@ ALL_QDQ = "[qdq]\n" + "\n".join(
         "fp8",
         "int4",
         "small-bias",
+        "computed-scale",
     )
 )
 
