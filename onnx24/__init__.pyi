@@ -156,6 +156,7 @@ def prune24(
     permute: Literal['auto', 'on', 'off'] = 'auto',
     augment: str = 'off',
     budget: float = 0.0,
+    min_agreement: float = 0.0,
     outputs: str | Iterable[str] = ...,
     include: str | Iterable[str] = ...,
     exclude: str | Iterable[str] = ...,

@@ -1227,6 +1227,15 @@ _TABLE = (
     ),
     Code("O24-610", "error", "not 2:4", "A weight that should be 2:4 is not."),
     Code(
+        "O24-601",
+        "warning",
+        "limit missed on samples held out",
+        "compile left layers dense or in float for a limit, which the calibration samples meet; "
+        "the samples that nothing was fitted to do not confirm it.",
+        "calibrate on more samples, set a stricter --limit, or let tune choose; --max-drop makes "
+        "it an error",
+    ),
+    Code(
         "O24-611",
         "error",
         "2:4 coverage too low",

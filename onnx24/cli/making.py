@@ -138,6 +138,18 @@ class Compile(Effort, Making, Command):
         str | None, flag("--pipeline", "TEXT", "The passes to run, instead of a preset.")
     ] = None
     data: o.Data = None
+    limit: Annotated[
+        list[str] | None,
+        flag(
+            "--limit",
+            "METRIC=NUMBER[@OUTPUT]|none",
+            "Leave layers dense, or in float, that would take the model beyond this, half of the "
+            "error each for pruning and quantizing, by calibration samples: sqnr=20, top1=0.01, "
+            "rel-l2, cosine. Default where a preset is calibrated on real samples: 1 % of the "
+            "labels for classifiers, 20 dB for other models. none: compress every layer that can "
+            "be. It is not a promise: --max-drop is.",
+        ),
+    ] = None
     max_drop: o.MaxDrop = None
     recover: o.Recover = None
     backend: o.Backend = None
@@ -169,6 +181,7 @@ class Compile(Effort, Making, Command):
                 preset=self.preset,
                 pipeline=self.pipeline,
                 data=self.data,
+                limit=self.limit,
                 max_drop=self.max_drop,
                 recover=self.recover,
                 backend=self.backend,

@@ -23,6 +23,7 @@ from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.driver.effort import DEFAULT_MEMORY, Effort
 from onnx24.driver.models import ModelLike, Source, load
 from onnx24.driver.progress import ProgressLike, Reporter, reporter
+from onnx24.driver.protecting import Guarded
 from onnx24.driver.record import Clock, Recorder, judge
 from onnx24.driver.recovering import Budget, require_recoverable, train_back
 from onnx24.driver.result import Result
@@ -197,6 +198,7 @@ def compile(
     calib: DataLike = None,
     data: DataLike = None,
     seed: int = 0,
+    limit: LimitsLike = None,
     max_drop: LimitsLike = None,
     recover: float | str | None = None,
     backend: str | None = None,
@@ -222,8 +224,11 @@ def compile(
 
     preset: a pipeline by name; by default the one of `targets.default_preset`.
     pipeline: text, instead of a preset. calib, data: samples (docs/api.md says in which forms).
-    max_drop: limits of the comparison, `{"sqnr": 20}`. recover: what training the result back may
-    take, without labels and with the original as teacher: steps (200, "200steps"), or a time
+    limit: what layers stay dense or in float for, `{"sqnr": 20}`, or "none". The default, where a
+    preset is calibrated on real samples, is 1 % of the labels for classifiers, 20 dB for other
+    models. Half of it each goes to prune24 and to qdq, which keep it on calibration samples.
+    max_drop: limits of the comparison, which must be met. recover: what training the result back
+    may take, without labels and with the original as teacher: steps (200, "200steps"), or a time
     ("5min"), whose number of steps depends on the machine; needs torch and 16 real samples.
     output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
@@ -239,7 +244,7 @@ def compile(
     >>> import numpy as np, onnx24
     >>> from onnx24.testing.generate import mlp
     >>> batches = {"x": np.random.default_rng(0).standard_normal((64, 64), np.float32)}
-    >>> result = onnx24.compile(mlp([64, 32]), calib=batches, max_drop={"cosine": 0.5})
+    >>> result = onnx24.compile(mlp([64, 32]), calib=batches, limit="none")
     >>> result.report.coverage.share, [node.op_type for node in result.model.graph.node][:2]
     (1.0, ['Cast', 'QuantizeLinear'])
     """
@@ -259,6 +264,7 @@ def compile(
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
     resources, folder = effort.resources(), effort.folder()
 
+    from onnx24.runtime.compare import require_values
     from onnx24.runtime.session import require_qdq
 
     source = load(model)
@@ -284,6 +290,11 @@ def compile(
     if plan.recover is not None:
         require_recoverable(original, split)
     held_out, used = _judged_by(given, calibration, split)
+    named = pipeline is not None
+    guarded = Guarded.of(limit, original, plan.pipeline, split, named=named)
+    if guarded.limits:
+        require_values(original, named_values(guarded.limits))
+    steps = guarded.applied(plan.pipeline)
 
     compiled, analyses = source.load(), AnalysisCache()
     recorder, pairs = Recorder(compiled, facts, provenance), _Pairs(plan)
@@ -291,7 +302,7 @@ def compile(
         compiled.stage(output, external=external)
     result = manager.run(
         compiled,
-        plan.pipeline,
+        steps,
         instruments=[pairs],
         target=plan.target,
         calibration=split.fitted if split else None,
@@ -318,7 +329,7 @@ def compile(
         )
     found = covered(compiled, plan.target, analyses)
     recorder.record(result, plan.target, split, verdicts, found)
-    comparison, limits, notes = _compare(original, compiled, held_out, plan)
+    comparison, limits, notes = _compare(original, compiled, held_out, plan, guarded)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     unmet += [item for item in notes if item.severity is Severity.ERROR]
     notes = [item for item in notes if item.severity is not Severity.ERROR]
@@ -342,6 +353,7 @@ def compile(
         data=used,
         comparison=comparison,
         limits=limits,
+        protection=guarded.document(result),
         recovery=None if recovered is None else recovered.to_json(),
         backend=document,
         diagnostics=[
@@ -479,7 +491,7 @@ _LACKING = "Could not find an implementation"
 
 
 def _compare(
-    original: Model, compiled: Model, data: Calibration | None, plan: _Plan
+    original: Model, compiled: Model, data: Calibration | None, plan: _Plan, guarded: Guarded
 ) -> tuple[Comparison | None, list[LimitResult], list[Diagnostic]]:
     try:
         _must_run(compiled)
@@ -501,9 +513,11 @@ def _compare(
     from onnx24.runtime.compare import compare
 
     with plan.shows.waiting("comparing with the original"):
-        comparison = compare(original, compiled, data, also=named_values(plan.limits))
+        named = named_values([*plan.limits, *guarded.limits])
+        comparison = compare(original, compiled, data, also=named)
     results = check_limits(plan.limits, comparison.outputs, comparison.names)
-    return comparison, results, [*comparison.findings(), *comparison.breaches()]
+    missed = guarded.missed(comparison, len(data))
+    return comparison, results, [*comparison.findings(), *comparison.breaches(), *missed]
 
 
 def _trained(plan: _Plan, recovered: Recovered | None) -> list[Diagnostic]:

@@ -16,6 +16,7 @@ from onnx24.driver.compiling import PathLike, compile
 from onnx24.driver.effort import DEFAULT_MEMORY, Effort, seconds_of
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.progress import ProgressLike, reporter
+from onnx24.driver.protecting import DEFAULT_SQNR, default_limits, within_error
 from onnx24.driver.recovering import Budget, require_recoverable
 from onnx24.driver.result import Result, Rows
 from onnx24.driver.samples import (
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
 MINUTES = 30.0
 SHARE = 0.6
 """Of the time, for measuring layers; what is left is for choosing and for the final model."""
-DEFAULT_TOP1, DEFAULT_SQNR, FEWEST = 0.01, 20.0, 100
-"""Where no limit is given: labels that may change, for classifiers with so many samples to judge
-by; decibels for all others."""
 FIT = 0.75
 """Of the samples that are not held out: what layers are fitted to. The others judge them."""
 _BACK = (0, 1, 2, 4, 7)
@@ -59,9 +57,6 @@ _BACK = (0, 1, 2, 4, 7)
 held out; at last the dense one."""
 CHEAPER = 2
 """How many bounds below what met the limit a model begins that is trained back."""
-CONFIDENCE = 0.95
-"""Of so few labels as are held out, one more or less says little: a share of 1 % of 64 is no
-label at all. As many may change as would at that share in 95 of 100 draws."""
 _BOUNDS_DB = (60, 50, 45, 40, 36, 33, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 3, 0)
 
 
@@ -229,7 +224,7 @@ def tune(
     if recover is not None:
         require_recoverable(original, split)
     fit, judge = split.fitted.split(FIT)
-    limits = limits_of(limit) or _default_limits(original, judge)
+    limits = limits_of(limit) or default_limits(original, len(judge))
     text = f"@{preset or targets.default_preset(row, calibrated=True)}"
     steps = list(parse(text))
     base = _base(source.load(), steps, row)
@@ -266,7 +261,7 @@ def tune(
                 output=output,
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
-                max_drop=[str(each) for each in _within_error(limits, len(split.held_out))],
+                max_drop=[str(each) for each in within_error(limits, len(split.held_out))],
                 recover=recover,
                 target=row,
                 shapes=shapes,
@@ -294,30 +289,6 @@ def tune(
 def _with(made: Result, tuning: Tuning) -> TuneResult:
     kept = {item.name: getattr(made, item.name) for item in fields(Result)}
     return TuneResult(**kept, tuning=tuning)
-
-
-def _default_limits(model: Model, judge: Calibration) -> list[Limit]:
-    """See DEFAULT_TOP1."""
-    outputs = model.proto.graph.output
-    if len(outputs) == 1 and len(judge) >= FEWEST:
-        dims = outputs[0].type.tensor_type.shape.dim
-        if len(dims) == 2 and dims[1].dim_value > 1:
-            return [Limit("top1", DEFAULT_TOP1)]
-    return [Limit("sqnr", DEFAULT_SQNR)]
-
-
-def _within_error(limits: Sequence[Limit], samples: int) -> list[Limit]:
-    """The limits for samples that nothing was chosen by: labels within their sampling error (see
-    CONFIDENCE), all others as they are."""
-    from scipy.stats import binom
-
-    found = []
-    for limit in limits:
-        if limit.metric == "top1" and 0 < limit.bound < 1:
-            most = float(binom.ppf(CONFIDENCE, samples, limit.bound)) / samples
-            limit = replace(limit, bound=max(limit.bound, most))
-        found.append(limit)
-    return found
 
 
 _SHAPING = ("canonicalize", "upgrade-opset")

@@ -238,6 +238,7 @@ class Report(Document):
     sites: tuple[str, ...]
     comparison: Mapping[str, Any] | None
     limits: tuple[LimitResult, ...]
+    protection: Mapping[str, Any] | None
     recovery: Mapping[str, Any] | None
     backend: Mapping[str, Any] | None
     diagnostics: tuple[Diagnostic, ...]
@@ -278,6 +279,7 @@ class Report(Document):
                 **{key: findings[key] for key in FINDINGS if key != "pipeline"},
                 "comparison": self.comparison,
                 "limits": [limit.to_json() for limit in self.limits],
+                "protection": self.protection,
                 "recovery": self.recovery,
                 "backend": self.backend,
                 "diagnostics": [d.to_json() for d in self.diagnostics],
@@ -300,6 +302,7 @@ def build_report(
     data: Sequence[DataFacts] = (),
     comparison: Comparison | None = None,
     limits: Sequence[LimitResult] = (),
+    protection: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
     backend: Mapping[str, Any] | None = None,
     diagnostics: Sequence[Diagnostic] = (),
@@ -349,6 +352,7 @@ def build_report(
         sites=tuple(result.sites),
         comparison=None if comparison is None else comparison.to_json(),
         limits=tuple(limits),
+        protection=protection,
         recovery=recovery,
         backend=backend,
         diagnostics=(*result.diagnostics, *diagnostics),

@@ -59,6 +59,8 @@ def _head(report: Report) -> Block:
             )
         )
     rows.append(("2:4", _coverage(report)))
+    if report.protection is not None:
+        rows.append(("limit", protection_text(report.protection)))
     if guard := report.run.get("guard"):
         checked = ", ".join(guard["checked"]) or "nothing"
         rows.append(("guard", f"compared {checked}: {guard['cpu_seconds']:.2f} s of CPU time"))
@@ -74,6 +76,24 @@ def _head(report: Report) -> Block:
         lines.append(f"  {label.ljust(width)}  {wrapped[0] if wrapped else ''}")
         lines += [indent + line for line in wrapped[1:]]
     return block(lines)
+
+
+def protection_text(protection: Mapping[str, Any]) -> str:
+    """What a limit left dense and in float, and what doing without it would give."""
+    if not protection["limits"]:
+        return f"none: {protection['reason']}"
+    dense, floats = len(protection["dense"]), len(protection["float"])
+    said = f"{', '.join(protection['limits'])}{' (the default)' * protection['default']}: "
+    if not dense + floats:
+        return f"{said}no layer was left out for it"
+    said += f"{dense} weights stay dense, {floats} layers stay in float; "
+    doing = {"prune24": "pruning", "qdq": "quantizing"}
+    costs = [
+        f"{doing[name]} them all moves the outputs by {100 * found['output_error']:.1f} %"
+        + (f", {100 * found['agreement']:.1f} % of the labels stay" if "agreement" in found else "")
+        for name, found in protection["without"].items()
+    ]
+    return f"{said}--limit none leaves none out: {'; '.join(costs) or 'not measured'}"
 
 
 def _output(report: Report) -> str:
