@@ -448,6 +448,15 @@ _TABLE = (
         "run canonicalize, which computes such values once",
     ),
     Code(
+        "O24-058",
+        "warning",
+        "error larger than the output",
+        "An output differs from the original's by more than the original's own size (a relative "
+        "error above 1, an SQNR below 0 dB): zeros would be nearer. Nothing useful is left of it.",
+        "look at the samples, an outlier in the calibration data among them; prune or quantize "
+        "fewer layers; --max-drop makes it an error",
+    ),
+    Code(
         "O24-100",
         "note",
         "pruned to 2:4",

@@ -12,6 +12,7 @@ from onnx24.layerwise.prune import can_be_judged
 from onnx24.layerwise.solver import Settings
 from onnx24.runtime.augment import parse_augmentation
 from onnx24.runtime.data import Calibration
+from onnx24.sparsity.solve import REFIT_STEPS
 from onnx24.sparsity.solve import Method as SolverMethod
 
 __all__ = ["Effort", "Method", "Quality", "Switch"]
@@ -44,9 +45,9 @@ class Switch(str, enum.Enum):
 
 _TIERS = {
     Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False, refit_steps=0),
-    Quality.FAST: Settings(method=SolverMethod.WANDA),
+    Quality.FAST: Settings(steps=8, sweeps=1, refit_steps=3),
     Quality.DEFAULT: Settings(),
-    Quality.MAX: Settings(steps=90, refit_steps=20, rows_per_k=32),
+    Quality.MAX: Settings(steps=60, refit_steps=10, rows_per_k=32),
 }
 
 
@@ -97,6 +98,9 @@ class Effort:
         if self.method is not Method.AUTO:
             method, is_admm = SolverMethod(self.method.value), self.method is Method.ADMM
             settings = replace(settings, method=method, asymmetric=is_admm)
+            if not is_admm:  # the pairs are its own, and its values start further away
+                steps = max(settings.refit_steps, REFIT_STEPS)
+                settings = replace(settings, sweeps=0, refit_steps=steps)
         if not self.refit:
             settings = replace(settings, refit_steps=0)
         if self.asymmetric is not Switch.AUTO:
