@@ -36,6 +36,7 @@ from onnx24.errors import NotMetError as NotMetError
 from onnx24.errors import Onnx24Error as Onnx24Error
 from onnx24.ir.model import External as External
 from onnx24.runtime.data import Calibration as Calibration
+from onnx24.runtime.images import Images as Images
 from onnx24.targets import Target as Target
 
 __version__: str

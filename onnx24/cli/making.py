@@ -48,8 +48,8 @@ class Effort:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """What every command that makes a model takes."""
+class _Common:
+    """See `Making`; here so that these stand first in a command's help."""
 
     model: o.ModelPath
     output: o.Output = None
@@ -63,10 +63,16 @@ class Making:
     guard: o.GuardMode = "off"
     json: o.Json = False
 
+
+@dataclass(frozen=True, kw_only=True)
+class Making(o.ImageFlags, _Common):
+    """What every command that makes a model takes."""
+
     def making(self) -> dict[str, Any]:
         """Those that the driver takes under the same name."""
         names = ("target", "calib", "seed", "shapes", "external", "provenance", "guard")
-        return {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "calib": self.samples(self.calib)}
 
     def checked_output(self, *, writes: bool = True, engine: str | None = None) -> str:
         """OUT, with everything refused that can be before the model is read."""
@@ -180,7 +186,7 @@ class Compile(Effort, Making, Command):
                 output=_file(out),
                 preset=self.preset,
                 pipeline=self.pipeline,
-                data=self.data,
+                data=self.samples(self.data),
                 limit=self.limit,
                 max_drop=self.max_drop,
                 recover=self.recover,

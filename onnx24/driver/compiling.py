@@ -158,6 +158,7 @@ def optimize(
         written=output is not None,
         verdicts=verdicts,
         found=found,
+        diagnostics=calibration.doubts if calibration else [],
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
@@ -359,6 +360,7 @@ def compile(
         diagnostics=[
             *pairs.found,
             *chosen,
+            *_doubts(calibration, given),
             *_trained(plan, recovered),
             *notes,
             *unmet,
@@ -518,6 +520,14 @@ def _compare(
     results = check_limits(plan.limits, comparison.outputs, comparison.names)
     missed = guarded.missed(comparison, len(data))
     return comparison, results, [*comparison.findings(), *comparison.breaches(), *missed]
+
+
+def _doubts(*data: Calibration | None) -> list[Diagnostic]:
+    """What is doubtful of samples, each said once."""
+    found: list[Diagnostic] = []
+    for each in data:
+        found += [item for item in (each.doubts if each else []) if item not in found]
+    return found
 
 
 def _trained(plan: _Plan, recovered: Recovered | None) -> list[Diagnostic]:

@@ -116,6 +116,7 @@ def recover(
         )
         if output is not None:
             made.save(output, external=external)
+    found.diagnostics.extend(samples.doubts)
     if samples.is_random:
         text = f"{samples.describe()}: trained on them, the model is good for nothing else"
         found.diagnostics.append(diagnostic("O24-034", text, severity=Severity.WARNING))
