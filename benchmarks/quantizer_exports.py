@@ -247,7 +247,8 @@ def environment(folder: Path, name: str) -> Path:
         venv.create(home, with_pip=False, symlinks=True)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         packages = home / "lib" / version / "site-packages"
-        (packages / "zz_below.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        below = sysconfig.get_path("purelib")
+        (packages / "zz_below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
         subprocess.run([*command, str(packages), *PINS[name]], check=True)
     return python
@@ -291,6 +292,37 @@ def builds(path: Path) -> str:
     return "no"
 
 
+def _steps(path: Path) -> dict[str, tuple[float, float]]:
+    """Of each activation's QuantizeLinear: its step, and the largest magnitude in its range."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+    found = {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+            step, zero = (constants[name] for name in node.input[1:3])
+            limits = np.iinfo(zero.dtype)
+            largest = max(abs(limits.min - int(zero)), abs(limits.max - int(zero)))
+            found[node.name] = float(step), float(step) * min(largest, 255)
+            if zero.dtype == np.int8 and not zero:
+                found[node.name] = float(step), 127 * float(step)
+    return found
+
+
+def follows_the_rule(path: Path, symmetric: Path) -> bool:
+    """Whether every activation that is quantized still has 127 steps over the same magnitudes."""
+    before, after = _steps(path), _steps(symmetric)
+    return all(
+        abs(step - before[name][1] / 127) <= 1e-6 * step
+        for name, (step, _) in after.items()
+        if name in before
+    ) and bool(set(before) & set(after))
+
+
 def judge(path: Path, folder: Path, samples: np.ndarray) -> dict[str, Any]:
     """The row of one export."""
     fixed, symmetric = path.with_suffix(".fix.onnx"), path.with_suffix(".symmetric.onnx")
@@ -303,6 +335,7 @@ def judge(path: Path, folder: Path, samples: np.ndarray) -> dict[str, Any]:
         "exact": bool(np.array_equal(_run(fixed, samples), want)),
         "left": findings(symmetric),
         "built_after": builds(symmetric),
+        "rule": follows_the_rule(path, symmetric),
         "error": _error(want, real),
         "error_after": _error(_run(symmetric, samples), real),
         "moved": _error(_run(symmetric, samples), want),
@@ -311,27 +344,31 @@ def judge(path: Path, folder: Path, samples: np.ndarray) -> dict[str, Any]:
 
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
     head = (
-        "| quantizer | lint finds | builds | --fix: same bits | --symmetric leaves | builds "
+        "| quantizer | lint finds | builds | --fix: same bits | --symmetric leaves "
+        "| steps by the rule | builds "
         "| error of the export | after | moved |"
     )
     lines = [
         "# Exports of six quantizers\n",
         "`python benchmarks/quantizer_exports.py FOLDER`, tensorrt-rtx for sm86. Errors are "
         "relative (L2), of the outputs of 64 samples: the export's and the repaired export's "
-        "against the float net, and (moved) of the repaired against the export.\n",
+        "against the float net, and (moved) of the repaired against the export. The rule: 127 "
+        "steps over the largest magnitude of the quantizer's range. What --symmetric leaves are "
+        "warnings (docs/codes.md).\n",
         head,
-        "|---" * 9 + "|",
+        "|---" * 10 + "|",
     ]
     for name, row in rows.items():
         title = next((pin for pin in PINS[name] if "==" in pin), name)
         if "failed" in row:
-            lines.append(f"| {title} | not run: {row['failed']} |" + " |" * 7)
+            lines.append(f"| {title} | not run: {row['failed']} |" + " |" * 8)
             continue
         said = [", ".join(f"{code} ×{n}" for code, n in sorted(row[key].items())) or "nothing"
                 for key in ("found", "left")]  # fmt: skip
         numbers = [f"{100 * row[key]:.2f} %" for key in ("error", "error_after", "moved")]
         exact = "yes" if row["exact"] else "no"
-        cells = [title, said[0], row["built"], exact, said[1], row["built_after"], *numbers]
+        rule = "yes" if row["rule"] else "no"
+        cells = [title, said[0], row["built"], exact, said[1], rule, row["built_after"], *numbers]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -164,6 +164,26 @@ def forms() -> dict[str, Form]:
             "q = QuantizeLinear(x, k, z) d = DequantizeLinear(q, k, z) " + WEIGHT + PRODUCT,
             {"big": F32(127)},
         ),
+        "Conv, weight's scale by arithmetic on constants": Form(
+            ACT + "k = Div(s, half) " + CONV_WEIGHT.replace(" s,", " k,") + CONV,
+            {"half": F32(2)},
+            shape=IMAGE,
+        ),
+        "Conv, weight's scale by a reduction": Form(
+            ACT
+            + "k = ReduceMax<axes = [1], keepdims = 0>(sm) "
+            + CONV_WEIGHT.replace(" s,", " k,")
+            + CONV,
+            {"sm": np.full((N, N), 0.01, F32)},
+            shape=IMAGE,
+        ),
+        "MatMul, weight's scale by a reduction": Form(
+            ACT
+            + "k = ReduceMax<axes = [1], keepdims = 0>(sm) "
+            + WEIGHT.replace(" s,", " k,")
+            + PRODUCT,
+            {"sm": np.full((N, N), 0.01, F32)},
+        ),
         "DynamicQuantizeLinear": Form(
             "q, k, p = DynamicQuantizeLinear(x) d = DequantizeLinear(q, k, p) " + WEIGHT + PRODUCT
         ),

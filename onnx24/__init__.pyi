@@ -36,6 +36,7 @@ from onnx24.errors import NotMetError as NotMetError
 from onnx24.errors import Onnx24Error as Onnx24Error
 from onnx24.ir.model import External as External
 from onnx24.runtime.data import Calibration as Calibration
+from onnx24.runtime.images import Images as Images
 from onnx24.targets import Target as Target
 
 __version__: str
@@ -156,6 +157,7 @@ def prune24(
     permute: Literal['auto', 'on', 'off'] = 'auto',
     augment: str = 'off',
     budget: float = 0.0,
+    min_agreement: float = 0.0,
     outputs: str | Iterable[str] = ...,
     include: str | Iterable[str] = ...,
     exclude: str | Iterable[str] = ...,

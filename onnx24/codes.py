@@ -329,6 +329,29 @@ _TABLE = (
     ),
     Code("O24-043", "error", "wrong usage", "The command line contradicts itself.", "see --help"),
     Code(
+        "O24-068",
+        "error",
+        "image input not told",
+        "Images are fed, and neither the model nor the call says which dimension holds channels, "
+        "or how high and wide an image is.",
+    ),
+    Code(
+        "O24-069",
+        "error",
+        "pillow is not installed",
+        "Images are decoded by pillow, which is an optional dependency.",
+        "pip install 'onnx24[images]'",
+    ),
+    Code(
+        "O24-070",
+        "warning",
+        "preprocessing assumed",
+        "Images were scaled to values between 0 and 1, without mean and standard deviation; a "
+        "model that was trained with others is calibrated, and judged, on inputs that it never "
+        "sees.",
+        "pass --image-mean and --image-std, of values in 0 to 1; 0 and 1 where that is right",
+    ),
+    Code(
         "O24-044",
         "error",
         "policy cannot be used",
@@ -423,6 +446,15 @@ _TABLE = (
         "Nodes compute an operand of a product from constants alone: no tensor holds it, so it is "
         "not 2:4. It counts as not covered.",
         "run canonicalize, which computes such values once",
+    ),
+    Code(
+        "O24-058",
+        "warning",
+        "error larger than the output",
+        "An output differs from the original's by more than the original's own size (a relative "
+        "error above 1, an SQNR below 0 dB): zeros would be nearer. Nothing useful is left of it.",
+        "look at the samples, an outlier in the calibration data among them; prune or quantize "
+        "fewer layers; --max-drop makes it an error",
     ),
     Code(
         "O24-100",
@@ -677,8 +709,8 @@ _TABLE = (
         "O24-151",
         "error",
         "nothing to recover",
-        "No weight is 2:4 in a form that can be trained: none was pruned, or something else than "
-        "DequantizeLinear reads its integers.",
+        "The model is not quantized, and no weight is 2:4 in a form that can be trained: none was "
+        "pruned, or something else than DequantizeLinear reads its integers.",
         "run prune24 first, and recover before spmm-plugin packs the weights",
     ),
     Code(
@@ -942,10 +974,11 @@ _TABLE = (
     Code(
         "O24-248",
         "warning",
-        "products stay in float32",
-        "cast16 does not look into bodies of If, Loop and Scan, so that what computes there stays "
-        "in float32, whatever the preset is called.",
-        "export with the loop unrolled, or the branch taken",
+        "products stay float32",
+        "The model's opset has no form of these products in the 16-bit type (Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on), or they lie in "
+        "bodies of If, Loop and Scan, which cast16 does not look into.",
+        "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
     ),
     Code(
         "O24-249",
@@ -1031,11 +1064,27 @@ _TABLE = (
         "`onnx24 lint --fix --symmetric` makes it INT8, with steps of twice the size",
     ),
     Code(
+        "O24-260",
+        "error",
+        "scale of a convolution is no constant",
+        "TensorRT-RTX's builder fails, or crashes, where a scale of an INT8 convolution is "
+        "computed by more than arithmetic on constants: by a reduction of the weight, or at run "
+        "time.",
+        "`onnx24 canonicalize` computes what comes of constants; write other scales as constants",
+    ),
+    Code(
         "O24-264",
         "note",
         "pairs of a quantized model completed",
         "A 2:4 INT8 product's result, or the skip branch of a convolution's residual Add, is "
         "quantized now, through the pair that it had or a new one.",
+    ),
+    Code(
+        "O24-265",
+        "warning",
+        "products in local functions",
+        "The pass takes the main graph alone, and the model has products in local functions.",
+        "put canonicalize before it, which replaces the calls by the functions' bodies",
     ),
     Code("O24-300", "note", "rewritten to a 1x1 convolution", "MatMul or Gemm became a Conv."),
     Code("O24-301", "note", "rewritten to a MatMul", "A 1x1 Conv became a MatMul."),
@@ -1202,6 +1251,15 @@ _TABLE = (
     ),
     Code("O24-610", "error", "not 2:4", "A weight that should be 2:4 is not."),
     Code(
+        "O24-601",
+        "warning",
+        "limit missed on samples held out",
+        "compile left layers dense or in float for a limit, which the calibration samples meet; "
+        "the samples that nothing was fitted to do not confirm it.",
+        "calibrate on more samples, set a stricter --limit, or let tune choose; --max-drop makes "
+        "it an error",
+    ),
+    Code(
         "O24-611",
         "error",
         "2:4 coverage too low",
@@ -1267,6 +1325,14 @@ _TABLE = (
         "A node cannot work on the shapes that it is given, or the model declares another shape "
         "than its nodes make. Runtimes may still take it; TensorRT refuses the former.",
         "export the model again",
+    ),
+    Code(
+        "O24-628",
+        "warning",
+        "dimensions of one name",
+        "Two dynamic dimensions of one input have one name, so that TensorRT builds only where "
+        "they are of one size. Exporters that write '?' mean no such thing.",
+        "where the sizes differ, export the model with a name for each",
     ),
     Code(
         "O24-630",

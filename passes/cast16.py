@@ -11,7 +11,14 @@ from typing import Annotated, ClassVar
 from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.mixed_precision import LIMIT, PRODUCTS, SENSITIVE, Finding, Plan
+from onnx24.analysis.mixed_precision import (
+    LIMIT,
+    NO_FORM,
+    PRODUCTS,
+    SENSITIVE,
+    Finding,
+    Plan,
+)
 from onnx24.analysis.precision import Range16
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
@@ -40,12 +47,12 @@ class Cast16(Pass):
     as they are, so there this pass decides what is computed in which precision.
 
     Kept in FP32, each with a record O24-241: the operators of `fp32-ops` (long sums, Softmax,
-    normalizations, steep functions); operators that have no 16-bit form in the model's opset or no
-    definition at all; operators whose result depends on the bits or the type of the input (BitCast,
-    EyeLike, Unique) or gets its type from an attribute (an output_dtype of DequantizeLinear is
-    changed with it); nodes with bodies and what is in the bodies (O24-248, warning, where that
-    multiplies); arithmetic on values that came
-    from integers (sizes, positions); quantized layers below opset 19, where QuantizeLinear and
+    normalizations, steep functions); operators that have no 16-bit form in the model's opset (a
+    warning, O24-248, of products: Conv has BF16 from opset 22 on) or no definition at all;
+    operators whose result depends on the bits or the type of the input (BitCast, EyeLike, Unique)
+    or gets its type from an attribute (an output_dtype of DequantizeLinear is changed with it);
+    nodes with bodies and what is in the bodies (O24-248 of products); arithmetic on values that
+    came from integers (sizes, positions); quantized layers below opset 19, where QuantizeLinear and
     DequantizeLinear know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant
     of one element below the 16-bit type's normal range (an epsilon). What lies between two such
     nodes stays FP32 too, to save the Casts, and so does a patch without a matrix product.
@@ -79,6 +86,7 @@ class Cast16(Pass):
     )
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "prune24", "matmul-to-conv1x1")
     numeric: ClassVar[Numeric] = "close"
+    enters_functions: ClassVar[bool] = False
 
     dtype: Annotated[Dtype, "the 16-bit type"] = Dtype.FP16
     fp32_ops: Annotated[tuple[str, ...], "operators that stay in FP32"] = SENSITIVE
@@ -96,8 +104,19 @@ class Cast16(Pass):
             for node in plan.changing():
                 if not ctx.admit(label(node)):
                     plan.keep(node)
+            formless = []
             for node, reason in plan.reasons():
                 ctx.record("kept", "O24-241", node=label(node), op=node.op, reason=reason)
+                if reason == NO_FORM and ops.is_onnx(node, *PRODUCTS):
+                    formless.append(label(node))
+            if formless:
+                message = (
+                    f"{len(formless):,} products, such as {formless[0]!r}, stay float32: opset "
+                    f"{model.opset} has no {self.dtype.value} form of them"
+                )
+                ctx.diagnostics.add(
+                    diagnostic("O24-248", message, facts={"products": len(formless)})
+                )
             rewriter = Rewriter(plan)
             stored = rewriter.run()
         _warn_of_bodies(model, ctx, self.dtype)
@@ -150,6 +169,7 @@ def _warn_of_bodies(model: Model, ctx: Context, dtype: Dtype) -> None:
                 "O24-248",
                 f"{len(left)} of {len(layers)} products and recurrent layers lie in bodies "
                 f"({where}) and stay float32, not {dtype.value}",
+                hint="export with the loop unrolled, or the branch taken",
             )
         )
 

@@ -38,6 +38,7 @@ class Conv1x1ToMatmul(Pass):
 
     name: ClassVar[str] = "conv1x1-to-matmul"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
+    enters_functions: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("O24-301", "O24-313")
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
 

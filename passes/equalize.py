@@ -43,6 +43,7 @@ class Equalize(Pass):
 
     name: ClassVar[str] = "equalize"
     effects: ClassVar[Effects] = Effects.WEIGHTS | Effects.STRUCTURE  # tensors of Constant nodes
+    enters_functions: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("O24-343", "O24-344", "O24-345")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "upgrade-opset")
 

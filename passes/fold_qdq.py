@@ -45,6 +45,7 @@ class FoldQdq(Pass):
 
     name: ClassVar = "fold-qdq"
     effects: ClassVar = Effects.STRUCTURE
+    enters_functions: ClassVar = False
     numeric: ClassVar = "exact"
     after: ClassVar = ("qdq",)
     codes: ClassVar = ("O24-008", "O24-230", "O24-231", "O24-232")

@@ -26,10 +26,11 @@ class Lint(Pass):
     (O24-255), a scale that is 0 or negative (O24-250), an activation's scale that is no scalar
     (O24-632), Q/DQ of other domains (O24-251), a quantized bias (O24-633, O24-256), a quantized
     scalar (O24-252) or constant that something else than DQ reads (O24-253), INT4 beside INT8 where
-    it fails (O24-254), a weight quantized along another axis than its output channels or as a whole
-    (O24-634), integer operators (O24-635), a Q that something else than DQ reads (O24-636), a
-    product with one operand quantized (O24-637), a pair on the wrong branch of a residual Add
-    (O24-638), a 2:4 INT8 product with a float result on targets that want it INT8 (O24-639).
+    it fails (O24-254), a convolution whose scale is computed (O24-260), a weight quantized along
+    another axis than its output channels or as a whole (O24-634), integer operators (O24-635), a Q
+    that something else than DQ reads (O24-636), a product with one operand quantized (O24-637), a
+    pair on the wrong branch of a residual Add (O24-638), a 2:4 INT8 product with a float result on
+    targets that want it INT8 (O24-639).
 
     Without `fix` nothing is changed, and the exit code is 1 where a finding is an error. With it
     (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases, and
@@ -58,6 +59,7 @@ class Lint(Pass):
 
     name: ClassVar = "lint"
     effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
+    enters_functions: ClassVar = False  # what a call hands in is not known inside
     after: ClassVar = ("qdq", "fold-qdq")
     numeric: ClassVar = "close"
     codes: ClassVar = (
@@ -73,6 +75,7 @@ class Lint(Pass):
         "O24-256",
         "O24-257",
         "O24-258",
+        "O24-260",
         "O24-630",
         "O24-631",
         "O24-632",

@@ -60,6 +60,7 @@ class MatmulToConv1x1(Pass):
 
     name: ClassVar[str] = "matmul-to-conv1x1"
     effects: ClassVar[Effects] = Effects.STRUCTURE | Effects.WEIGHTS
+    enters_functions: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("O24-300", "O24-310", "O24-311", "O24-312")
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
 

@@ -57,6 +57,7 @@ class Permute24(Pass):
 
     name: ClassVar = "permute24"
     effects: ClassVar = Effects.WEIGHTS | Effects.STRUCTURE  # tensors of Constant nodes
+    enters_functions: ClassVar = False
     after: ClassVar = ("canonicalize",)
     codes: ClassVar = (
         "O24-034",

@@ -60,7 +60,8 @@ class Prune24(WeightChoice, Effort, Pass):
     rows than inputs is named (O24-131); 500 samples are a start, `augment=shift2` makes more of
     images (`augment=shift2@28x28` of flat ones), 16 rows for each input are enough. `budget=0.05`
     leaves layers dense (O24-134), those that cost most for each weight, until the outputs' relative
-    error on the held-back samples is at most 5 %.
+    error on the held-back samples is at most 5 %; `min-agreement=99` until 99 % of them keep
+    their class (below 200 samples the expected share, by how clearly the dense model decides).
 
     It refuses, with a code and the numbers: no product reads the weight (O24-110), grouped and
     depthwise convolutions (O24-111, O24-112), K no multiple of 4 (O24-113), too few elements or

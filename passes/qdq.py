@@ -122,6 +122,7 @@ class Qdq(Pass):
 
     name: ClassVar = "qdq"
     effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
+    enters_functions: ClassVar = False
     after: ClassVar = (
         "canonicalize", "upgrade-opset", "equalize", "smooth-quant", "prune24", "matmul-to-conv1x1",
     )  # fmt: skip

@@ -54,6 +54,7 @@ class SmoothQuant(Pass):
 
     name: ClassVar[str] = "smooth-quant"
     effects: ClassVar[Effects] = Effects.WEIGHTS | Effects.STRUCTURE  # tensors of Constant nodes
+    enters_functions: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("O24-035", "O24-340", "O24-341", "O24-342")
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "upgrade-opset", "equalize")
 

@@ -18,6 +18,7 @@ is believed only of the outputs of operators that ONNX does not define.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from onnx24.ir.index import Index, NodeSite
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import is_in_function, scopes
-from onnx24.ir.shapes import Dim, value_type
+from onnx24.ir.shapes import INFERENCE_ERRORS, Dim, inferred, value_type
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -733,11 +734,9 @@ def proved_shapes(model: Model, index: Index) -> dict[ValueKey, tuple[Dim, ...] 
                 if output.name not in foreign and output.type.HasField("tensor_type"):
                     output.type.tensor_type.ClearField("shape")
     for data_prop in (True, False):
-        try:
-            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
+        with contextlib.suppress(*INFERENCE_ERRORS):
+            skeleton = inferred(skeleton, data_prop=data_prop)
             break
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-            continue
     out: dict[ValueKey, tuple[Dim, ...] | None] = {}
     for scope in scopes(skeleton):
         if isinstance(scope.graph, GraphProto):

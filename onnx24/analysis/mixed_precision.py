@@ -71,6 +71,7 @@ LIMIT = float(np.finfo(np.float16).max) / 2
 """Of what is seen in calibration, in FP16: data to come may be larger."""
 SMALLEST = float(np.finfo(np.float16).tiny)
 """A value that never exceeds this has fewer than 11 bits in FP16, and may become 0."""
+NO_FORM = "the operator has no 16-bit form in this opset"
 _FROM_INTEGERS = "it computes on values that came from integers"
 _INTEGERS = frozenset(
     getattr(TensorProto, name) for name in ("INT64", "INT32", "INT16", "UINT64", "UINT32", "UINT16")
@@ -259,7 +260,7 @@ class Plan:
         ):
             return "the type of an operand is unknown"
         if not self._any16(node):
-            return "the operator has no 16-bit form in this opset" if any(inputs) else None
+            return NO_FORM if any(inputs) else None
         if not self._types_follow(node, found):
             return "an attribute decides the type of a result"
         if ops.op(node) in self.sensitive:

@@ -16,7 +16,7 @@ from onnx24.analysis.dataflow import Shapes
 from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import is_in_function
+from onnx24.ir.scopes import function_path, is_in_function
 from onnx24.ir.surgeon import label, walk
 from onnx24.ir.weights import numpy_dtype
 
@@ -31,6 +31,27 @@ def has_products(model: Model) -> bool:
         if not is_in_function(scope.path)
         for node in scope.graph.node
     )
+
+
+def products_in_functions(model: Model) -> dict[str, int]:
+    """Name of a local function that is called, without its domain → products in it. Not those of
+    onnx24's own functions, which say what packed weights are."""
+    calls = {ops.called(node) for scope in model.scopes() for node in scope.graph.node}
+    names = {
+        function_path(function): key.name
+        for key, function in ops.functions(model.proto).items()
+        if key in calls and key.domain != "onnx24"
+    }
+    found = {
+        name: sum(
+            ops.op(node) in (*_PRODUCTS, "Conv", "ConvTranspose")
+            for scope in model.scopes()
+            if scope.path == path or scope.path.startswith(f"{path}/")
+            for node in scope.graph.node
+        )
+        for path, name in names.items()
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 @dataclass(eq=False)

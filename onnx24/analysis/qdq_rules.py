@@ -343,6 +343,41 @@ def _int4_beside_int8(found: Quantized, site: NodeSite) -> Iterator[str]:
         yield f"the weight of {site.proto.op_type} is INT4 with one scale beside INT8"
 
 
+_FOLDED = frozenset(
+    {"Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Div", "Exp",
+     "Expand", "Greater", "Identity", "Max", "Min", "Mul", "Neg", "Reciprocal", "Reshape", "Slice",
+     "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"}
+)  # fmt: skip
+"""What tensorrt-rtx 1.7.1 computes of constants before it looks at a scale."""
+
+
+def _computed_scale(found: Quantized, site: NodeSite) -> Iterator[str]:
+    operands = [dq for dq in found.operands(site) if dq is not None]
+    for dq in operands if len(operands) == 2 else ():
+        if (op := _left_to_compute(found, dq.proto.input[1], dq.scope)) is not None:
+            what = f"by {op}" if op else "at run time"
+            yield f"a scale of {site.proto.op_type} is computed {what} ({dq.proto.input[1]!r})"
+
+
+def _left_to_compute(found: Quantized, name: str, scope: str) -> str | None:
+    """The operator that makes a scale no constant for the builder, "" for one that is fed; None
+    where it is one."""
+    values, seen = [(name, scope)], set()
+    while values:
+        name, scope = values.pop()
+        key = found.index.resolve(name, scope)
+        if key in seen or key in found.uses.tensors:
+            continue
+        seen.add(key)
+        producer = found.index.producer(name, scope)
+        if producer is None:
+            return ""
+        if not is_onnx(producer, *_FOLDED):
+            return str(producer.proto.op_type)
+        values += [(name, producer.scope) for name in producer.proto.input if name]
+    return None
+
+
 def _weight_axis(found: Quantized, site: NodeSite) -> Iterator[str]:
     for i, dq in enumerate(found.operands(site)):
         if dq is None or not found.is_weight(site, i, dq):
@@ -629,6 +664,14 @@ RULES = (
         f"{_EXPERIMENT} (others fail in the compiler)",
         PRODUCTS,
         _int4_beside_int8,
+    ),
+    QdqRule(
+        "computed-scale",
+        "O24-260",
+        "The scales of a convolution are constants.",
+        f"{_EXPERIMENT} (it ends in a failed check or a crash; MatMul and Gemm build)",
+        ("Conv",),
+        _computed_scale,
     ),
     QdqRule(
         "weight-axis",

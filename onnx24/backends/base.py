@@ -388,23 +388,31 @@ def resolve_profiles(
     if missing:
         raise InputError(missing)
     found = {i.name: given[i.name] for i in known.values() if i.dynamic}
-    _check_names(known, found)
+    check_names(known.values(), found)
     return found
 
 
-def _check_names(known: Mapping[str, Input], profiles: Mapping[str, Profile]) -> None:
-    """That dimensions of one name are of one size: a builder holds them to it."""
-    seen: dict[str, tuple[str, tuple[int, int, int]]] = {}
-    for name, profile in profiles.items():
+def check_names(inputs: Iterable[Input], profiles: Mapping[str, Profile]) -> None:
+    """That dimensions of one name are of one size. Raises: InputError O24-505.
+
+    *Source:* TensorRT documentation, "Named dimensions"; experiment with tensorrt-rtx 1.7.1, which
+    refuses the profile, and names neither the input nor the dimension.
+    """
+    seen: dict[str, tuple[str, int, tuple[int, int, int]]] = {}
+    for given in inputs:
+        if given.name not in profiles:
+            continue
+        profile = profiles[given.name]
         sizes = zip(profile.min, profile.opt, profile.max, strict=True)
-        for dim, size in zip(known[name].shape or (), sizes, strict=False):
-            if not isinstance(dim, str) or not dim:
+        for axis, (dim, size) in enumerate(zip(given.shape or (), sizes, strict=False)):
+            if not isinstance(dim, str):
                 continue
-            first, other = seen.setdefault(dim, (name, size))
-            if other != size:
+            name, other, expected = seen.setdefault(dim, (given.name, axis, size))
+            if size != expected:
                 raise _bad_shape(
-                    f"--shapes gives the dimensions named {dim!r} the sizes {_range(other)} (of "
-                    f"{first!r}) and {_range(size)} (of {name!r}), the model says they are one",
+                    f"input {given}: dimension {axis} of {given.name!r} and dimension {other} of "
+                    f"{name!r} are both named {dim!r}, which is one size, found {_range(size)} "
+                    f"and {_range(expected)}",
                     hint="give them one size, or export the model with names of their own",
                 )
 
@@ -537,16 +545,30 @@ def check_finished(name: str, done: Finished, facts: LogFacts) -> None:
 
 
 def parser_diagnostic(error: ParserError, model: OnnxFile, model_path: Path) -> Diagnostic:
-    """A parser's complaint as O24-501, with the node's name as the model knows it."""
-    node = error.node or model.node_name(error.index, error.op, error.output)
+    """A parser's complaint as O24-501, with the node's name as the model knows it. Where the parser
+    names none, the function that complains tells the operator."""
+    op, node = error.op, error.node or model.node_name(error.index, error.op, error.output)
+    reason, alike = error.description, []
+    if not op and not node:
+        op = re.sub("^(import|check)", "", error.function)
+        alike = model.nodes_of(op)
+        op, node = (op, alike[0]) if alike else ("", "")
+    if reason in ("", "false"):  # the parser's assertion, not its words
+        reason = f"the parser does not take {op}" if op else "the parser gives no reason"
+    if len(alike) > 1:
+        reason += f", in one of {len(alike):,} {op}: {', '.join(map(repr, alike[:5]))}"
+        reason += ", …" if len(alike) > 5 else ""
     return diagnostic(
         "O24-501",
-        error.description or "the parser gives no reason",
+        reason,
         file=str(model_path),
-        node=node,
-        op=error.op,
+        node=node if len(alike) < 2 else "",
+        op=op,
         facts={k: v for k, v in vars(error).items() if v not in ("", None)},
-        hint=f"remove or replace the operator {error.op}" if error.op else "",
+        hint=f"remove or replace the operator {op}; `onnx24 check --policy tensorrt-importable` "
+        "names what TensorRT takes no form of"
+        if op
+        else "",
     )
 
 

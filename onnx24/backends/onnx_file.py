@@ -88,6 +88,10 @@ class OnnxFile:
                 return name or first
         return ""
 
+    def nodes_of(self, op: str) -> list[str]:
+        """The names of an operator's nodes: first outputs where they have none."""
+        return [name or first for name, kind, first in self.nodes if kind == op]
+
     def parser_names(self) -> dict[str, str]:
         """The names that TensorRT's parser makes up for unnamed nodes → first output.
 

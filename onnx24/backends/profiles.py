@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from onnx24.backends.base import Profile
+from onnx24.backends.base import Profile, check_names
 from onnx24.backends.onnx_file import Input
 from onnx24.diagnostics import Diagnostic, diagnostic
-from onnx24.errors import InputError
 from onnx24.ir.model import Model
 from onnx24.runtime.data import Calibration, chosen_shapes
 
@@ -45,9 +44,12 @@ def completed(
     shapes: Mapping[str, Profile],
     data: Calibration | None,
     model: Model,
+    *,
+    batch: int | None = None,
 ) -> tuple[dict[str, Profile], list[Diagnostic]]:
     """(`shapes`, and for dynamic inputs that they leave out what the data show, else the sizes of
-    `runtime.sizes`; what to say of those, O24-053).
+    `runtime.sizes`; what to say of those, O24-053). batch: the size of each dynamic first
+    dimension; all profiles are then static.
 
     Raises: InputError O24-036, O24-505.
     """
@@ -55,40 +57,33 @@ def completed(
     found = dict(shapes)
     if data is not None:
         found = {**profiles_from_data(inputs, data, model), **shapes}
-    _check_names(inputs, found)
+    given: dict[str, tuple[int, ...]] = {}
+    if batch is not None:
+        given = {i.name: _of_batch(i, found.get(i.name), batch) for i in inputs if i.shape}
+        found = {n: Profile.static(given.get(n, p.opt)) for n, p in found.items()} | {
+            i.name: Profile.static(given[i.name])
+            for i in inputs
+            if i.dynamic and i.shape and min(given[i.name]) >= 0
+        }
+    check_names(inputs, found)
     missing = [i.name for i in inputs if i.dynamic and i.name not in found]
     if not missing:
         return found, []
-    sizes = chosen_shapes(model, {name: profile.opt for name, profile in found.items()})
+    sizes = chosen_shapes(model, given | {name: profile.opt for name, profile in found.items()})
     for name in missing:
         found[name] = _like_named(inputs, name, sizes[name], found)
     text = " ".join(f"{name}:{found[name]}" for name in missing)
-    message = f"nothing says how large dynamic dimensions are: the engine is built for {text}"
+    message = f"nothing says how large dynamic dimensions are: they are taken as {text}"
     return found, [diagnostic("O24-053", message, hint=f"pass --shapes {text}, with other sizes")]
 
 
-def _check_names(inputs: Iterable[Input], found: Mapping[str, Profile]) -> None:
-    """That dimensions of one name have one size, as TensorRT demands. Raises: InputError O24-505.
-
-    *Source:* TensorRT documentation, "Named dimensions"; experiment with tensorrt-rtx 1.7.1, which
-    refuses the profile, and names neither the input nor the dimension.
-    """
-    seen: dict[str, tuple[str, int, int]] = {}
-    for given in inputs:
-        sizes = found[given.name].opt if given.name in found else ()
-        for axis, (dim, size) in enumerate(zip(given.shape or (), sizes, strict=False)):
-            if not isinstance(dim, str):
-                continue
-            name, other, expected = seen.setdefault(dim, (given.name, axis, size))
-            if size != expected:
-                raise InputError.of(
-                    "O24-505",
-                    f"input {given}: dimension {axis} of {given.name!r} and dimension {other} of "
-                    f"{name!r} are both named {dim!r}, which TensorRT takes for one size, found "
-                    f"{size} and {expected}",
-                    hint="give the dimensions names apart in the model, or pass equal sizes",
-                    tensor=given.name,
-                )
+def _of_batch(given: Input, profile: Profile | None, batch: int) -> tuple[int, ...]:
+    """The input's sizes with `batch` for a dynamic first dimension; -1 where one is not known."""
+    assert given.shape
+    first, *rest = given.shape
+    known = profile.opt[1:] if profile is not None else rest
+    sizes = [first if isinstance(first, int) else batch, *known]
+    return tuple(size if isinstance(size, int) else -1 for size in sizes)
 
 
 def _like_named(

@@ -48,8 +48,8 @@ class Effort:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """What every command that makes a model takes."""
+class _Common:
+    """See `Making`; here so that these stand first in a command's help."""
 
     model: o.ModelPath
     output: o.Output = None
@@ -63,10 +63,16 @@ class Making:
     guard: o.GuardMode = "off"
     json: o.Json = False
 
+
+@dataclass(frozen=True, kw_only=True)
+class Making(o.ImageFlags, _Common):
+    """What every command that makes a model takes."""
+
     def making(self) -> dict[str, Any]:
         """Those that the driver takes under the same name."""
         names = ("target", "calib", "seed", "shapes", "external", "provenance", "guard")
-        return {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "calib": self.samples(self.calib)}
 
     def checked_output(self, *, writes: bool = True, engine: str | None = None) -> str:
         """OUT, with everything refused that can be before the model is read."""
@@ -138,7 +144,20 @@ class Compile(Effort, Making, Command):
         str | None, flag("--pipeline", "TEXT", "The passes to run, instead of a preset.")
     ] = None
     data: o.Data = None
+    limit: Annotated[
+        list[str] | None,
+        flag(
+            "--limit",
+            "METRIC=NUMBER[@OUTPUT]|none",
+            "Leave layers dense, or in float, that would take the model beyond this, half of the "
+            "error each for pruning and quantizing, by calibration samples: sqnr=20, top1=0.01, "
+            "rel-l2, cosine. Default where a preset is calibrated on real samples: 1 % of the "
+            "labels for classifiers, 20 dB for other models. none: compress every layer that can "
+            "be. It is not a promise: --max-drop is.",
+        ),
+    ] = None
     max_drop: o.MaxDrop = None
+    recover: o.Recover = None
     backend: o.Backend = None
     engine: Annotated[
         str | None,
@@ -167,8 +186,10 @@ class Compile(Effort, Making, Command):
                 output=_file(out),
                 preset=self.preset,
                 pipeline=self.pipeline,
-                data=self.data,
+                data=self.samples(self.data),
+                limit=self.limit,
                 max_drop=self.max_drop,
+                recover=self.recover,
                 backend=self.backend,
                 engine=engine,
                 timeout=self.timeout,
@@ -220,6 +241,7 @@ class Tune(Effort, Making, Command):
             "1 % of the labels for classifiers, 20 dB for other models.",
         ),
     ] = None
+    recover: o.Recover = None
     objective: Annotated[
         Literal["latency", "size", "energy-proxy"],
         flag("--objective", "", "What is to be small, by estimate."),
@@ -254,6 +276,7 @@ class Tune(Effort, Making, Command):
                 source_of(self.model),
                 output=_file(out),
                 limit=self.limit,
+                recover=self.recover,
                 objective=self.objective,
                 time=self.time,
                 gpu=self.gpu,

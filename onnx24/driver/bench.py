@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
 from onnx24.backends.base import Backend, Profile, get, resolve_profiles
 from onnx24.backends.onnx_file import Input, inputs_of
+from onnx24.backends.profiles import completed
 from onnx24.backends.python_api import PythonBackend
 from onnx24.backends.running import require_gpu, run_with_python, run_with_trtexec
 from onnx24.driver.compiling import optimize
@@ -27,6 +28,7 @@ from onnx24.passmgr.options import did_you_mean
 from onnx24.targets.gpus import gpu_of
 
 if TYPE_CHECKING:
+    from onnx24.diagnostics import Diagnostic
     from onnx24.ir.model import Model
     from onnx24.runtime.data import Calibration
     from onnx24.targets import Target
@@ -69,7 +71,8 @@ def bench(
 
     Builds an engine for each variant and batch size and runs them in turns on the GPU that is here;
     a gain that the noise could have made is shown as none. `estimated` measures nothing and gives
-    bounds per layer that no kernel reaches, for `gpu` by name.
+    bounds per layer that no kernel reaches, for `gpu` by name. Dynamic dimensions that neither
+    `shapes` nor `batches` nor `calib` give take sizes that run (O24-053).
 
     Returns: `document`, of the measurements or the estimates, and `text`.
     Raises: InputError; BackendError O24-510 where nothing can be measured.
@@ -88,18 +91,20 @@ def bench(
             raise usage("--gpu without --estimate", "a measurement is of the GPU that is here")
     source = load(model)
     loaded = source.load()
+    given = profiles_of(shapes)
+    calibration = load_samples(calib, loaded, given, 0)
+    plans, chosen = _plans(loaded, given, batches, calibration)
     job = _Bench(
         source=source,
         model=loaded,
         target=row,
-        plans=_plans(loaded, profiles_of(shapes), batches),
+        plans=plans,
         rounds=rounds,
         timeout=timeout,
         shows=reporter(progress),
     )
-    if estimated:
-        return _estimate(job, gpu)
-    return _measure(job, backend, wanted, calib)
+    found = _estimate(job, gpu) if estimated else _measure(job, backend, wanted, calibration)
+    return replace(found, diagnostics=(*chosen, *found.diagnostics))
 
 
 def _variants(given: Iterable[str]) -> list[str]:
@@ -114,38 +119,24 @@ def _variants(given: Iterable[str]) -> list[str]:
 
 
 def _plans(
-    model: Model, shapes: Mapping[str, Profile], batches: Sequence[int]
-) -> dict[str, dict[str, Profile]]:
-    """The name of a batch size → a static profile for each dynamic input."""
+    model: Model,
+    shapes: Mapping[str, Profile],
+    batches: Sequence[int],
+    calibration: Calibration | None,
+) -> tuple[dict[str, dict[str, Profile]], list[Diagnostic]]:
+    """(the name of a batch size → a static profile for each dynamic input, what to say of them)."""
     inputs = inputs_of(model.proto)
-    if not batches:
-        profiles = resolve_profiles(inputs, shapes)
-        fixed = {name: Profile.static(profile.opt) for name, profile in profiles.items()}
-        return {_batch_name(inputs, fixed): fixed}
-    found = {}
-    for batch in batches:
-        sized = {i.name: _at(i, shapes.get(i.name), batch) for i in inputs if i.dynamic}
-        known = {name: profile for name, profile in sized.items() if profile is not None}
-        found[str(batch)] = resolve_profiles(inputs, {**_statics(shapes), **known})
-    if len(found) > 1 and not any(i.dynamic for i in inputs):
+    if len(batches) > 1 and not any(i.dynamic for i in inputs):
         raise usage("--batch: no input has a dynamic dimension", "export it with a dynamic batch")
-    return found
-
-
-def _statics(shapes: Mapping[str, Profile]) -> dict[str, Profile]:
-    return {name: Profile.static(profile.opt) for name, profile in shapes.items()}
-
-
-def _at(given: Input, profile: Profile | None, batch: int) -> Profile | None:
-    """The input's sizes with `batch` first; None where another size is not known."""
-    sizes = profile.opt if profile is not None else given.shape
-    if not sizes:
-        return None
-    first = given.shape[0] if given.shape else None
-    changed = [first if isinstance(first, int) else batch, *sizes[1:]]
-    if not all(isinstance(size, int) for size in changed):
-        return None
-    return Profile.static([int(size) for size in changed])  # type: ignore[arg-type]
+    found: dict[str, dict[str, Profile]] = {}
+    said: dict[str, Diagnostic] = {}
+    for batch in batches or (None,):
+        profiles, chosen = completed(inputs, shapes, calibration, model, batch=batch)
+        profiles = resolve_profiles(inputs, profiles)
+        fixed = {name: Profile.static(profile.opt) for name, profile in profiles.items()}
+        found[_batch_name(inputs, fixed) if batch is None else str(batch)] = fixed
+        said |= {item.message: item for item in chosen}
+    return found, list(said.values())
 
 
 def _batch_name(inputs: Sequence[Input], profiles: Mapping[str, Profile]) -> str:
@@ -187,9 +178,10 @@ def _with_weight(layers: Sequence[ModelLayer]) -> list[ModelLayer]:
 # --- measurement --------------------------------------------------------------------------------
 
 
-def _measure(job: _Bench, name: str, variants: list[str], calib: DataLike) -> Documented:
+def _measure(
+    job: _Bench, name: str, variants: list[str], calibration: Calibration | None
+) -> Documented:
     backend = get(name, job.target)
-    calibration = load_samples(calib, job.model, next(iter(job.plans.values())), 0)
     skipped = {}
     if calibration is None:
         for variant in [variant for variant in variants if "int8" in variant]:

@@ -19,11 +19,13 @@ from onnx24.backends.base import Backend, BuildResult, Profile, resolve_profiles
 from onnx24.backends.base import get as get_backend
 from onnx24.backends.onnx_file import inputs_of
 from onnx24.backends.profiles import completed
-from onnx24.diagnostics import Diagnostic, Severity
+from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.driver.effort import DEFAULT_MEMORY, Effort
 from onnx24.driver.models import ModelLike, Source, load
 from onnx24.driver.progress import ProgressLike, Reporter, reporter
+from onnx24.driver.protecting import Guarded
 from onnx24.driver.record import Clock, Recorder, judge
+from onnx24.driver.recovering import Budget, require_recoverable, train_back
 from onnx24.driver.result import Result
 from onnx24.driver.samples import (
     DataLike,
@@ -40,13 +42,14 @@ from onnx24.ir.model import External, Model
 from onnx24.passmgr import manager
 from onnx24.passmgr.base import Pass
 from onnx24.passmgr.guard import Guard, guard_of
-from onnx24.passmgr.instrument import Instrument
+from onnx24.passmgr.instrument import Instrument, Step
 from onnx24.passmgr.options import did_you_mean
 from onnx24.passmgr.pipeline import Pipeline, parse
 from onnx24.report.limits import Limit, LimitResult, check_limits, named_values
 from onnx24.report.model import DataFacts, ModelFacts, build_report
 
 if TYPE_CHECKING:
+    from onnx24.recovery.trainer import Recovered
     from onnx24.runtime.compare import Comparison
     from onnx24.runtime.data import Calibration
     from onnx24.runtime.split import Split
@@ -155,6 +158,7 @@ def optimize(
         written=output is not None,
         verdicts=verdicts,
         found=found,
+        diagnostics=calibration.doubts if calibration else [],
         data=[DataFacts.of(calibration, "calibration")] if calibration else [],
         run=clock.run(),
     )
@@ -195,7 +199,9 @@ def compile(
     calib: DataLike = None,
     data: DataLike = None,
     seed: int = 0,
+    limit: LimitsLike = None,
     max_drop: LimitsLike = None,
+    recover: float | str | None = None,
     backend: str | None = None,
     engine: PathLike | None = None,
     shapes: ShapesLike = None,
@@ -219,7 +225,13 @@ def compile(
 
     preset: a pipeline by name; by default the one of `targets.default_preset`.
     pipeline: text, instead of a preset. calib, data: samples (docs/api.md says in which forms).
-    max_drop: limits of the comparison, `{"sqnr": 20}`. output: a file to write the model into;
+    limit: what layers stay dense or in float for, `{"sqnr": 20}`, or "none". The default, where a
+    preset is calibrated on real samples, is 1 % of the labels for classifiers, 20 dB for other
+    models. Half of it each goes to prune24 and to qdq, which keep it on calibration samples.
+    max_drop: limits of the comparison, which must be met. recover: what training the result back
+    may take, without labels and with the original as teacher: steps (200, "200steps"), or a time
+    ("5min"), whose number of steps depends on the machine; needs torch and 16 real samples.
+    output: a file to write the model into;
     without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
     by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
     guard: "on", "off" or "each", as for `optimize`.
@@ -233,7 +245,7 @@ def compile(
     >>> import numpy as np, onnx24
     >>> from onnx24.testing.generate import mlp
     >>> batches = {"x": np.random.default_rng(0).standard_normal((64, 64), np.float32)}
-    >>> result = onnx24.compile(mlp([64, 32]), calib=batches, max_drop={"cosine": 0.5})
+    >>> result = onnx24.compile(mlp([64, 32]), calib=batches, limit="none")
     >>> result.report.coverage.share, [node.op_type for node in result.model.graph.node][:2]
     (1.0, ['Cast', 'QuantizeLinear'])
     """
@@ -246,12 +258,14 @@ def compile(
         engine=engine,
         target=aim,
         pipeline=parse(_pipeline_text(pipeline, preset, aim, has_calib=calib is not None)),
+        recover=None if recover is None else Budget.of(recover),
         profiles=profiles_of(shapes),
         shows=reporter(progress),
     )
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
     resources, folder = effort.resources(), effort.folder()
 
+    from onnx24.runtime.compare import require_values
     from onnx24.runtime.session import require_qdq
 
     source = load(model)
@@ -265,7 +279,6 @@ def compile(
         profiles, chosen = completed(inputs, plan.profiles, calibration, original)
         plan = replace(plan, profiles=profiles)
         resolve_profiles(inputs, plan.profiles)
-    early = _judge_pairs(original, plan)
     with plan.shows.waiting("loading into ONNX Runtime"):
         _must_run(original, named_values(plan.limits))
         if any(step.name == "qdq" for step in plan.pipeline):
@@ -275,15 +288,23 @@ def compile(
     calibration = calibration or load_samples(calib, original, plan.profiles, seed)
     given = load_samples(data, original, plan.profiles, seed)
     split = split_of(calibration)
+    if plan.recover is not None:
+        require_recoverable(original, split)
     held_out, used = _judged_by(given, calibration, split)
+    named = pipeline is not None
+    guarded = Guarded.of(limit, original, plan.pipeline, split, named=named)
+    if guarded.limits:
+        require_values(original, named_values(guarded.limits))
+    steps = guarded.applied(plan.pipeline)
 
     compiled, analyses = source.load(), AnalysisCache()
-    recorder = Recorder(compiled, facts, provenance)
+    recorder, pairs = Recorder(compiled, facts, provenance), _Pairs(plan)
     if output is not None:
         compiled.stage(output, external=external)
     result = manager.run(
         compiled,
-        plan.pipeline,
+        steps,
+        instruments=[pairs],
         target=plan.target,
         calibration=split.fitted if split else None,
         verify=verify,
@@ -295,9 +316,21 @@ def compile(
         reproducer_dir=None if reproducer_dir is None else Path(reproducer_dir),
     )
     _log_run(result)
+    recovered = None
+    if plan.recover is not None and split is not None:
+        recovered = train_back(
+            compiled,
+            original,
+            plan.recover,
+            fitted=split.fitted,
+            records=result.records,
+            target=plan.target,
+            folder=folder,
+            shows=plan.shows,
+        )
     found = covered(compiled, plan.target, analyses)
     recorder.record(result, plan.target, split, verdicts, found)
-    comparison, limits, notes = _compare(original, compiled, held_out, plan)
+    comparison, limits, notes = _compare(original, compiled, held_out, plan, guarded)
     unmet = [limit.unmet() for limit in limits if not limit.met]
     unmet += [item for item in notes if item.severity is Severity.ERROR]
     notes = [item for item in notes if item.severity is not Severity.ERROR]
@@ -321,10 +354,14 @@ def compile(
         data=used,
         comparison=comparison,
         limits=limits,
+        protection=guarded.document(result),
+        recovery=None if recovered is None else recovered.to_json(),
         backend=document,
         diagnostics=[
-            *early,
+            *pairs.found,
             *chosen,
+            *_doubts(calibration, given),
+            *_trained(plan, recovered),
             *notes,
             *unmet,
             *(failure.diagnostics if failure else []),
@@ -348,6 +385,7 @@ class _Plan:
     pipeline: Pipeline
     profiles: dict[str, Profile]
     limits: list[Limit]
+    recover: Budget | None
     backend: Backend | None
     engine: Path | None
 
@@ -400,19 +438,29 @@ def _pipeline_text(
     return f"@{preset}"
 
 
-def _judge_pairs(model: Model, plan: _Plan) -> list[Diagnostic]:
-    """What TensorRT refuses of the Q/DQ that the model came with, said before hours of work.
+class _Pairs(Instrument):
+    """Says what TensorRT refuses of the Q/DQ that a model came with, after the passes that tidy a
+    model up, and before hours of work. `found`: O24-245."""
 
-    Raises: InputError O24-245 where an engine is to be built, which it would not be.
-    """
-    if not any(step.name == "qdq" for step in plan.pipeline):
-        return []
-    found = quantized_otherwise(model)
-    if found is not None and plan.backend is not None:
-        raise InputError([replace(found, severity=Severity.ERROR)])
-    if found is not None:
-        _log.warning("%s", found.render())
-    return [found] if found else []
+    _TIDY = ("canonicalize", "upgrade-opset", "lint")
+
+    def __init__(self, plan: _Plan) -> None:
+        self.found: list[Diagnostic] = []
+        self._builds = plan.backend is not None
+        self._asks = any(step.name == "qdq" for step in plan.pipeline)
+
+    def before_pass(self, step: Step) -> None:
+        """Raises: InputError O24-245 where an engine is to be built, which it would not be."""
+        if not self._asks or step.name in self._TIDY:
+            return
+        self._asks = False
+        context = step.context
+        found = quantized_otherwise(step.model, context.analyses, fp8=context.target.fp8)
+        if found is not None and self._builds:
+            raise InputError([replace(found, severity=Severity.ERROR)])
+        if found is not None:
+            _log.warning("%s", found.render())
+            self.found = [found]
 
 
 def _must_run(model: Model, named: Sequence[str] = ()) -> None:
@@ -445,7 +493,7 @@ _LACKING = "Could not find an implementation"
 
 
 def _compare(
-    original: Model, compiled: Model, data: Calibration | None, plan: _Plan
+    original: Model, compiled: Model, data: Calibration | None, plan: _Plan, guarded: Guarded
 ) -> tuple[Comparison | None, list[LimitResult], list[Diagnostic]]:
     try:
         _must_run(compiled)
@@ -467,9 +515,28 @@ def _compare(
     from onnx24.runtime.compare import compare
 
     with plan.shows.waiting("comparing with the original"):
-        comparison = compare(original, compiled, data, also=named_values(plan.limits))
+        named = named_values([*plan.limits, *guarded.limits])
+        comparison = compare(original, compiled, data, also=named)
     results = check_limits(plan.limits, comparison.outputs, comparison.names)
-    return comparison, results, [*comparison.findings(), *comparison.breaches()]
+    missed = guarded.missed(comparison, len(data))
+    return comparison, results, [*comparison.findings(), *comparison.breaches(), *missed]
+
+
+def _doubts(*data: Calibration | None) -> list[Diagnostic]:
+    """What is doubtful of samples, each said once."""
+    found: list[Diagnostic] = []
+    for each in data:
+        found += [item for item in (each.doubts if each else []) if item not in found]
+    return found
+
+
+def _trained(plan: _Plan, recovered: Recovered | None) -> list[Diagnostic]:
+    if plan.recover is None:
+        return []
+    if recovered is None:
+        message = "no layer was pruned or quantized: there is nothing to train back"
+        return [diagnostic("O24-151", message, severity=Severity.NOTE)]
+    return recovered.diagnostics
 
 
 def _build(

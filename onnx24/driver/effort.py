@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -68,3 +69,15 @@ def size_bytes(text: str | int) -> int:
     if match is None or unit is None or not float(match[1]):
         raise usage(f"--memory {text}", "give a size such as 4GiB or 512MiB")
     return int(float(match[1]) * unit)
+
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "": 1.0}
+
+
+def seconds_of(text: float | str, what: str) -> float:
+    """`90`, `90s`, `5min`, `2h` [seconds]. Raises: InputError O24-043 for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|)\s*", str(text))
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if not 0 < seconds < math.inf:
+        raise usage(f"{what} {text!r}", "seconds, or a number with s, min or h, such as 30min")
+    return seconds

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx24 import targets
 from onnx24.backends.base import Profile, resolve_profiles
 from onnx24.backends.onnx_file import inputs_of
+from onnx24.backends.profiles import completed
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.samples import ShapesLike, profiles_of
 from onnx24.driver.usage import usage
+from onnx24.errors import InputError
 from onnx24.ledger.engine import Engine
 from onnx24.ledger.ledger import Ledger, make_ledger
 
@@ -64,14 +67,25 @@ def layer_ledger(
     )
     source = load(model) if model is not None else None
     loaded = source.load() if source else None
+    notes: list[str] = []
     if loaded is not None:
-        _check_shapes(profiles, loaded)
+        profiles, notes = _sized(loaded, profiles)
     name = source.name if source else ""
-    return make_ledger(engine, row, model=loaded, model_name=name, dense=dense, shapes=profiles)
+    ledger = make_ledger(engine, row, model=loaded, model_name=name, dense=dense, shapes=profiles)
+    return replace(ledger, notes=(*notes, *ledger.notes))
 
 
-def _check_shapes(shapes: Mapping[str, Profile], model: Model) -> None:
-    """Raises: InputError O24-505. Inputs without a shape count as 1 where they are dynamic."""
+def _sized(model: Model, shapes: Mapping[str, Profile]) -> tuple[dict[str, Profile], list[str]]:
+    """(a profile for each dynamic input, what to say of those that nobody gave). A model that ONNX
+    Runtime does not run keeps what was given: what is open counts as 1.
+
+    Raises: InputError O24-505.
+    """
     inputs = inputs_of(model.proto)
     named = [i for i in inputs if i.name in shapes]
     resolve_profiles(named if len(named) == len(shapes) else inputs, shapes)
+    try:
+        found, said = completed(inputs, shapes, None, model)
+    except InputError as err:
+        return dict(shapes), [item.message for item in err.diagnostics]
+    return found, [item.message for item in said]

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
 from onnx24.diagnostics import Severity, diagnostic
-from onnx24.driver.effort import Effort
+from onnx24.driver.effort import Effort, seconds_of
 from onnx24.driver.models import ModelLike, load
-from onnx24.driver.progress import ProgressLike, reporter
+from onnx24.driver.progress import ProgressLike, Reporter, reporter
 from onnx24.driver.result import MadeAndDocumented, PathLike
 from onnx24.driver.samples import Samples, ShapesLike, load_samples, profiles_of, split_of
+from onnx24.driver.usage import usage
 from onnx24.errors import InputError
-from onnx24.ir.model import External
-from onnx24.lines import Block, block
+from onnx24.ir.keys import ValueKey
+from onnx24.ir.model import External, Model
+from onnx24.layerwise.prune import HELD_BACK
+from onnx24.passmgr.base import SiteRecord
+from onnx24.passmgr.manager import PIPELINE_KEY
 from onnx24.passmgr.provenance import data_digest, record_step
-from onnx24.report.model import ModelFacts
+from onnx24.recovery.recipes import Recipe
+from onnx24.report.model import SUCCESSOR, ModelFacts
+from onnx24.report.recovery import recovery_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from onnx24.recovery.trainer import Recovered
+    from onnx24.runtime.data import Calibration
+    from onnx24.runtime.split import Split
     from onnx24.targets import Target
 
 
@@ -106,6 +116,7 @@ def recover(
         )
         if output is not None:
             made.save(output, external=external)
+    found.diagnostics.extend(samples.doubts)
     if samples.is_random:
         text = f"{samples.describe()}: trained on them, the model is good for nothing else"
         found.diagnostics.append(diagnostic("O24-034", text, severity=Severity.WARNING))
@@ -114,7 +125,7 @@ def recover(
         compiled=made,
         name=name,
         recovered=found,
-        text=recovery_text(found),
+        text=recovery_text(found.to_json(), found.seconds),
         diagnostics=tuple(found.diagnostics),
         document={
             "model": source.name,
@@ -145,24 +156,112 @@ def _labels(labels: Any) -> np.ndarray | None:
     return labels
 
 
-def recovery_text(found: Recovered) -> Block:
-    """The result in a few lines, with the held-out curve."""
-    kinds = ", ".join(f"{name} by {kind}" for name, kind in found.outputs.items())
-    apart = "" if found.is_divided else " (too few to hold any out: the same)"
-    lines = [
-        f"recipe {found.recipe.name}, {found.steps} of {found.recipe.steps} steps in "
-        f"{found.seconds:.0f} s, learning rate {found.learning_rate:.3g}; {kinds}",
-        f"{found.samples} samples to train on, {found.held_out_samples} held out{apart}",
-        f"held-out divergence {found.before:.4g} before, {found.after:.4g} after "
-        f"(step {found.best_step})",
-        f"{found.changed} initializers changed, {len(found.weights)} trained weights are 2:4",
-    ]
-    if found.resumed_at:
-        lines.append(f"went on from a checkpoint at step {found.resumed_at}")
-    losses = dict(found.losses)
-    lines += [
-        f"  step {step:>6}  training loss {losses.get(step - 1, float('nan')):.4g}  held out "
-        f"{value:.4g}"
-        for step, value in found.held_out
-    ]
-    return block(lines)
+# --- within compile -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What training back may take: so many steps, or so many seconds where those are not 0."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, given: float | str) -> Budget:
+        """A count of steps, "200steps", or a time such as "5min". Raises: InputError O24-043."""
+        match = re.fullmatch(r"\s*(\d+)\s*(?:steps?)?\s*", str(given))
+        if match is None:
+            return cls(seconds=seconds_of(given, "--recover"))
+        if not int(match[1]):
+            raise usage(f"--recover {given}", "a number of steps, or a time such as 5min")
+        return cls(steps=int(match[1]))
+
+    @property
+    def recipe(self) -> Recipe:
+        """`basic`, which stops where the held-out divergence no longer falls."""
+        steps = self.steps or Recipe.steps
+        return Recipe(steps=steps, eval_every=min(25, max(1, steps // 8)), patience=PATIENCE)
+
+
+PATIENCE = 6
+"""Evaluations without a better one, after which training stops."""
+
+
+def require_recoverable(original: Model, split: Split | None) -> None:
+    """Look before hours of work whether a model could be trained back.
+
+    Raises: InputError O24-043 without real samples, and as `require_trainable`; BackendError
+    O24-155 without torch.
+    """
+    from onnx24.recovery.trainer import require_trainable
+
+    if split is None or not split.is_divided or split.fitted.is_random:
+        raise usage(
+            "--recover needs 16 real samples or more, in runs that can be divided",
+            "pass --calib DATA with more samples; random ones teach nothing",
+        )
+    require_trainable(original, next(split.fitted.batches(original)))
+
+
+def train_back(
+    made: Model,
+    original: Model,
+    budget: Budget,
+    *,
+    fitted: Calibration,
+    records: Sequence[SiteRecord],
+    target: Target,
+    folder: Path | None,
+    shows: Reporter,
+) -> Recovered | None:
+    """Train what passes made of a model, in place. fitted: the samples that they fitted; what
+    prune24 held back of them judges here as well. records: what they say of each layer; those that
+    err most get time first. Returns: None where no layer was pruned or quantized."""
+    from onnx24.recovery.trainer import is_quantized
+    from onnx24.recovery.trainer import recover as train
+
+    if not made.claims and not is_quantized(made):
+        return None
+
+    fit, judge = fitted.split(1 - HELD_BACK)
+    found = train(
+        made,
+        original,
+        fit,
+        budget.recipe,
+        target=target,
+        work_dir=folder,
+        progress=shows.progress,
+        judge=judge,
+        first=most_wrong(records),
+        seconds=budget.seconds,
+    )
+    step = f"recover{{{found.recipe.name} steps={found.recipe.steps}}}"
+    made.metadata[PIPELINE_KEY] = ",".join(filter(None, (made.metadata.get(PIPELINE_KEY), step)))
+    return found
+
+
+def most_wrong(records: Sequence[SiteRecord]) -> list[ValueKey]:
+    """The fewest weights that make up half of what all layers' outputs err, by what pruning and
+    quantization measured of each: relative errors, added as squares."""
+    now: dict[ValueKey, ValueKey] = {}
+    errors: dict[ValueKey, float] = {}
+    for record in records:
+        if not record.weight:
+            continue
+        key = ValueKey(record.scope, record.weight)
+        first = next((old for old, new in now.items() if new == key), key)
+        now[first] = ValueKey(record.scope, str(record.facts.get(SUCCESSOR, key.name)))
+        error = record.facts.get("output_error", 0.0) ** 2
+        if "sqnr_db" in record.facts:
+            error += 10 ** (-record.facts["sqnr_db"] / 10)
+        errors[first] = errors.get(first, 0.0) + error
+    order = sorted(errors, key=lambda key: -errors[key])
+    chosen: list[ValueKey] = []
+    left = sum(errors.values()) / 2
+    for key in order:
+        if left <= 0:
+            break
+        chosen.append(now[key])
+        left -= errors[key]
+    return chosen

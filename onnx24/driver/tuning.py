@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from onnx24 import targets
 from onnx24.driver.compiling import PathLike, compile
-from onnx24.driver.effort import DEFAULT_MEMORY, Effort
+from onnx24.driver.effort import DEFAULT_MEMORY, Effort, seconds_of
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.progress import ProgressLike, reporter
+from onnx24.driver.protecting import DEFAULT_SQNR, default_limits, within_error
+from onnx24.driver.recovering import Budget, require_recoverable
 from onnx24.driver.result import Result, Rows
 from onnx24.driver.samples import (
     DataLike,
@@ -48,17 +50,13 @@ if TYPE_CHECKING:
 MINUTES = 30.0
 SHARE = 0.6
 """Of the time, for measuring layers; what is left is for choosing and for the final model."""
-DEFAULT_TOP1, DEFAULT_SQNR, FEWEST = 0.01, 20.0, 100
-"""Where no limit is given: labels that may change, for classifiers with so many samples to judge
-by; decibels for all others."""
 FIT = 0.75
 """Of the samples that are not held out: what layers are fitted to. The others judge them."""
 _BACK = (0, 1, 2, 4, 7)
 """How many bounds stricter the final model is made anew, where it misses the limit on the samples
 held out; at last the dense one."""
-CONFIDENCE = 0.95
-"""Of so few labels as are held out, one more or less says little: a share of 1 % of 64 is no
-label at all. As many may change as would at that share in 95 of 100 draws."""
+CHEAPER = 2
+"""How many bounds below what met the limit a model begins that is trained back."""
 _BOUNDS_DB = (60, 50, 45, 40, 36, 33, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 3, 0)
 
 
@@ -160,6 +158,7 @@ def tune(
     *,
     calib: DataLike,
     limit: LimitsLike = None,
+    recover: float | str | None = None,
     objective: str = "latency",
     time: float | str = MINUTES * 60,
     output: PathLike | None = None,
@@ -185,10 +184,12 @@ def tune(
 
     calib: real samples (docs/api.md says in which forms), 16 at least. limit: `{"top1": 0.01}`,
     `{"sqnr": 20}`, as `max_drop` of `compile`; by default 1 % of the labels for classifiers, 20 dB
-    for other models. objective: "latency", "size" or "energy-proxy", estimated from data-sheet
-    rates of `gpu`. time: what it may take, seconds or text such as "30min"; layers that save most
-    come first. preset: whose passes are used, by default that of the target. work_dir: keeps what
-    was measured, for a run that goes on.
+    for other models. recover: as for `compile`, of each model that is made in the end; a choice
+    that is a bit cheaper than what meets the limit untrained is then tried first. objective:
+    "latency", "size" or "energy-proxy", estimated from data-sheet rates of `gpu`. time: what it may
+    take, seconds or text such as "30min"; layers that save most come first. preset: whose passes
+    are used, by default that of the target. work_dir: keeps what was measured, for a run that goes
+    on.
 
     Raises: as `compile`; InputError O24-043 for too few samples; NotMetError, with `.result`, where
     even the strictest choice misses the limit on the samples held out.
@@ -200,7 +201,7 @@ def tune(
     >>> result.tuning.saving > 0, [row["weight"] for row in result.tuning.layers]
     (True, ['fc0.weight', 'fc1.weight'])
     """
-    ends = clock.monotonic() + _seconds(time)
+    ends = clock.monotonic() + seconds_of(time, "time")
     begins = clock.monotonic()
     if objective not in OBJECTIVES:
         raise usage(f"objective {objective!r}", f"it is one of {', '.join(OBJECTIVES)}")
@@ -209,6 +210,8 @@ def tune(
     profiles = profiles_of(shapes)
     shows = reporter(progress)
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
+    if recover is not None:
+        Budget.of(recover)
     source = load(model)
     original = source.load()
     data = load_samples(calib, original, profiles, seed)
@@ -218,8 +221,10 @@ def tune(
             "tune needs 16 real samples or more, in runs that can be divided",
             "pass --calib DATA with more samples; random ones say nothing",
         )
+    if recover is not None:
+        require_recoverable(original, split)
     fit, judge = split.fitted.split(FIT)
-    limits = limits_of(limit) or _default_limits(original, judge)
+    limits = limits_of(limit) or default_limits(original, len(judge))
     text = f"@{preset or targets.default_preset(row, calibrated=True)}"
     steps = list(parse(text))
     base = _base(source.load(), steps, row)
@@ -246,7 +251,7 @@ def tune(
         options = [_options(unit, losses) for unit in units]
         search = _Search(units, options, sensitivity, base, judge, limits)
         with shows.waiting("choosing forms"):
-            points = search.run(ends)
+            points = search.run(ends, cheaper=CHEAPER if recover is not None else 0)
     looks = 0
     for tried, point in enumerate(points):
         looks += 1
@@ -256,7 +261,8 @@ def tune(
                 output=output,
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
-                max_drop=[str(each) for each in _within_error(limits, len(split.held_out))],
+                max_drop=[str(each) for each in within_error(limits, len(split.held_out))],
+                recover=recover,
                 target=row,
                 shapes=shapes,
                 seed=seed,
@@ -283,45 +289,6 @@ def tune(
 def _with(made: Result, tuning: Tuning) -> TuneResult:
     kept = {item.name: getattr(made, item.name) for item in fields(Result)}
     return TuneResult(**kept, tuning=tuning)
-
-
-def _seconds(time: float | str) -> float:
-    """Raises: InputError O24-043."""
-    text = str(time).strip()
-    for ending, factor in (("min", 60.0), ("h", 3600.0), ("s", 1.0), ("", 1.0)):
-        if text.endswith(ending):
-            try:
-                seconds = float(text.removesuffix(ending)) * factor
-            except ValueError:
-                break
-            if 0 < seconds < math.inf:
-                return seconds
-            break
-    raise usage(f"time {time!r}", "seconds, or a number with s, min or h, such as 30min")
-
-
-def _default_limits(model: Model, judge: Calibration) -> list[Limit]:
-    """See DEFAULT_TOP1."""
-    outputs = model.proto.graph.output
-    if len(outputs) == 1 and len(judge) >= FEWEST:
-        dims = outputs[0].type.tensor_type.shape.dim
-        if len(dims) == 2 and dims[1].dim_value > 1:
-            return [Limit("top1", DEFAULT_TOP1)]
-    return [Limit("sqnr", DEFAULT_SQNR)]
-
-
-def _within_error(limits: Sequence[Limit], samples: int) -> list[Limit]:
-    """The limits for samples that nothing was chosen by: labels within their sampling error (see
-    CONFIDENCE), all others as they are."""
-    from scipy.stats import binom
-
-    found = []
-    for limit in limits:
-        if limit.metric == "top1" and 0 < limit.bound < 1:
-            most = float(binom.ppf(CONFIDENCE, samples, limit.bound)) / samples
-            limit = replace(limit, bound=max(limit.bound, most))
-        found.append(limit)
-    return found
 
 
 _SHAPING = ("canonicalize", "upgrade-opset")
@@ -380,8 +347,9 @@ class _Search:
     def evaluations(self) -> int:
         return len(self._known)
 
-    def run(self, ends: float) -> list[Point]:
-        """The cheapest choice that met the limits, then stricter ones, the dense model last."""
+    def run(self, ends: float, cheaper: int = 0) -> list[Point]:
+        """The cheapest choice that met the limits, then stricter ones, the dense model last.
+        cheaper: begin with that of so many bounds below, which missed them."""
         bounds = [10 ** (-decibels / 10) for decibels in _BOUNDS_DB]
         points = [choose(self._options, bound) for bound in bounds]
         low, high = -1, len(points)  # low: met; high: not met
@@ -396,7 +364,8 @@ class _Search:
             at = max(at, low + 1) if low >= 0 else max(at, 0)
             if at in (low, high):
                 break
-        kept = [points[low - back] for back in _BACK if low - back >= 0]
+        first = [points[min(low + cheaper, len(points) - 1)]] if cheaper else []
+        kept = first + [points[low - back] for back in _BACK if low - back >= 0]
         dense = choose(self._options, 0.0)
         return list(dict.fromkeys([*kept, dense]))
 

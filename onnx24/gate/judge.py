@@ -10,9 +10,9 @@ from onnx24 import __version__, targets
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.errors import InternalError, Onnx24Error
 from onnx24.gate import rules
-from onnx24.gate.scan import Bounds, scan
 from onnx24.gate.subject import Subject
 from onnx24.gate.verdicts import fail_on, failed, memory_mib_of, stopped
+from onnx24.ir.bounds import Bounds
 from onnx24.ir.model import Model
 from onnx24.ir.packed import unpacked
 from onnx24.passmgr.provenance import data_digest
@@ -22,8 +22,9 @@ from onnx24.report.policy import Policy
 
 
 def bounds_of(policy: Policy) -> Bounds:
-    default = Bounds()
-    return Bounds(
+    default = Bounds.default()
+    return replace(
+        default,
         nodes=policy.get("limits.nodes", default.nodes),
         messages=policy.get("limits.messages", default.messages),
     )
@@ -58,8 +59,7 @@ def judge(
 
 def _judge(path: str, shown: str, policy: Policy, target: str, digest_data: bool) -> Checked:
     row = targets.load(policy.target or target)
-    scan(path, bounds_of(policy))
-    model = Model.load(path)
+    model = Model.load(path, bounds=bounds_of(policy))
     subject = Subject(unpacked(model), shown, row, policy, stored=model)
     found = _with_severities(rules.findings(subject), policy)
     if any(policy.has(section) for section in ("numeric", "task", "latency", "backend")):

@@ -13,12 +13,14 @@ import onnx
 from onnx import TensorProto
 
 from onnx24.analysis.invariants import broken_claims
+from onnx24.backends.onnx_file import inputs_of
 from onnx24.diagnostics import Diagnostic, Severity
 from onnx24.gate import qdq
 from onnx24.gate.subject import Subject
 from onnx24.ir import ops
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import node_label
+from onnx24.ir.shapes import inferred
 from onnx24.ir.verify import verify
 from onnx24.passmgr.provenance import Provenance, version_at_least
 from onnx24.report.inspection import WeightRow
@@ -188,15 +190,15 @@ def _model(subject: Subject) -> Iterator[Diagnostic]:
         yield subject.finding("O24-627", problem, "model.consistent_shapes")
     if (allowed := policy.get("model.dtypes")) is not None:
         yield from _dtypes(subject, allowed)
+    if policy.get("model.distinct_dims"):
+        yield from _shared_names(subject)
     yield from _dims(subject, policy.get("model.dynamic_dims", "any"))
 
 
 def contradiction(model: Model) -> str:
     """What ONNX's strict shape inference says against a model; "" for nothing."""
     try:
-        onnx.shape_inference.infer_shapes(
-            model.skeleton(), strict_mode=True, check_type=True, data_prop=True
-        )
+        inferred(model.skeleton(), strict_mode=True, check_type=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, TypeError) as err:
         return " ".join(str(err).split())[:300]
     return ""
@@ -236,6 +238,21 @@ def _dtype_name(data_type: int) -> str:
     return {"float8_e4m3fn": "float8e4m3fn", "float8_e5m2": "float8e5m2"}.get(
         dtype.name, dtype.name.replace("float4_e2m1fn", "float4e2m1")
     )
+
+
+def _shared_names(subject: Subject) -> Iterator[Diagnostic]:
+    for given in inputs_of(subject.model.proto):
+        names = Counter(dim for dim in given.shape or () if isinstance(dim, str))
+        for name in (name for name, count in names.items() if count > 1):
+            axes = [i for i, dim in enumerate(given.shape or ()) if dim == name]
+            yield subject.finding(
+                "O24-628",
+                f"dimensions {axes} of input {given} are all named {name!r}, which TensorRT takes "
+                "for one size",
+                "model.distinct_dims",
+                tensor=given.name,
+                facts={"dimensions": axes},
+            )
 
 
 def _dims(subject: Subject, allowed: str) -> Iterator[Diagnostic]:
@@ -304,7 +321,8 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
             yield subject.finding("O24-621", message, "operators.allow", **place)
         if not (domains is None or full in also or (domain or ops.ONNX) in domains):
             message = f"{full}{times} is of domain {domain!r}"
-            yield subject.finding("O24-622", message, "operators.domains", **place)
+            hint = "`onnx24 canonicalize` replaces it by its body" if key in own else None
+            yield subject.finding("O24-622", message, "operators.domains", hint=hint, **place)
 
 
 def _is_form(text: str, node: onnx.NodeProto) -> bool:

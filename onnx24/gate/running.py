@@ -20,7 +20,7 @@ from onnx24.diagnostics import Diagnostic
 from onnx24.errors import BackendError, InputError
 from onnx24.gate.subject import Subject
 from onnx24.ir.model import Model
-from onnx24.report.limits import METRICS, Limit, check_limits
+from onnx24.report.limits import METRICS, Limit, check_limits, named_values
 
 _BATCH = 64
 
@@ -54,15 +54,17 @@ def _numeric(subject: Subject) -> Iterator[Diagnostic]:
     data, _, told = judging(load_data(named, reference), reference, subject.model)
     for found in told:
         yield subject.finding(found.code, found.message, "numeric.data")
-    comparison = compare(reference, subject.model, data)
     limits = [
-        Limit(name, value)
+        Limit(name, value, output)
         for name in METRICS
         if (value := policy.get(f"numeric.{name}")) is not None
+        for output in policy.get("numeric.outputs", ("",))
     ]
-    for result in check_limits(limits, comparison.outputs):
+    comparison = compare(reference, subject.model, data, also=named_values(limits))
+    for result in check_limits(limits, comparison.outputs, comparison.names):
         if result.value is not None:
-            subject.measured[result.limit.metric] = result.value
+            of = f"@{result.limit.output}" if result.limit.output else ""
+            subject.measured[f"{result.limit.metric}{of}"] = result.value
         if result.met:
             continue
         value = "no output has it" if result.value is None else f"{result.value:.6g}"

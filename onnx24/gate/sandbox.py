@@ -35,6 +35,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA
 _KEPT = (
     *("PATH", "HOME", "USER", "TMPDIR", "TEMP", "TMP", "LANG", "LC_", "TZ", "SYSTEMROOT"),
     *("PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_", "CUDA_", "NVIDIA_", "OPENBLAS_"),
+    "ONNX24_LIMITS",
 )
 """Environment variables, by how they begin, that a nursery inherits. A list of what is let through
 can't miss a secret that somebody invents tomorrow."""

@@ -14,6 +14,7 @@ from onnx import GraphProto
 
 from onnx24.errors import InputError
 from onnx24.ir import ops
+from onnx24.ir.bounds import require_bounded
 from onnx24.ir.repair import dependencies, find_defects, is_sorted, repair_proto
 from onnx24.ir.scopes import Scope, node_label, scopes, tensors
 from onnx24.ir.shadowing import settle_shadows
@@ -38,7 +39,7 @@ _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.
 def check_input(model: Model) -> None:
     """Refuse an invalid model. Harmless defects (ir.repair) are noted in `model.defects`.
 
-    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015, O24-050.
+    Raises: InputError O24-004, O24-005 to O24-007, O24-009 to O24-015, O24-017, O24-050.
     """
     file = str(model.path or "-")
     proto = model.proto
@@ -62,6 +63,7 @@ def check_input(model: Model) -> None:
             )
         model.weights.check(tensor)
         _check_inline(model, tensor)
+    require_bounded(model)
     _check_opset(model, file)
     for scope in scopes(proto):
         _check_operators(scope, file)

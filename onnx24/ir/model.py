@@ -23,6 +23,7 @@ from onnx import ModelProto, TensorProto
 from onnx24.effects import Effects
 from onnx24.errors import InputError
 from onnx24.ir import ops, wire
+from onnx24.ir.bounds import Bounds, Count
 from onnx24.ir.claims import Claims24
 from onnx24.ir.files import AtomicFiles, copy_range
 from onnx24.ir.index import Index
@@ -116,10 +117,15 @@ class Model:
         path: Path | None,
         file: IO[bytes] | None = None,
         base_dir: Path | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self.path = path
+        self.bounds = bounds or Bounds.default()
+        """What the file was held to, and what native code is held to later."""
         self.base_dir = path.parent if path else base_dir
         self._source = source
+        self.proved: set[str] = set()
+        """What was found out about the file and need not be again; variants share it."""
         self.changed = False
         """Whether anything was touched since loading."""
         self._structure = 0
@@ -132,7 +138,7 @@ class Model:
         self._indexed: tuple[int, Index] | None = None
         self.defects: frozenset[str] = frozenset()
         """Harmless defects of the input that `ir.repair` knows, found by `ir.check`."""
-        self.proto = _parse(source, str(path or "standard input"))
+        self.proto = _parse(source, str(path or "standard input"), self.bounds)
         self.file_ir_version = self.proto.ir_version
         """What the file says. The document is of version 4 at least, so that nobody has to know of
         initializers that are listed as inputs and are none."""
@@ -151,15 +157,18 @@ class Model:
 
     # --- construction ----------------------------------------------------------------------
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, check: bool = True) -> Model:
+    def load(
+        cls, path: str | os.PathLike[str], *, check: bool = True, bounds: Bounds | None = None
+    ) -> Model:
         """Open a model; "-" reads standard input. Weights stay in the file, which must not
         change meanwhile.
 
         check: refuse what is not a valid model (ir.check), not only what does not parse.
+        bounds: the most that is read, those of ir.bounds where None.
         Raises: InputError O24-001 to O24-017.
         """
         if str(path) == "-":
-            model = cls(memoryview(sys.stdin.buffer.read()), None)
+            model = cls(memoryview(sys.stdin.buffer.read()), None, bounds=bounds)
         else:
             file_path = Path(path)
             if "\0" in str(path):
@@ -174,17 +183,24 @@ class Model:
                 reason = os.strerror(err.errno) if err.errno else str(err)
                 raise InputError.of("O24-001", reason, file=str(path)) from err
             try:
-                model = cls(source, file_path, file)
+                model = cls(source, file_path, file, bounds=bounds)
             except BaseException:
                 file.close()
                 raise
         return model._checked() if check else model
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, check: bool = True, base_dir: Path | None = None) -> Model:
+    def from_bytes(
+        cls,
+        data: bytes,
+        *,
+        check: bool = True,
+        base_dir: Path | None = None,
+        bounds: Bounds | None = None,
+    ) -> Model:
         """base_dir: the folder of the external data; without one, a model that has some is
-        refused."""
-        model = cls(memoryview(data), None, base_dir=base_dir)
+        refused. bounds: as in `load`."""
+        model = cls(memoryview(data), None, base_dir=base_dir, bounds=bounds)
         return model._checked() if check else model
 
     @classmethod
@@ -491,13 +507,18 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _parse(source: memoryview, name: str) -> ModelProto:
+def _parse(source: memoryview, name: str, bounds: Bounds) -> ModelProto:
     """The lean ModelProto of a serialized model."""
     if not len(source):
         raise InputError.of("O24-002", "the file is empty", file=name)
     try:
         elided: set[int] = set()
-        rope = wire.rewrite(source, lambda *span: _elide(elided, *span), children=wire.DENSE)
+        rope = wire.rewrite(
+            source,
+            lambda *span: _elide(elided, *span),
+            children=wire.DENSE,
+            on_field=Count(bounds, name).message,
+        )
         lean = bytes(source) if rope is None else b"".join(bytes(p) for p in rope)  # type: ignore[arg-type]
         proto = ModelProto.FromString(lean)
     except (wire.WireError, DecodeError) as err:

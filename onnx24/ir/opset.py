@@ -36,14 +36,10 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx24.errors import InputError
 from onnx24.ir import ops
 from onnx24.ir.scopes import bodies, node_label
+from onnx24.ir.shapes import INFERENCE_ERRORS, inferred
 
 _AHEAD_DOMAIN = "onnx24.ahead"
-_CONVERTER_ERRORS = (
-    onnx.version_converter.ConvertError,
-    onnx.shape_inference.InferenceError,
-    RuntimeError,
-    ValueError,
-)
+_CONVERTER_ERRORS = (onnx.version_converter.ConvertError, *INFERENCE_ERRORS)
 
 
 def convert(proto: ModelProto, to: int) -> list[str]:
@@ -181,7 +177,7 @@ def _ranks(model: ModelProto) -> dict[str, int]:
     """Ranks of values by name, as far as ONNX's inference knows them. A name that bodies use for
     values of different ranks is left out."""
     try:
-        model = onnx.shape_inference.infer_shapes(model)
+        model = inferred(model)
     except _CONVERTER_ERRORS:
         return {}
     found: dict[str, set[int]] = {}

@@ -116,6 +116,7 @@ def skip(buf: memoryview, pos: int, end: int, wire_type: int) -> tuple[int, int]
 
 
 OnTensor = Callable[[memoryview, int, int], "Rope | None"]
+OnField = Callable[["str | None"], None]
 
 
 def rewrite(
@@ -123,50 +124,61 @@ def rewrite(
     on_tensor: OnTensor,
     kind: str = "ModelProto",
     children: Children = CHILDREN,
+    on_field: OnField | None = None,
 ) -> Rope | None:
     """Replace every TensorProto of a message for which `on_tensor(buf, start, end)` returns a
-    rope; None means that nothing was replaced. children: what is looked into.
+    rope; None means that nothing was replaced. children: what is looked into. on_field: is told of
+    each field, those of tensors included, and which kind of message it is (None: of no message).
 
     Raises: WireError, also for messages nested deeper than MAX_DEPTH.
     """
-    return _message(buf, 0, len(buf), kind, on_tensor, children, 0)
+    return _Walk(buf, on_tensor, children, on_field).message(0, len(buf), kind, 0)
 
 
-def _message(
-    buf: memoryview,
-    start: int,
-    end: int,
-    kind: str,
-    on_tensor: OnTensor,
-    fields: Children,
-    depth: int,
-) -> Rope | None:
-    if depth > MAX_DEPTH:
-        raise WireError(f"nested deeper than {MAX_DEPTH} levels", too_deep=True)
-    children = fields[kind]
-    out: Rope = []
-    copied = pos = start
-    while pos < end:
-        field_start = pos
-        tag, pos = read_varint(buf, pos, end)
-        child = children.get(tag >> 3) if tag & 7 == _BYTES else None
-        body, pos = skip(buf, pos, end, tag & 7)
-        if child is None:
-            continue
-        if child == TENSOR:
-            new = on_tensor(buf, body, pos)
-        else:
-            new = _message(buf, body, pos, child, on_tensor, fields, depth + 1)
-        if new is None:
-            continue
-        out.append(buf[copied:field_start])
-        out.append(varint(tag) + varint(rope_length(new)))
-        out.extend(new)
-        copied = pos
-    if not out:
-        return None
-    out.append(buf[copied:end])
-    return out
+@dataclass(frozen=True)
+class _Walk:
+    buf: memoryview
+    on_tensor: OnTensor
+    fields: Children
+    on_field: OnField | None
+
+    def message(self, start: int, end: int, kind: str, depth: int) -> Rope | None:
+        if depth > MAX_DEPTH:
+            raise WireError(f"nested deeper than {MAX_DEPTH} levels", too_deep=True)
+        buf, children, on_field = self.buf, self.fields[kind], self.on_field
+        out: Rope = []
+        copied = pos = start
+        while pos < end:
+            field_start = pos
+            tag, pos = read_varint(buf, pos, end)
+            child = children.get(tag >> 3) if tag & 7 == _BYTES else None
+            body, pos = skip(buf, pos, end, tag & 7)
+            if on_field is not None:
+                on_field(child)
+            if child is None:
+                continue
+            if child == TENSOR:
+                if on_field is not None:
+                    self._count(body, pos, on_field)
+                new = self.on_tensor(buf, body, pos)
+            else:
+                new = self.message(body, pos, child, depth + 1)
+            if new is None:
+                continue
+            out.append(buf[copied:field_start])
+            out.append(varint(tag) + varint(rope_length(new)))
+            out.extend(new)
+            copied = pos
+        if not out:
+            return None
+        out.append(buf[copied:end])
+        return out
+
+    def _count(self, pos: int, end: int, on_field: OnField) -> None:
+        while pos < end:
+            tag, pos = read_varint(self.buf, pos, end)
+            _, pos = skip(self.buf, pos, end, tag & 7)
+            on_field(None)
 
 
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14

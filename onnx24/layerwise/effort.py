@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from onnx24.errors import InputError
+from onnx24.layerwise.judge import Budget
 from onnx24.layerwise.prune import can_be_judged
 from onnx24.layerwise.solver import Settings
 from onnx24.runtime.augment import parse_augmentation
 from onnx24.runtime.data import Calibration
+from onnx24.sparsity.solve import REFIT_STEPS
 from onnx24.sparsity.solve import Method as SolverMethod
 
 __all__ = ["Effort", "Method", "Quality", "Switch"]
@@ -43,9 +45,9 @@ class Switch(str, enum.Enum):
 
 _TIERS = {
     Quality.MAGNITUDE: Settings(method=SolverMethod.MAGNITUDE, asymmetric=False, refit_steps=0),
-    Quality.FAST: Settings(method=SolverMethod.WANDA),
+    Quality.FAST: Settings(steps=8, sweeps=1, refit_steps=3),
     Quality.DEFAULT: Settings(),
-    Quality.MAX: Settings(steps=90, refit_steps=20, rows_per_k=32),
+    Quality.MAX: Settings(steps=60, refit_steps=10, rows_per_k=32),
 }
 
 
@@ -71,6 +73,9 @@ class Effort:
     budget: Annotated[
         float, "largest relative error of the outputs; layers stay dense to keep it; 0: none"
     ] = 0.0
+    min_agreement: Annotated[
+        float, "leave layers of a classifier dense until so many % of samples keep their class"
+    ] = 0.0
     outputs: Annotated[
         tuple[str, ...], "judge by these outputs, or inner values of the main graph; empty: all"
     ] = ()
@@ -79,6 +84,13 @@ class Effort:
         parse_augmentation(self.augment)  # ValueError for a text that is none
         if not self.budget >= 0:
             raise ValueError(f"budget is {self.budget}; it is a relative error of 0 or more")
+        if not 0 <= self.min_agreement <= 100:
+            raise ValueError(f"min-agreement is 0 to 100 %, not {self.min_agreement}")
+
+    @property
+    def budgets(self) -> Budget:
+        """What the model's outputs must keep."""
+        return Budget(self.budget, self.min_agreement / 100)
 
     def settings(self) -> Settings:
         """What the solver is told."""
@@ -86,6 +98,9 @@ class Effort:
         if self.method is not Method.AUTO:
             method, is_admm = SolverMethod(self.method.value), self.method is Method.ADMM
             settings = replace(settings, method=method, asymmetric=is_admm)
+            if not is_admm:  # the pairs are its own, and its values start further away
+                steps = max(settings.refit_steps, REFIT_STEPS)
+                settings = replace(settings, sweeps=0, refit_steps=steps)
         if not self.refit:
             settings = replace(settings, refit_steps=0)
         if self.asymmetric is not Switch.AUTO:
@@ -98,12 +113,12 @@ class Effort:
         Raises: InputError O24-035 where they are asked for and there are no data.
         """
         named = self.method not in (Method.AUTO, Method.MAGNITUDE)
-        asked = named or self.budget > 0
+        asked = named or self.budgets.any
         if self.quality is Quality.MAGNITUDE and not asked:
             return False
         if data is None:
             if asked:
-                text = "budget" if self.budget else f"method={self.method.value}"
+                text = f"method={self.method.value}" if named else "a budget"
                 raise InputError.of("O24-035", f"prune24: {text} needs calibration data")
             return False
         # Fitting to noise costs three times what magnitude costs, and what can't be judged may.

@@ -13,23 +13,55 @@ from onnx24.diagnostics import Diagnostic
 from onnx24.layerwise.segments import Piece, in_order
 from onnx24.layerwise.store import Store
 from onnx24.runtime.difference import Differences, gap_finding, mean_rel_l2
+from onnx24.runtime.trials import Margins
 
-__all__ = ["Agreement", "Judge", "fewest"]
+__all__ = ["Agreement", "Budget", "Judge", "fewest"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
     """With the dense model. rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1:
     share of samples whose largest entry stands at the same place, where a model has one output
-    of which that makes sense; else None. gap: O24-037 where an output was not compared in full."""
+    of which that makes sense; else None. expected: share of samples that would change it, as
+    `runtime.trials.Margins` has it, of outputs [N, C]; samples: by which that was judged. gap:
+    O24-037 where an output was not compared in full."""
 
     rel_l2: float
     top1: float | None
+    expected: float = 0.0
+    samples: int = 0
     gap: Diagnostic | None = None
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"rel_l2": self.rel_l2}
         return out if self.top1 is None else {**out, "top1": self.top1}
+
+
+FEWEST = 200
+"""Samples from which on the share of equal classes is counted; of fewer it is expected."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What outputs must keep. rel_l2: their largest relative error; agreement: the least share of
+    samples whose class stays, for classifiers. 0: any."""
+
+    rel_l2: float = 0.0
+    agreement: float = 0.0
+
+    @property
+    def any(self) -> bool:
+        return self.rel_l2 > 0 or self.agreement > 0
+
+    def met_by(self, found: Agreement) -> bool:
+        if self.rel_l2 and not found.rel_l2 <= self.rel_l2:
+            return False
+        if not self.agreement or found.top1 is None:
+            return True
+        changed = 1 - found.top1
+        if 0 < found.samples < FEWEST:  # one of them would be a large share
+            changed = found.expected
+        return changed <= 1 - self.agreement + 1e-12
 
 
 class Judge:
@@ -54,13 +86,21 @@ class Judge:
                 store.put(run, name, value, value)
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> Agreement:
-        sums = Differences()
+        sums, margins = Differences(), Margins()
         for run, found in enumerate(self._outputs(weights)):
-            sums.add({name: self._store.get(run, name)[0] for name in found}, found)
+            dense = {name: self._store.get(run, name)[0] for name in found}
+            sums.add(dense, found)
+            margins.add(dense, found)
         results = sums.results()
         one = results[0] if len(results) == 1 and len(results[0].shape) >= 2 else None
         top1 = one.top1_agreement if one else None
-        return Agreement(rel_l2=mean_rel_l2(results), top1=top1, gap=gap_finding(results))
+        return Agreement(
+            rel_l2=mean_rel_l2(results),
+            top1=top1,
+            expected=margins.expected,
+            samples=margins.rows,
+            gap=gap_finding(results),
+        )
 
     def _outputs(self, weights: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         with ThreadPoolExecutor(self._threads) as pool:

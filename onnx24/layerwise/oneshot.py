@@ -58,14 +58,14 @@ def solve_weights(
                 settings=effort.settings(),
                 resources=resources,
                 augmentation=parse_augmentation(effort.augment),
-                budget=effort.budget,
+                budget=effort.budgets,
                 outputs=effort.outputs,
                 progress=progress,
                 saved=Saved(work_dir, _identity(model, data, effort, list(strides))),
             )
         except Unsupported as why:
             solved.impossible.append(diagnostic("O24-133", str(why)))
-            if effort.budget:
+            if effort.budgets.any:
                 solved.leave_dense(strides)
                 solved.unsolved.update((key, str(why)) for key in strides)
     if not solved.layers and effort.lacks_samples(data):

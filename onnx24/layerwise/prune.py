@@ -22,7 +22,7 @@ from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
-from onnx24.layerwise.judge import Agreement, Judge, fewest
+from onnx24.layerwise.judge import Agreement, Budget, Judge, fewest
 from onnx24.layerwise.progress import Saved
 from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.results import LayerResult
@@ -56,6 +56,8 @@ class Solved:
     agreement: Agreement | None = None
     gap: Diagnostic | None = None
     """O24-037, where the outputs that judge as solved are not comparable in full."""
+    agreement_before: Agreement | None = None
+    """With all layers pruned, where the budget made some of them dense."""
     agreement_magnitude: Agreement | None = None
     fallen_back: list[ValueKey] = field(default_factory=list)
     dense_again: dict[ValueKey, float] = field(default_factory=dict)
@@ -86,6 +88,9 @@ class Solved:
         found |= {"output_error": ours.rel_l2, "output_error_magnitude": other.rel_l2}
         if ours.top1 is not None and other.top1 is not None:
             found |= {"agreement": ours.top1, "agreement_magnitude": other.top1}
+        if (full := self.agreement_before) is not None:
+            found |= {"output_error_before": full.rel_l2}
+            found |= {} if full.top1 is None else {"agreement_before": full.top1}
         if self.predicted is not None:
             found["predicted_output_error"] = self.predicted
         return found
@@ -127,15 +132,15 @@ def solve_model(
     settings: Settings,
     resources: Resources,
     augmentation: Augmentation | None,
-    budget: float,
+    budget: Budget,
     progress: Callable[..., Iterator[Any]],
     saved: Saved,
     outputs: Sequence[str] = (),
 ) -> Solved:
     """Solve the weights that `strides` names; the model itself stays as it is.
 
-    budget: the largest relative error of the outputs, 0 for no limit; layers go back to dense
-    until it is met. outputs: values to judge by; the model's outputs where empty.
+    budget: what the outputs must keep; layers go back to dense until they do. outputs: values to
+    judge by; the model's outputs where empty.
     Raises: InputError O24-016, O24-030 to O24-033, O24-035 for a budget that no sample is left to
     judge; segments.Unsupported; BackendError O24-500.
     """
@@ -144,7 +149,7 @@ def solve_model(
     plan = make_plan(model, found, strides)
     fit, held = data.split(1 - HELD_BACK)
     alone = not can_be_judged(data)
-    if alone and budget > 0:
+    if alone and budget.any:
         message = "prune24: budget needs at least two runs of samples, one of them to judge by"
         raise InputError.of("O24-035", message)
     fitting: Any = Augmented(fit, augmentation, model) if augmentation else fit
@@ -154,7 +159,7 @@ def solve_model(
     dense.update({k.name: found.read(model, k) for k in plan.unsolved if not k.scope})
 
     def unsolved() -> dict[str, np.ndarray]:
-        keys = [] if budget > 0 else [key for key in plan.unsolved if not key.scope]
+        keys = [] if budget.any else [key for key in plan.unsolved if not key.scope]
         return {k.name: prune_24_by_stride(dense[k.name], strides[k]) for k in keys}
 
     results = solve_layers(
@@ -178,7 +183,7 @@ def solve_model(
         held=0 if alone else len(held),
         resumed=saved.found,
     )
-    if budget > 0:
+    if budget.any:
         solved.leave_dense(plan.unsolved)
     if not alone and solved.layers:
         with threadpool_limits(1):
@@ -197,7 +202,7 @@ def _judge(
     strides: Mapping[ValueKey, int],
     held: Calibration,
     resources: Resources,
-    budget: float,
+    budget: Budget,
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     def samples() -> Iterator[Mapping[str, np.ndarray]]:
@@ -213,7 +218,7 @@ def _choose(
     solved: Solved,
     dense: dict[str, np.ndarray],
     strides: Mapping[ValueKey, int],
-    budget: float,
+    budget: Budget,
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     """Which layers go back to magnitude, and which to dense. dense: but for the unsolved."""
@@ -247,7 +252,7 @@ def _choose(
             result.magnitude = True
             solved.fallen_back.append(layer.key)
         solved.agreement = judge(_weights(dense, layers, solved.results))
-    if budget > 0:
+    if budget.any:
         _keep_budget(judge, solved, dense, layers, budget, progress)
 
 
@@ -256,14 +261,15 @@ def _keep_budget(
     solved: Solved,
     dense: dict[str, np.ndarray],
     layers: Sequence[Layer],
-    budget: float,
+    budget: Budget,
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     """Make layers dense again, those first that give back most for each weight, until the
     measured error is within the budget."""
     assert solved.agreement is not None
-    if solved.agreement.rel_l2 <= budget:
+    if budget.met_by(solved.agreement):
         return
+    solved.agreement_before = solved.agreement
     error = solved.agreement.rel_l2
     gains: dict[ValueKey, float] = {}
 
@@ -276,7 +282,7 @@ def _keep_budget(
         left = judge(without([layer])).rel_l2
         gains[layer.key] = error**2 - left**2
     order = sorted(layers, key=lambda layer: -gains[layer.key] / dense[layer.key.name].size)
-    n = fewest(len(order), lambda n: judge(without(order[:n])).rel_l2 <= budget, known=(0,))
+    n = fewest(len(order), lambda n: budget.met_by(judge(without(order[:n]))), known=(0,))
     solved.predicted = math.sqrt(max(0.0, error**2 - sum(gains[x.key] for x in order[:n])))
     for layer in order[:n]:
         solved.dense_again[layer.key] = gains[layer.key]

@@ -31,7 +31,7 @@ from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmented
 from onnx24.runtime.data import Calibration
 from onnx24.sparsity.masks import prune_24_by_stride
-from onnx24.sparsity.solve import Method, Problem, make_problem, solve
+from onnx24.sparsity.solve import STEPS, Method, Moments, Problem, make_problem, solve
 
 if TYPE_CHECKING:
     import joblib
@@ -49,6 +49,8 @@ DAMPINGS_FEW_ROWS = (0.003, 0.03, 0.3)
 """Tried where a layer has fewer rows than 4 K; held-back rows choose."""
 FEW_ROWS = 4
 """Below so many rows for each column the damping is chosen."""
+TRIED_OUTPUTS = 128
+"""Outputs of a layer that dampings are tried on."""
 WIDEST = 1.5
 """No output is widened by more."""
 ROWS_FOR_SPREAD = 256
@@ -57,11 +59,13 @@ ROWS_FOR_SPREAD = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the result. steps: of ADMM; rows_per_k: calibration rows for each column."""
+    """What decides the result. steps: of ADMM; sweeps: behind it, of exact choices; rows_per_k:
+    calibration rows for each column."""
 
     method: Method = Method.ADMM
-    steps: int = 30
-    refit_steps: int = 10
+    steps: int = STEPS
+    sweeps: int = 0
+    refit_steps: int = 4
     asymmetric: bool = True
     rows_per_k: int = 16
 
@@ -309,33 +313,65 @@ class _Walk:
         rows = moments[0].rows
         extra, mean_s = self._extra(layers, W, sums, centred)
         K = stacked.shape[2]
-        dampings: tuple[float | None, ...] = (None,)
+        problems = [
+            make_problem(
+                stacked[b],
+                moments[b],
+                asymmetric=self.settings.asymmetric,
+                extra=extra if b == 0 else None,
+            )
+            for b in range(site.batch)
+        ]
+        damping = None
         if rows < FEW_ROWS * K and held.U:
-            dampings = DAMPINGS_FEW_ROWS
-        spreads = self._spreads(layers, W, held) if self.settings.asymmetric else []
-        best: list[LayerResult] = []
-        for damping in dampings:
-            problems = [
-                make_problem(
-                    stacked[b],
-                    moments[b],
-                    asymmetric=self.settings.asymmetric,
-                    extra=extra if b == 0 else None,
-                    damping=damping,
-                )
-                for b in range(site.batch)
-            ]
-            Q = np.stack(self._run_tasks(problems))
-            self._widen(Q, spreads, held)
-            found = self._results(layers, W, Q, moments, mean_s, held, centred)
-            for result in found:
-                if damping is not None:
-                    result.facts["damping"] = damping
-            best = found if not best else [_better(a, b) for a, b in zip(best, found, strict=True)]
-        for layer, result in zip(layers, best, strict=True):
+            damping = self._damping(layers, problems, moments, mean_s, held, centred)
+            problems = [problem.damped(damping) for problem in problems]
+        Q = np.stack(self._run_tasks(problems))
+        if self.settings.asymmetric:
+            self._widen(Q, self._spreads(layers, W, held), held)
+        found = self._results(layers, W, Q, moments, mean_s, held, centred)
+        for layer, result in zip(layers, found, strict=True):
             result.facts.update(rows=rows, columns=K)
+            if damping is not None:
+                result.facts["damping"] = damping
             self._guard(layer, result)
-        return best
+        return found
+
+    def _damping(
+        self,
+        layers: list[Layer],
+        problems: list[Problem],
+        moments: list[Moments],
+        mean_s: list[np.ndarray],
+        held: _Rows,
+        centred: bool,
+    ) -> float:
+        """The one of DAMPINGS_FEW_ROWS that the held-back rows like best, tried on some outputs
+        whose pairs a quick method chose."""
+        some = np.unique(np.linspace(0, len(problems[0].W) - 1, TRIED_OUTPUTS).astype(int))
+        branch = [
+            np.concatenate(held.S[layer.key])
+            if layer.key in held.S
+            else np.zeros((sum(u.shape[1] for u in held.U), layer.sites[0].use.N), np.float32)
+            for layer in layers
+        ]
+        lacks = np.concatenate(branch, axis=1)[:, some]
+        mean = np.concatenate(mean_s)[some]
+
+        def wrong(damping: float) -> float:
+            total = 0.0
+            for b, (problem, moment) in enumerate(zip(problems, moments, strict=True)):
+                tried = problem.of_rows(some).damped(damping)
+                q = solve(tried, Method.WANDA, each=self._each)
+                U, V = (np.concatenate([rows[b] for rows in side]) for side in (held.U, held.V))
+                error = V @ tried.W.T + lacks - U @ q.T
+                if centred:
+                    shift = tried.W @ moment.mean_v - q @ moment.mean_u + mean
+                    error -= shift.astype(np.float32)
+                total += float(np.square(error, dtype=np.float64).sum())
+            return total
+
+        return min(DAMPINGS_FEW_ROWS, key=wrong)
 
     def _extra(
         self, layers: list[Layer], W: list[np.ndarray], sums: list[MomentSums], centred: bool
@@ -365,15 +401,7 @@ class _Walk:
         for b, problem in enumerate(problems):
             for first in range(0, len(problem.W), TASK_ROWS):
                 rows = slice(first, first + TASK_ROWS)
-                tasks.append(
-                    Problem(
-                        T=problem.T[rows],
-                        A=problem.A,
-                        scale=problem.scale,
-                        dead=problem.dead,
-                        W=problem.W[rows],
-                    )
-                )
+                tasks.append(problem.of_rows(rows))
                 owners.append(b)
         if self.remote is not None:
             import joblib
@@ -531,12 +559,6 @@ def _widening(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
     return 1 + trust * (np.clip(ratio, 1, WIDEST) - 1)
 
 
-def _better(a: LayerResult, b: LayerResult) -> LayerResult:
-    infinity = float("inf")
-    first, second = (r.facts.get("output_error", infinity) for r in (a, b))
-    return b if second < first else a
-
-
 def _moved(layer: Layer, shift: np.ndarray) -> np.ndarray:
     """The stored bias after its layer's outputs moved by `shift [R]` (before Gemm's alpha)."""
     bias = layer.bias
@@ -553,6 +575,7 @@ def _solve_task(
         problem,
         settings.method,
         steps=settings.steps,
+        sweeps=settings.sweeps,
         refit_steps=settings.refit_steps,
         each=each,
     )

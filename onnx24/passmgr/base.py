@@ -52,6 +52,9 @@ class Pass(abc.ABC):
     on the same numbers. "rounding": the same function, computed another way. "close": another
     function, near the old one (pruning, quantization)."""
 
+    enters_functions: ClassVar[bool] = True
+    """False where products in local functions are out of its sight; the manager says so."""
+
     heavy: ClassVar[bool] = False
     """Whether its command takes --memory, --workers, --executor and --work-dir."""
 

@@ -8,7 +8,6 @@ fault, a reproducer folder as well.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx24.analysis.cache import AnalysisCache
-from onnx24.diagnostics import Diagnostic
+from onnx24.analysis.products import products_in_functions
+from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
+from onnx24.ir.files import storage_error
 from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.model import Generations, Model, Snapshot
 from onnx24.layerwise.resources import Resources
@@ -45,7 +46,6 @@ made the model."""
 
 _KINDS = (Effects.WEIGHTS, Effects.STRUCTURE)
 _NOT_OUR_FAULT = (InputError, NotMetError, BackendError, MemoryError)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +228,8 @@ class _Line:
             raise explained from err
         finally:
             context.leave()
+        if not instance.enters_functions:
+            self._say_hidden(instance)
         if step.changed == Effects.NONE:
             if model.changed != snapshot.changed:
                 model.restore(snapshot)  # touched, yet the same: it must be copied verbatim
@@ -235,6 +237,17 @@ class _Line:
             stage = Stage(instance, snapshot)
             self.pending.append(_Unchecked(stage, index, len(self.runs), mark, before))
         self.runs.append(_finished(step))
+
+    def _say_hidden(self, instance: Pass) -> None:
+        """Once a run: that there are products which the pass did not see."""
+        hidden = products_in_functions(self.model) if self.model.proto.functions else {}
+        if hidden and not any(item.code == "O24-265" for item in self.context.diagnostics):
+            where = ", ".join(f"{count} in {name}" for name, count in list(hidden.items())[:5])
+            where += ", …" if len(hidden) > 5 else ""
+            message = (
+                f"{instance.name} does not enter local functions, which hold products ({where})"
+            )
+            self.context.diagnostics.add(diagnostic("O24-265", message, facts={"products": hidden}))
 
     def _check(self, guard: Guard) -> _Unchecked | None:
         """Let the guard look at what is pending. Returns: the pass that it took back; what ran
@@ -370,10 +383,8 @@ def _explain(
     """The exception that leaves the manager."""
     if isinstance(err, _NOT_OUR_FAULT) or not isinstance(err, Exception):
         return err
-    if isinstance(err, OSError) and err.errno in _DISK_FULL:
-        return InputError.of(
-            "O24-040", f"pass {step.name!r} could not write a temporary file: {err.strerror}"
-        )
+    if refused := storage_error(err, f"pass {step.name!r} could not read or write a file"):
+        return refused
     if isinstance(err, InternalError):
         return _with_reproducer(err, err, failure, reproducer_dir)
     cls = type(step.instance)

@@ -13,7 +13,6 @@ import numpy as np
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.eligibility import Eligibility, SparseTarget
 from onnx24.analysis.weight_uses import WeightUses
-from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.weights import numpy_dtype
@@ -33,10 +32,7 @@ class Site:
 
 def sites(model: Model, target: SparseTarget, *, prune: bool) -> list[Site]:
     """The initializers of floats or INT8 that are 2:4, recorded or not, in the model's order; with
-    `prune`, those of floats too that could be on this target.
-
-    Raises: InputError O24-151 where there are none.
-    """
+    `prune`, those of floats too that could be on this target."""
     cache = AnalysisCache()
     uses = cache.get(model, WeightUses)
     verdicts = cache.get(model, Eligibility).judge(model, target)
@@ -58,10 +54,6 @@ def sites(model: Model, target: SparseTarget, *, prune: bool) -> list[Site]:
         is_float = numpy_dtype(model.weights.tensor(key).data_type).kind != "i"
         if is_sparse or (prune and is_float):
             found.append(Site(key, known[0], is_sparse))
-    if not found:
-        raise InputError.of(
-            "O24-151", "no weight of floats or INT8 in the model is 2:4", file=str(model.path or "")
-        )
     return found
 
 

@@ -21,25 +21,38 @@ class Samples:
     nothing that an earlier step fitted judges; the same where there are too few to divide. Rows of
     a dynamic batch are fed `batch` at once, other samples one by one.
 
-    labels: one integer for each sample, in the order of DATA.
+    labels: one integer for each sample, in the order of DATA. judge: other samples of the same
+    kind, which are held out instead; all of DATA are trained on then.
     Raises: InputError as `Calibration.batches`; O24-032 where the labels are not one a sample.
     """
 
-    def __init__(self, data: Calibration, model: Model, labels: np.ndarray | None = None) -> None:
-        runs = list(data.batches(model))
+    def __init__(
+        self,
+        data: Calibration,
+        model: Model,
+        labels: np.ndarray | None = None,
+        judge: Calibration | None = None,
+    ) -> None:
+        parts = [list(each.batches(model)) for each in (data, judge) if each is not None]
+        runs = [run for part in parts for run in part]
         self._stacked: Feeds | None = None
         self._runs: list[Feeds] = runs
+        counts = [len(part) for part in parts]
         if data.units_per_run > 1:
             self._stacked = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
-            count = len(next(iter(self._stacked.values())))
-        else:
-            count = len(runs)
+            first = next(iter(runs[0]))
+            counts = [sum(len(run[first]) for run in part) for part in parts]
+        count = counts[0]
         if labels is not None and labels.shape != (count,):
             raise InputError.of(
                 "O24-032", f"labels: expected {count}, one a sample, found {list(labels.shape)}"
             )
         self.labels = None if labels is None else labels.astype(np.int64)
         every = np.arange(count)
+        if judge is not None:
+            self.is_divided = True
+            self.train, self.held_out = every, np.arange(count, count + counts[1])
+            return
         apart = held_out(data.units, len(data))
         self.is_divided = apart is not None
         self.train = every if apart is None else every[~apart]

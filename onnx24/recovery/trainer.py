@@ -8,14 +8,17 @@ processes).
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import io
 import json
 import math
+import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from onnx24.analysis.invariants import broken_claims
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError, InternalError
 from onnx24.ir import ops
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -42,14 +46,21 @@ from onnx24.recovery.samples import Samples
 from onnx24.runtime.data import Calibration, Feeds
 from onnx24.runtime.inputs import input_specs
 from onnx24.runtime.session import Session
+from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.targets import Target
 
-__all__ = ["Recovered", "recover"]
+__all__ = ["Recovered", "is_quantized", "recover", "require_trainable"]
 
 REFRESH_STEPS = 10
 """How often recomputed masks are."""
 MAX_FORWARD_ERROR = 1e-2
 """Relative error of the torch module's outputs from which on it is another model."""
+MOST_STEPS = 2000
+"""However much time there is."""
+MARGIN = 0.85
+"""Of the time that is left, for steps: what one takes is measured on two of them."""
+FIRST = 1 / 3
+"""Of the steps, for the layers that get time first."""
 
 Progress = Callable[..., Iterable[Any]]
 """`progress(items, label, total)` gives the items, as `Console.progress` does."""
@@ -60,8 +71,9 @@ class Recovered:
     """What became of it. before, after: divergence from the dense model on the held-out samples
     (`objective`'s value) with the final form's masks; losses: (step, training loss); held_out:
     (step, divergence). learning_rate: the first step's. steps: taken, best_step: whose weights were
-    kept. forward_error: of the torch module from ONNX Runtime, ‖a − b‖ / ‖b‖ on the first
-    samples."""
+    kept. is_out_of_time: whether a time budget ended before the steps that were planned for it.
+    first: weights that were trained alone at first. forward_error: of the torch module from ONNX
+    Runtime, ‖a − b‖ / ‖b‖ on the first samples."""
 
     recipe: Recipe
     before: float
@@ -78,6 +90,8 @@ class Recovered:
     changed: int
     seconds: float
     resumed_at: int
+    is_out_of_time: bool = False
+    first: list[str] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
@@ -100,6 +114,9 @@ def recover(
     work_dir: Path | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
+    judge: Calibration | None = None,
+    first: Sequence[ValueKey] = (),
+    seconds: float = 0.0,
 ) -> Recovered:
     """Train the model's float initializers, in place.
 
@@ -107,7 +124,12 @@ def recover(
     entropy with the first output. work_dir: where checkpoints go; a run with the same models, data
     and recipe goes on from the last one there. target: decides what may be pruned, where the recipe
     prunes, and what is quantized, where it inserts quantizers. device: where the student is
-    trained, as torch names it.
+    trained, as torch names it. judge: samples to hold out, instead of a part of `data`. first:
+    weights that are trained alone for a third of the steps.
+
+    seconds: a time budget, 0 for none: as many steps as are expected to fit, MOST_STEPS at most,
+    replace the recipe's. How many those are depends on the machine; the same number of steps
+    without a budget gives the same bits, unless the time was up before them (`is_out_of_time`).
 
     Where torchrun started several processes, or torch.distributed has a process group, all of them
     train together, and each must call this with the same arguments: `batch` samples a step are
@@ -118,8 +140,9 @@ def recover(
     """
     with joined() as processes, processes.guarded():
         return _recover(
-            model, teacher, data, recipe, target, labels, work_dir, progress, device, processes
-        )
+            model, teacher, data, recipe, target, labels, work_dir, progress, device, judge, first,
+            seconds, processes,
+        )  # fmt: skip
 
 
 def _recover(
@@ -132,18 +155,27 @@ def _recover(
     work_dir: Path | None,
     progress: Progress | None,
     device: str,
+    judge: Calibration | None,
+    first: Sequence[ValueKey],
+    seconds: float,
     processes: Processes,
 ) -> Recovered:
     begin = time.monotonic()
-    identity = _identity(model, teacher, data, recipe, labels)
+    identity = _identity(model, teacher, data, recipe, labels, judge, first)
     processes.agree(identity)
-    if recipe.name == "sparse-qat" and not _is_quantized(model):
+    if recipe.name == "sparse-qat" and not is_quantized(model):
         manager.run(model, pipeline.parse("qdq"), target=target, calibration=data)
     found = sites(model, target, prune=recipe.name != "basic")
-    samples = Samples(data, model, labels)
+    if not found and not is_quantized(model):
+        raise InputError.of(
+            "O24-151", "no weight of floats or INT8 in the model is 2:4", file=str(model.path or "")
+        )
+    samples = Samples(data, model, labels, judge)
     with _deterministic(recipe.seed):
-        run = _Run(model, teacher, samples, recipe, found, device, processes)
-        if work_dir is not None:
+        run = _Run(model, teacher, samples, recipe, found, device, processes, first)
+        if seconds:
+            run.plan_until(begin + seconds)
+        elif work_dir is not None:
             run.resume(work_dir / f"recover-{identity[:16]}.pt")
         resumed_at = run.step
         shown = progress if progress is not None and processes.is_first else None
@@ -151,18 +183,50 @@ def _recover(
         changed = run.write_back(model)
     _hold_to_claims(model, found)
     result = run.result(changed, resumed_at, time.monotonic() - begin)
-    if recipe.name == "sparse-qat" and not _is_quantized(model):
+    if recipe.name == "sparse-qat" and not is_quantized(model):
         result.diagnostics.append(diagnostic("O24-158", "qdq quantized no layer"))
     return result
 
 
-def _is_quantized(model: Model) -> bool:
+def is_quantized(model: Model) -> bool:
+    """Whether the main graph has quantizers."""
     quantizers = ("QuantizeLinear", "DequantizeLinear")
     return any(ops.op(node) in quantizers for node in model.proto.graph.node)
 
 
+def require_trainable(model: Model, feeds: Feeds) -> None:
+    """Look whether a model can be trained through, before hours of work. feeds: one run.
+
+    Raises: InputError O24-150 to O24-152, O24-156, O24-157; BackendError O24-155 without torch.
+    """
+    names = [out.student for out in objective(model, model, "auto", 0.0).outputs]
+    _forward_error(GraphModule(model), model, names, feeds)
+
+
+def _forward_error(module: GraphModule, model: Model, names: list[str], feeds: Feeds) -> float:
+    """Raises: InputError O24-157 where torch and ONNX Runtime disagree."""
+    expected = Session(model, names, optimize=False).run(feeds)
+    with torch.no_grad():
+        given = module(feeds, names)
+    worst = 0.0
+    for name in names:
+        a = given[name].double().cpu().numpy()
+        b = np.asarray(expected[name]).astype(np.float64)
+        error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12))
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+    if worst > MAX_FORWARD_ERROR:
+        raise InputError.of("O24-157", f"relative error {worst:.2g}", file=str(model.path or ""))
+    return worst
+
+
 def _identity(
-    model: Model, teacher: Model, data: Calibration, recipe: Recipe, labels: np.ndarray | None
+    model: Model,
+    teacher: Model,
+    data: Calibration,
+    recipe: Recipe,
+    labels: np.ndarray | None,
+    judge: Calibration | None,
+    first: Sequence[ValueKey],
 ) -> str:
     """What a checkpoint belongs to, in hex."""
     digest = hashlib.sha256()
@@ -173,6 +237,8 @@ def _identity(
     digest.update(data.digest().encode())
     digest.update(json.dumps(recipe.to_json(), sort_keys=True).encode())
     digest.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
+    digest.update(b"" if judge is None else judge.digest().encode())
+    digest.update(" ".join(map(str, first)).encode())
     return digest.hexdigest()
 
 
@@ -212,7 +278,7 @@ def _trainable(found: list[Site], module: GraphModule) -> list[Site]:
             raise InputError.of(
                 "O24-151", "a weight that is 2:4 is no trainable initializer", tensor=str(site.key)
             )
-    if not kept:
+    if found and not kept:
         raise InputError.of(
             "O24-151",
             "something else than DequantizeLinear reads the integers of the weights that are 2:4",
@@ -263,6 +329,21 @@ def _autocast(recipe: Recipe, kind: str) -> Any:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
 
 
+_GROWING = ("optimizer", "scaler", "losses", "held_out")
+"""Parts of a checkpoint whose form changes with the steps."""
+
+
+def _form(value: Any) -> Any:
+    """What two checkpoints of one training have in common: names, types, and shapes."""
+    if isinstance(value, Mapping):
+        return {name: _form(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_form(part) for part in value]
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape)
+    return type(value)
+
+
 class _Run:
     """The state of one training: what a checkpoint holds, and what is made anew."""
 
@@ -275,6 +356,7 @@ class _Run:
         found: list[Site],
         device: str,
         processes: Processes,
+        first: Sequence[ValueKey] = (),
     ) -> None:
         self.recipe, self.samples, self.processes = recipe, samples, processes
         self.module = GraphModule(model)
@@ -283,9 +365,17 @@ class _Run:
         self.objective: Objective = objective(model, teacher, recipe.loss, recipe.relations)
         self._teacher = Session(teacher, self.objective.teacher_names)
         self._teacher_dtypes = {spec.name: spec.dtype for spec in input_specs(teacher)}
-        self.forward_error = self._forward_error(model)
+        feeds, _ = next(samples.held_out_feeds())
+        names = [out.student for out in self.objective.outputs]
+        self.forward_error = _forward_error(self.module, model, names, feeds)
         self.scales = _learned_scales(self.module, recipe)
         self.keys: list[ValueKey] = self.module.keys
+        if not self.keys:
+            raise InputError.of("O24-151", "no initializer can be trained")
+        alone = set(first) & set(self.keys)
+        self.first = [key for key in self.keys if key in alone] if alone < set(self.keys) else []
+        self.ends = math.inf
+        self.is_out_of_time = False
         if recipe.name == "progressive":
             self._start_from_dense(teacher)
         self.progressive = [
@@ -412,15 +502,45 @@ class _Run:
         remaining = range(self.step, recipe.steps)
         for _ in progress(remaining, "recovering", len(remaining)):
             self._update_masks()
+            self._give_gradients(alone=self.step < self._first_steps())
             self._one_step()
             if not self.is_finite:
                 break
             self.step += 1
-            if self.step % recipe.eval_every == 0 or self.step == recipe.steps:
+            is_last = self.step == recipe.steps
+            self.is_out_of_time = not is_last and time.monotonic() > self.ends
+            if self.step % recipe.eval_every == 0 or is_last or self.is_out_of_time:
                 self._evaluate_and_keep()
                 self.save()
-                if self._is_stuck():
+                if self._is_stuck() or self.is_out_of_time:
                     break
+        self._give_gradients(alone=False)
+
+    def plan_until(self, ends: float) -> None:
+        """Plan the steps that are expected to fit before `ends` [of time.monotonic]."""
+        chosen = self.samples.batch(0, self.recipe.batch, self.recipe.seed)
+        begin = time.monotonic()
+        self._gradients(chosen)  # the first one also loads and allocates
+        middle = time.monotonic()
+        self._gradients(chosen)
+        after = time.monotonic()
+        self.evaluate()
+        each = min(middle - begin, after - middle)
+        each += (time.monotonic() - after) / self.recipe.eval_every
+        self.optimizer.zero_grad(set_to_none=True)
+        steps = int(MARGIN * (ends - time.monotonic()) / each)
+        self.recipe = replace(self.recipe, steps=min(max(steps, 1), MOST_STEPS))
+        self.ends = ends
+
+    def _first_steps(self) -> int:
+        return round(FIRST * self.recipe.steps) if self.first else 0
+
+    def _give_gradients(self, *, alone: bool) -> None:
+        """To the weights that are trained first alone, or to all that are trained."""
+        if not self.first:
+            return
+        for key, parameter in zip(self.keys, self.parameters, strict=True):
+            parameter.requires_grad_(not alone or key in self.first)
 
     def _one_step(self) -> None:
         recipe = self.recipe
@@ -539,7 +659,8 @@ class _Run:
         self.masks = masks
 
     def _is_stuck(self) -> bool:
-        waited = self.step - max(self.best_step, self._first_final_step())
+        since = max(self.best_step, self._first_final_step(), self._first_steps())
+        waited = self.step - since
         return 0 < self.recipe.patience <= waited // self.recipe.eval_every
 
     def _first_final_step(self) -> int:
@@ -567,63 +688,76 @@ class _Run:
         if self.checkpoint is None or not self.processes.is_first:
             return
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "step": self.step,
-                "part": self.part,
-                "now": self._state(),
-                "best": (self.best, self.best_step, self.best_state),
-                "mean": self.mean,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "losses": self.losses,
-                "held_out": self.held_out,
-            },
-            buffer,
-        )
+        torch.save(self._held(), buffer)
         with atomic_write(self.checkpoint) as file:
-            file.write(buffer.getvalue())
+            file.write(self._digest(buffer.getvalue()) + buffer.getvalue())
+
+    def _digest(self, payload: bytes) -> bytes:
+        """Of a checkpoint of this run: one that was cut, edited or renamed does not have it."""
+        assert self.checkpoint is not None
+        return hashlib.sha256(self.checkpoint.name.encode() + b"\0" + payload).digest()
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "part": self.part,
+            "now": self._state(),
+            "best": (self.best, self.best_step, self.best_state),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": self.losses,
+            "held_out": self.held_out,
+        }
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint where rank 0 has one, and write them there from now on."""
+        """Go on from a checkpoint where rank 0 has one, and write them there from now on. One that
+        is damaged or of something else is none."""
         self.checkpoint = checkpoint
         stored = None
         if self.processes.is_first:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            stored = checkpoint.read_bytes() if checkpoint.is_file() else None
+            with contextlib.suppress(OSError):
+                stored = checkpoint.read_bytes() if checkpoint.is_file() else None
         stored = self.processes.from_first(stored)
-        if stored is None:
+        size = hashlib.sha256().digest_size
+        if stored is None or stored[:size] != self._digest(stored[size:]):
             return
-        held = torch.load(io.BytesIO(stored), map_location=self.module.device, weights_only=True)
-        self.step, self.part = held["step"], held["part"]
+        fresh = copy.deepcopy(self._held())
+        try:
+            payload = io.BytesIO(stored[size:])
+            held = torch.load(payload, map_location=self.module.device, weights_only=True)
+            if _form(held) != _form(fresh | {key: held[key] for key in _GROWING}):
+                raise ValueError("it is of another training")
+            self._adopt(held)
+        except (*UNREADABLE, pickle.UnpicklingError):
+            self._adopt(fresh)
+
+    def _adopt(self, held: Mapping[str, Any]) -> None:
         self._put_state(held["now"])
-        self.best, self.best_step, self.best_state = held["best"]
-        self.mean = held["mean"]
         self.optimizer.load_state_dict(held["optimizer"])
         self.scaler.load_state_dict(held["scaler"])
-        self.losses = [tuple(pair) for pair in held["losses"]]
-        self.held_out = [tuple(pair) for pair in held["held_out"]]
+        self.step, self.part = held["step"], held["part"]
+        self.best, self.best_step, self.best_state = held["best"]
+        self._check_adopted()
+        self.mean = held["mean"]
+        self.losses = [(int(step), float(loss)) for step, loss in held["losses"]]
+        self.held_out = [(int(step), float(loss)) for step, loss in held["held_out"]]
+
+    def _check_adopted(self) -> None:
+        """Raises: ValueError for what would fail later."""
+        masks = zip(self.sites, self.best_state["masks"], strict=True)
+        if self.best_step and not all(
+            is_24_by_stride(mask.cpu().numpy(), site.stride) for site, mask in masks
+        ):
+            raise ValueError("its masks are not 2:4")
+        for parameter, state in self.optimizer.state.items():
+            for value in state.values():
+                is_moment = isinstance(value, torch.Tensor) and value.dim()
+                if is_moment and value.shape != parameter.shape:
+                    raise ValueError("its optimizer is another one's")
 
     # --- ends ------------------------------------------------------------------------------
-    def _forward_error(self, model: Model) -> float:
-        """Raises: InputError O24-157 where torch and ONNX Runtime disagree."""
-        names = [out.student for out in self.objective.outputs]
-        feeds, _ = next(self.samples.held_out_feeds())
-        expected = Session(model, names, optimize=False).run(feeds)
-        with torch.no_grad():
-            given = self.module(feeds, names)
-        worst = 0.0
-        for name in names:
-            a = given[name].double().cpu().numpy()
-            b = np.asarray(expected[name]).astype(np.float64)
-            error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12))
-            worst = max(worst, error if math.isfinite(error) else math.inf)
-        if worst > MAX_FORWARD_ERROR:
-            raise InputError.of(
-                "O24-157", f"relative error {worst:.2g}", file=str(model.path or "")
-            )
-        return worst
-
     def write_back(self, model: Model) -> int:
         """The best weights into the model. Returns: initializers that changed."""
         self._put_state(self.best_state)
@@ -647,6 +781,8 @@ class _Run:
             changed=changed,
             seconds=seconds,
             resumed_at=resumed_at,
+            is_out_of_time=self.is_out_of_time,
+            first=[str(key) for key in self.first],
             losses=self.losses,
             held_out=self.held_out,
         )

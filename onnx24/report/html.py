@@ -12,7 +12,9 @@ from onnx24.codes import CODES
 from onnx24.diagnostics import Severity
 from onnx24.report.model import ModelFacts, Report, WeightLine
 from onnx24.report.page import bars, cell, definitions, number, page, stacks, table, tiles
+from onnx24.report.recovery import curves_of
 from onnx24.report.table import bytes_text, number_text, shape_text, share_text, statistics_text
+from onnx24.report.text import protection_text
 
 
 def render_html(report: Report) -> str:
@@ -25,6 +27,7 @@ def render_html(report: Report) -> str:
             ("2:4 coverage", _coverage(report)),
             ("Passes", _passes(report)),
             ("Weights", _weights(report)),
+            ("Training back", curves_of(report.recovery) if report.recovery else ""),
             ("Accuracy", _comparison(report)),
             ("Engine", _backend(report)),
             ("Diagnostics", _diagnostics(report)),
@@ -57,6 +60,8 @@ def _summary(report: Report) -> str:
         ("target", f"{target['name']}, compute capability {target['compute_capability']}"),
         ("pipeline", report.pipeline),
     ]
+    if report.protection is not None:
+        rows.append(("limit", protection_text(report.protection)))
     return tiles(numbers) + definitions(rows)
 
 

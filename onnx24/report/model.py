@@ -238,6 +238,8 @@ class Report(Document):
     sites: tuple[str, ...]
     comparison: Mapping[str, Any] | None
     limits: tuple[LimitResult, ...]
+    protection: Mapping[str, Any] | None
+    recovery: Mapping[str, Any] | None
     backend: Mapping[str, Any] | None
     diagnostics: tuple[Diagnostic, ...]
     run: Mapping[str, Any]
@@ -277,6 +279,8 @@ class Report(Document):
                 **{key: findings[key] for key in FINDINGS if key != "pipeline"},
                 "comparison": self.comparison,
                 "limits": [limit.to_json() for limit in self.limits],
+                "protection": self.protection,
+                "recovery": self.recovery,
                 "backend": self.backend,
                 "diagnostics": [d.to_json() for d in self.diagnostics],
                 "run": self.run,
@@ -298,6 +302,8 @@ def build_report(
     data: Sequence[DataFacts] = (),
     comparison: Comparison | None = None,
     limits: Sequence[LimitResult] = (),
+    protection: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
     backend: Mapping[str, Any] | None = None,
     diagnostics: Sequence[Diagnostic] = (),
     run: Mapping[str, Any] | None = None,
@@ -324,6 +330,9 @@ def build_report(
     times: dict[str, Any] = {**(run or {}), "passes": seconds}
     if result.guard is not None:
         times["guard"] = result.guard.to_json()
+    if recovery is not None:
+        times["recovery"] = {"seconds": recovery["seconds"]}
+        recovery = {k: v for k, v in recovery.items() if k not in ("seconds", "diagnostics")}
     if backend is not None:
         times["backend"] = {k: v for k, v in backend.items() if k == "seconds"}
         backend = {k: v for k, v in backend.items() if k != "seconds"}
@@ -343,6 +352,8 @@ def build_report(
         sites=tuple(result.sites),
         comparison=None if comparison is None else comparison.to_json(),
         limits=tuple(limits),
+        protection=protection,
+        recovery=recovery,
         backend=backend,
         diagnostics=(*result.diagnostics, *diagnostics),
         run=times,

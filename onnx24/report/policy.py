@@ -71,6 +71,7 @@ _QDQ = {
     "constant": "a quantized constant is a scalar, or read by something else than DQ (O24-252, "
     "O24-253)",
     "int4": "an INT4 weight stands beside an INT8 activation where that fails (O24-254)",
+    "computed-scale": "a scale of an INT8 convolution is no constant (O24-260)",
     "small-bias": "a bias is quantized to 8 bits (O24-256)",
     "activation-scale": "the scale of an activation is no scalar (O24-632)",
     "bias": "INT32 stands behind DequantizeLinear (O24-633)",
@@ -110,6 +111,9 @@ KEYS: dict[str, dict[str, Key]] = {
         "consistent_shapes": Key(
             "flag", "ONNX's strict shape inference finds no contradiction (O24-627, a warning)"
         ),
+        "distinct_dims": Key(
+            "flag", "no input has two dynamic dimensions of one name (O24-628, a warning)"
+        ),
         "dynamic_dims": Key(
             "dims", "which dimensions of the inputs may be dynamic: any, the first (batch), none"
         ),
@@ -134,6 +138,9 @@ KEYS: dict[str, dict[str, Key]] = {
     "numeric": {
         "reference": Key("path", "the model to compare with"),
         "data": Key("path", "samples to run both on, as for `compare --data`"),
+        "outputs": Key(
+            "names", "outputs, or inner values, that the limits are for; every output without it"
+        ),
         **_NUMERIC,
     },
     "task": {
@@ -315,6 +322,8 @@ def _check_complete(policy: Policy) -> None:
     for wanted, key in needs:
         if wanted and policy.get(key) is None:
             raise _bad(policy.name, f"{key} is missing, without which its section says nothing")
+    if policy.get("numeric.outputs") == []:
+        raise _bad(policy.name, "numeric.outputs: expected names, found none", "leave the key out")
     if policy.has("numeric") and not any(policy.get(f"numeric.{m}") is not None for m in METRICS):
         raise _bad(policy.name, "[numeric] has no limit", f"limits are {', '.join(METRICS)}")
     metrics = ("accuracy", "pnr", "ndcg")
@@ -377,6 +386,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "share": {"type": "number", "minimum": 0, "maximum": 1},
     "number": {"type": "number"},
     "count": {"type": "integer", "minimum": 0},
+    "seconds": {"type": "number", "exclusiveMinimum": 0},
     "flag": {"type": "boolean"},
     "text": {"type": "string", "minLength": 1},
     "path": {"type": "string", "minLength": 1},

@@ -15,6 +15,7 @@ from onnx24.passmgr.base import SiteRecord
 from onnx24.report.aggregate import aggregate
 from onnx24.report.limits import LimitResult
 from onnx24.report.model import Report, WeightLine
+from onnx24.report.recovery import recovery_text
 from onnx24.report.table import (
     WIDTH,
     bytes_text,
@@ -34,7 +35,7 @@ _DIGITS = re.compile(r"(\d+)")
 def render_text(report: Report) -> Block:
     """The whole report; nothing is wider than 100 columns unless a single word is."""
     parts = [_head(report), _passes(report), _weights(report), _solved(report), _refusals(report)]
-    parts += [_comparison(report), _backend(report), _warnings(report)]
+    parts += [_recovery(report), _comparison(report), _backend(report), _warnings(report)]
     return paragraphs(parts)
 
 
@@ -58,6 +59,8 @@ def _head(report: Report) -> Block:
             )
         )
     rows.append(("2:4", _coverage(report)))
+    if report.protection is not None:
+        rows.append(("limit", protection_text(report.protection)))
     if guard := report.run.get("guard"):
         checked = ", ".join(guard["checked"]) or "nothing"
         rows.append(("guard", f"compared {checked}: {guard['cpu_seconds']:.2f} s of CPU time"))
@@ -73,6 +76,24 @@ def _head(report: Report) -> Block:
         lines.append(f"  {label.ljust(width)}  {wrapped[0] if wrapped else ''}")
         lines += [indent + line for line in wrapped[1:]]
     return block(lines)
+
+
+def protection_text(protection: Mapping[str, Any]) -> str:
+    """What a limit left dense and in float, and what doing without it would give."""
+    if not protection["limits"]:
+        return f"none: {protection['reason']}"
+    dense, floats = len(protection["dense"]), len(protection["float"])
+    said = f"{', '.join(protection['limits'])}{' (the default)' * protection['default']}: "
+    if not dense + floats:
+        return f"{said}no layer was left out for it"
+    said += f"{dense} weights stay dense, {floats} layers stay in float; "
+    doing = {"prune24": "pruning", "qdq": "quantizing"}
+    costs = [
+        f"{doing[name]} them all moves the outputs by {100 * found['output_error']:.1f} %"
+        + (f", {100 * found['agreement']:.1f} % of the labels stay" if "agreement" in found else "")
+        for name, found in protection["without"].items()
+    ]
+    return f"{said}--limit none leaves none out: {'; '.join(costs) or 'not measured'}"
 
 
 def _output(report: Report) -> str:
@@ -245,6 +266,17 @@ def _refusals(report: Report) -> Block:
 def _example(records: Sequence[SiteRecord]) -> str:
     record = records[0]
     return f"{record.weight or record.node}: {record.reason}" if record.reason else record.weight
+
+
+def _recovery(report: Report) -> Block:
+    if report.recovery is None:
+        return Block()
+    seconds = report.run.get("recovery", {}).get("seconds", 0.0)
+    return block(["trained back to the original's outputs", *_indented(report.recovery, seconds)])
+
+
+def _indented(recovery: Mapping[str, Any], seconds: float) -> list[str]:
+    return [f"  {line}" for line in recovery_text(recovery, seconds).splitlines()]
 
 
 def _comparison(report: Report) -> Block:

@@ -25,6 +25,7 @@ from onnx24.ir.repair import runnable
 from onnx24.ir.scopes import tensors
 from onnx24.ir.weights import payload_bytes, reference_of
 from onnx24.runtime.inputs import element_name
+from onnx24.runtime.peak import preparing, require_room
 from onnx24.runtime.rounding import rounded
 
 if TYPE_CHECKING:  # it is imported where a session is made: most commands make none
@@ -56,7 +57,8 @@ class Session:
     fast: all of its optimizations but those of Q/DQ; what they round differently depends on the
     CPU. 16-bit results are rounded whatever is asked for. threads: all that this process may use,
     where None.
-    Raises: InputError O24-016 where ONNX Runtime refuses the model.
+    Raises: InputError O24-016 where ONNX Runtime refuses the model, O24-017 where it would take
+    more memory than a model of its size may.
     """
 
     def __init__(
@@ -73,17 +75,18 @@ class Session:
         self._elements = {
             value.name: value.type.tensor_type.elem_type for value in model.proto.graph.input
         }
+        require_room(model)
         if outputs is not None:
             model = _with_outputs(model, outputs)
         model = rounded(runnable(model))
         import onnxruntime as ort
 
+        source = self._source(model)
         try:
-            self._session = ort.InferenceSession(
-                self._source(model),
-                _options(optimize, fast, threads),
-                providers=["CPUExecutionProvider"],
-            )
+            with preparing(model):
+                self._session = ort.InferenceSession(
+                    source, _options(optimize, fast, threads), providers=["CPUExecutionProvider"]
+                )
         except _errors() as err:
             raise self._refused(err) from err
         self.inputs = [value.name for value in self._session.get_inputs()]
@@ -209,6 +212,7 @@ def _errors() -> tuple[type[Exception], ...]:
         errors.EPFail,
         RuntimeError,
         ValueError,
+        MemoryError,
     )
 
 

@@ -20,7 +20,7 @@ from onnx24.runtime.difference import Differences, gap_finding, is_float, mean_r
 from onnx24.runtime.ranges import doublings
 from onnx24.runtime.session import Session
 
-__all__ = ["Likeness", "Reference", "best_candidate"]
+__all__ = ["Likeness", "Margins", "Reference", "best_candidate"]
 
 K = TypeVar("K", bound=Hashable)
 Outputs = dict[str, np.ndarray]
@@ -98,19 +98,11 @@ class Reference:
     def likeness(self, quantized: Model, count: int) -> Likeness:
         """Of a model of the same outputs, on that many runs. Raises: InputError O24-016."""
         session = Session(quantized, self.outputs or None)
-        sums = Differences()
-        margins: list[np.ndarray] = []
-        moves: list[np.ndarray] = []
+        sums, margins = Differences(), Margins()
         for feeds, exact in self.runs(count):
             found = session.run(feeds)
             sums.add(exact, found)
-            if _is_classifier(exact):
-                y, z = (
-                    np.asarray(v, np.float64) for v in (*exact.values(), found[next(iter(exact))])
-                )
-                margin, move = _margins(y, z)
-                margins.append(margin)
-                moves.append(move)
+            margins.add(exact, found)
         results = sums.results()
         rel_l2 = mean_rel_l2(results, faint=True)
         alike = [(out.sqnr_db, out.name) for out in results if not out.unlike and out.elements]
@@ -120,19 +112,43 @@ class Reference:
             default=(math.inf, ""),
         )
         runs = max((out.runs for out in results), default=0)
-        if not margins:
+        if not margins.rows:
             return Likeness(rel_l2, worst=worst, faint=faint, runs=runs, gap=gap_finding(results))
         top1 = results[0].top1_agreement
-        expected = _expected(np.concatenate(margins), np.concatenate(moves))
-        return Likeness(rel_l2, top1, expected, worst, faint, runs, gap_finding(results))
+        return Likeness(rel_l2, top1, margins.expected, worst, faint, runs, gap_finding(results))
 
 
-def _expected(margin: np.ndarray, move: np.ndarray) -> float:
-    """See `Likeness`. margin, move: [rows]"""
-    spread = math.sqrt(float(np.mean(move * move)))
-    if not spread:
-        return 0.0
-    return sum(0.5 * math.erfc(m / spread / math.sqrt(2)) for m in margin) / len(margin)
+class Margins:
+    """How clearly a classifier decides (one output, [N, C]), and how much that moves."""
+
+    def __init__(self) -> None:
+        self._margins: list[np.ndarray] = []
+        self._moves: list[np.ndarray] = []
+        self.rows = 0
+
+    def add(self, exact: Outputs, found: Mapping[str, object]) -> None:
+        """One run's outputs; those of no classifier are passed over."""
+        if not _is_classifier(exact):
+            return
+        y, z = (np.asarray(v, np.float64) for v in (*exact.values(), found[next(iter(exact))]))
+        margin, move = _margins(y, z)
+        self._margins.append(margin)
+        self._moves.append(move)
+        self.rows += len(margin)
+
+    @property
+    def expected(self) -> float:
+        """Share of rows that change their class, were the change of each row's margin drawn from a
+        normal distribution; 0 without rows."""
+        if not self.rows:
+            return 0.0
+        move = np.concatenate(self._moves)
+        spread = math.sqrt(float(np.mean(move * move)))
+        if not spread:
+            return 0.0
+        return sum(
+            0.5 * math.erfc(m / spread / math.sqrt(2)) for m in np.concatenate(self._margins)
+        ) / len(move)
 
 
 def _is_classifier(outputs: Outputs) -> bool:

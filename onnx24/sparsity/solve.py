@@ -14,8 +14,9 @@ and ALPS (2406.07831); each function names its own.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +27,13 @@ __all__ = [
     "Method",
     "Moments",
     "Problem",
-    "admm_mask",
+    "admm",
     "make_problem",
     "obs",
     "refit",
     "ria_scores",
     "solve",
+    "sweep",
     "wanda_scores",
 ]
 
@@ -44,7 +46,12 @@ PRIOR_ROWS = 16.0
 model has them: a pixel that is lit in one sample of 500 says little about the others."""
 TOWARDS_DENSE = 0.03
 """λ: how strongly the asymmetric target is drawn to the dense weights."""
-RHO_FIRST, RHO_LAST, STEPS_PER_RHO = 0.05, 5.0, 3
+STEPS, STEPS_PER_RHO = 20, 10
+RHOS = {1: (0.3, 0.3), 2: (0.2, 0.5)}
+"""Number of penalties → the first and the last of them; RHO_RANGE with more. An inverse costs K³
+whatever R is, a step 2RK²: few penalties and more steps at each get as far in a third of the time
+that thirty steps at ten penalties take (benchmarks/solvers.py)."""
+RHO_RANGE = (0.1, 2.0)
 REFIT_STEPS = 10
 OBS_BLOCK = 128
 ROWS = 256
@@ -90,6 +97,16 @@ class Problem:
     scale: np.ndarray
     dead: np.ndarray
     W: np.ndarray
+
+    def damped(self, damping: float) -> Problem:
+        """The same with another damping."""
+        A = self.A.copy()
+        np.fill_diagonal(A, np.float32(1 + damping))
+        return replace(self, A=A)
+
+    def of_rows(self, rows: slice | np.ndarray) -> Problem:
+        """The problem of some of the outputs."""
+        return replace(self, T=self.T[rows], W=self.W[rows])
 
     def denormalised(self, Q: np.ndarray) -> np.ndarray:
         """The weights of a normalised solution, float32 [R, K]; exact zeros stay zeros."""
@@ -151,36 +168,36 @@ def solve(
     problem: Problem,
     method: Method,
     *,
-    steps: int = 30,
+    steps: int = STEPS,
+    sweeps: int = 0,
     refit_steps: int = REFIT_STEPS,
     each: Map | None = None,
 ) -> np.ndarray:
     """The 2:4 weights, float32 [R, K].
 
-    steps: of ADMM. refit_steps: conjugate gradients on the support; 0 leaves the method's own
-    values. each: how blocks of rows are run; one after the other where None.
+    steps: of ADMM. sweeps: of exact choices among the six pairs of each four. refit_steps:
+    conjugate gradients on the support; 0 leaves the method's own values. each: how blocks of rows
+    are run; one after the other where None.
     """
     if problem.dead.all():
         return np.asarray(problem.W * mask_24(problem.W, axis=1), np.float32)
     product = _Product(each)
     Wn = (problem.W * problem.scale).astype(np.float32)
     if method is Method.ADMM:
-        mask = admm_mask(problem.T, problem.A, steps, product)
-        start = problem.T
+        values = admm(problem.T, problem.A, steps, product)
     elif method is Method.OBS:
-        start = obs(problem.T, problem.A)
-        mask = start != 0
-        mask &= mask_24(start, axis=1)
+        values = obs(problem.T, problem.A)
     else:
         scores = {
             Method.MAGNITUDE: lambda: np.abs(problem.W),
             Method.WANDA: lambda: np.abs(Wn),
             Method.RIA: lambda: ria_scores(problem.W, problem.scale),
         }[method]()
-        mask = mask_24(scores, axis=1)
-        start = problem.T
-    values = start * mask
+        values = problem.T * mask_24(scores, axis=1)
+    for _ in range(sweeps):
+        values = sweep(problem.T, problem.A, values, product)
     if refit_steps:
+        mask = (values != 0) & mask_24(values, axis=1)
         values = refit(problem.T, problem.A, mask, refit_steps, product, start=values)
     return problem.denormalised(values)
 
@@ -227,33 +244,72 @@ def obs(T: np.ndarray, A: np.ndarray, block: int = OBS_BLOCK) -> np.ndarray:
     return W
 
 
-def admm_mask(T: np.ndarray, A: np.ndarray, steps: int, product: _Product) -> np.ndarray:
-    """The mask that the alternating direction method of multipliers settles on, bool [R, K].
+def admm(T: np.ndarray, A: np.ndarray, steps: int, product: _Product) -> np.ndarray:
+    """The 2:4 matrix that the alternating direction method of multipliers settles on, [R, K].
 
-    ρ grows geometrically from 0.05 to 5, three steps at each value. *Source:* 2406.07831,
+    The penalty ρ grows geometrically, with ten steps at each value. *Source:* 2406.07831,
     section 3, with this schedule.
     """
     stages = max(1, round(steps / STEPS_PER_RHO))
+    rhos = np.geomspace(*RHOS.get(stages, RHO_RANGE), stages, dtype=np.float32)
     TA = product(T, A)
-    mask = mask_24(T, axis=1)
-    D = T * mask
+    D = T * mask_24(T, axis=1)
     E = np.zeros_like(T)
-    before = None
-    for rho in np.geomspace(RHO_FIRST, RHO_LAST, stages, dtype=np.float32):
-        inverse = _inverse(A, float(rho))
-        if before is not None:
-            E *= before / rho
-        before = rho
-        for _ in range(STEPS_PER_RHO):
+    for i, rho in enumerate(rhos):
+        if i % 2 == 0:
+            pair = product.each(lambda at: _inverse(A, float(rhos[at])), range(i, stages)[:2])
+        if i:
+            E *= rhos[i - 1] / rho
+        for _ in range(steps * i // stages, steps * (i + 1) // stages):
             D -= E
             D *= rho
             D += TA
-            Z = product(D, inverse)
+            Z = product(D, pair[i % 2])
             Z += E
-            mask = mask_24(Z, axis=1)
-            D = Z * mask
+            D = Z * mask_24(Z, axis=1)
             E = Z - D
-    return mask
+    return D
+
+
+def sweep(T: np.ndarray, A: np.ndarray, Q: np.ndarray, product: _Product) -> np.ndarray:
+    """From left to right, the best pair of each four and its values while all else stays, [R, K].
+
+    With g the gradient that a group sees when it is empty, the pair S gives g_S (A_SS)⁻¹ g_S; the
+    largest is taken. Columns outside a block of OBS_BLOCK learn of it at once, as one product.
+    """
+    R, K = Q.shape
+    out = np.empty((K, R), np.float32)
+    groups = A.reshape(K // 4, 4, K // 4, 4)[np.arange(K // 4), :, np.arange(K // 4), :]
+    first, second = np.triu_indices(4, 1)
+    a, b = groups[:, first, first], groups[:, second, second]
+    c = groups[:, first, second]
+    inverse = np.stack([b, -c, a], 1)[..., None] / (a * b - c * c)[:, None, :, None]
+
+    def some(rows: slice) -> None:
+        q = np.ascontiguousarray(Q[rows].T)
+        gradient = np.ascontiguousarray(G[rows].T)
+        each = np.arange(q.shape[1])
+        for start in range(0, K, OBS_BLOCK):
+            stop = min(start + OBS_BLOCK, K)
+            moved = np.empty((stop - start, len(each)), np.float32)
+            for k in range(start, stop, 4):
+                empty = groups[k // 4] @ q[k : k + 4] - gradient[k : k + 4]
+                u, v = empty[first], empty[second]
+                xx, xy, yy = inverse[k // 4]
+                x, y = xx * u + xy * v, xy * u + yy * v
+                best = np.argmax(x * u + y * v, axis=0)
+                new = np.zeros((4, len(each)), np.float32)
+                new[first[best], each] = x[best, each]
+                new[second[best], each] = y[best, each]
+                step = new - q[k : k + 4]
+                q[k : k + 4], moved[k - start : k - start + 4] = new, step
+                gradient[k + 4 : stop] += A[k + 4 : stop, k : k + 4] @ step
+            gradient[stop:] += A[stop:, start:stop] @ moved
+        out[:, rows] = q
+
+    G = product(Q - T, A)
+    product.each(some, list(_blocks(R)))
+    return np.ascontiguousarray(out.T)
 
 
 def refit(
@@ -338,7 +394,17 @@ class _Product:
     """X [R, K] times S [K, K], by fixed blocks of rows."""
 
     def __init__(self, each: Map | None) -> None:
-        self._each = each or _one_by_one
+        self._map = each or _one_by_one
+
+    def each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Its results; in any order or at once."""
+        found: list[Any] = [None] * len(items)
+
+        def one(at: slice) -> None:
+            found[at.start] = function(items[at.start])
+
+        self._map(one, [slice(i, i + 1) for i in range(len(items))])
+        return found
 
     def __call__(self, X: np.ndarray, S: np.ndarray) -> np.ndarray:
         out = np.empty((X.shape[0], S.shape[1]), np.float32)
@@ -346,7 +412,7 @@ class _Product:
         def block(rows: slice) -> None:
             np.matmul(X[rows], S, out=out[rows])
 
-        self._each(block, list(_blocks(len(X))))
+        self._map(block, list(_blocks(len(X))))
         return out
 
 

@@ -9,13 +9,17 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
 from recorded_trt import RELEASES, record, surface
 
 from onnx24 import targets
 from onnx24.backends import BuildOptions, Profile, builder
 from onnx24.backends import tensorrt as tensorrt_backend
+from onnx24.backends.base import parser_diagnostic
 from onnx24.backends.builder import Refused, Request
+from onnx24.backends.logs import ParserError
+from onnx24.backends.onnx_file import OnnxFile
 from onnx24.backends.tensorrt import TensorRT
 from onnx24.errors import BackendError
 
@@ -159,6 +163,35 @@ def test_parser_errors(release):
             "op": "Twist" if named else "",
         }
     ]
+
+
+SCATTER = """<ir_version: 8, opset_import: ["" : 18]>
+g (float[4, 4] x, int64[2, 4] i, float[2, 4] u) => (float[4, 4] y) {
+  a = ScatterElements<reduction = "add">(x, i, u)
+  [last] y = %s(a%s)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("error", "last", "node", "op", "says"),
+    [
+        # tensorrt-rtx 1.7.1 names neither node nor operator of an attribute that it does not take
+        ({"function": "importScatterElements", "description": "Unsupported reduction type"},
+         "Abs", "a", "ScatterElements", "Unsupported reduction type"),
+        ({"function": "importScatterElements", "description": "Unsupported reduction type"},
+         "ScatterElements", "", "ScatterElements", "in one of 2 ScatterElements: 'a', 'last'"),
+        ({"function": "checkScatterElements", "description": "false", "op": "ScatterElements",
+          "index": 0}, "Abs", "a", "ScatterElements", "does not take ScatterElements"),
+        ({"function": "parseGraph", "description": "false"}, "Abs", "", "", "gives no reason"),
+    ],
+)  # fmt: skip
+def test_a_complaint_names_what_the_function_tells(tmp_path, error, last, node, op, says):
+    text = SCATTER % (last, ", i, u" if last == "ScatterElements" else "")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    error = ParserError(**error)
+    found = parser_diagnostic(error, OnnxFile.read(tmp_path / "m.onnx"), tmp_path / "m.onnx")
+    assert (found.where.node, found.where.op) == (node, op) and says in found.message
+    assert ("tensorrt-importable" in found.hint) == bool(op)
 
 
 # --- the whole backend, its child process included, on the recorded surfaces ----------------------

@@ -71,6 +71,23 @@ def test_a_profile_is_ordered(tmp_path, runs):
         assert low <= opt <= high
 
 
+def test_a_batch_size(tmp_path):
+    """It replaces a dynamic first dimension alone; what is open besides is found and said."""
+    model = model_of("float[N, S, 4] x, float[2, S] z")
+    inputs = inputs_of(model.proto)
+    given = {"x": Profile((1, 4, 4), (2, 8, 4), (8, 8, 4)), "z": Profile.static((2, 8))}
+    fixed = {"x": Profile.static((16, 8, 4)), "z": Profile.static((2, 8))}
+    assert completed(inputs, given, None, model, batch=16) == (fixed, [])
+    data = load_data(samples(tmp_path, [{"x": (3, 8, 4), "z": (2, 8)}]), model)
+    assert completed(inputs, {}, data, model, batch=16) == (fixed, [])
+    found, (said,) = completed(inputs, {}, None, model, batch=16)
+    assert found == {"x": Profile.static((16, 1, 4)), "z": Profile.static((2, 1))}
+    assert said.code == "O24-053" and "x:16x1x4" in said.message
+    batched = model_of("float[N, 4] x")
+    fixed = {"x": Profile.static((16, 4))}
+    assert completed(inputs_of(batched.proto), {}, None, batched, batch=16) == (fixed, [])
+
+
 @pytest.mark.parametrize("inputs", ["float[1, S, S] x", "float[1, S, 8] x, float[S] z"])
 def test_dimensions_of_one_name_and_two_sizes_are_named(inputs):
     model = model_of(inputs)

@@ -24,6 +24,13 @@ def test_an_estimate_needs_no_gpu() -> None:
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
 
 
+def test_sizes_that_nobody_gave_are_said() -> None:
+    """As compile and build have it; a batch size that is given is no such size."""
+    result = invoke("bench", VIT, "--estimate", "--target", "sm89")
+    assert result.exit_code == 0 and "batch 1, estimated" in result.stdout
+    assert "O24-053" in result.stderr and "--shapes image:1x1x8x8" in result.stderr
+
+
 def test_the_document_says_what_it_is() -> None:
     found = document(
         invoke("bench", VIT, "--estimate", "--shapes", "image:4x1x8x8", "--target", "sm89",
@@ -48,7 +55,6 @@ def test_a_measurement_without_a_gpu_is_exit_code_3(monkeypatch: pytest.MonkeyPa
         (["-"], "O24-043"),
         ([VIT, "--estimate", "--variants", "sparze"], "O24-043"),
         ([VIT, "--estimate", "--gpu", "A11", "--batch", "1"], "O24-025"),
-        ([VIT, "--estimate"], "O24-036"),
         (["absent.onnx", "--estimate"], "O24-001"),
     ],
 )

@@ -32,6 +32,7 @@ def test_json(work: Path) -> None:
 @pytest.mark.parametrize("ending", ["html", "json", "txt"])
 def test_output_file(work: Path, ending: str) -> None:
     result = invoke("ledger", VIT, "--log", RTX, "-o", f"l.{ending}")
+    assert "dynamic dimensions are: they are taken as image:1x1x8x8" in result.stdout
     assert result.exit_code == 0 and "block0.up.matmul" in result.stdout
     text = Path(f"l.{ending}").read_text(encoding="utf-8")
     assert "block0.up.matmul" in text

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from cli_support import document, invoke
 
+import onnx24
 from onnx24.ir.model import Model
 
 pytest.importorskip("torch")
@@ -115,11 +117,94 @@ def test_bad_calls(files: Path, arguments: list[str], code: str) -> None:
     assert not Path("sparse.onnx24.onnx").exists()
 
 
-def test_without_torch(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+COMPILE = [
+    "compile", "dense.onnx", "--calib", "data.npz", "-o", "out.onnx", "--guard", "off",
+    "--pipeline", "prune24{method=magnitude refit=false},check24",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [ARGUMENTS, [*COMPILE, "--recover", "5min"]])
+def test_without_torch(files: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in [name for name in sys.modules if name.startswith("onnx24.recovery")]:
         monkeypatch.delitem(sys.modules, name)
-    result = invoke(*ARGUMENTS, "-o", "out.onnx")
+    result = invoke(*arguments, "-o", "out.onnx")
     assert result.exit_code == 3
     assert "pip install 'onnx24[train]'" in result.stderr and "O24-155" in result.stderr
     assert not Path("out.onnx").exists()
+
+
+def test_compile_trains_back_in_the_same_command(files: Path) -> None:
+    plain = document(invoke(*COMPILE, "--json"))
+    result = invoke(*COMPILE, "--recover", "60steps", "--json", "--report", "r.html")
+    assert result.exit_code == 0, result.output
+    report = document(result)
+    found = report["recovery"]
+    assert found["after"] < 0.9 * found["before"] and found["steps"] == 60
+    # What verifies was held out of training, too: 8 of 64; a tenth of the others chose the step.
+    assert (found["samples"], found["held_out_samples"]) == (50, 6)
+    (before,), (after,) = (r["comparison"]["outputs"] for r in (plain, report))
+    assert after["sqnr_db"] > before["sqnr_db"] + 0.5
+    assert plain["recovery"] is None and "seconds" in report["run"]["recovery"]
+    assert [w["name"] for w in report["weights"] if w["sparse"]] == ["w0", "w1"]
+    first = Path("out.onnx").read_bytes()
+    assert Model.load("out.onnx").metadata["onnx24.pipeline"].endswith("recover{basic steps=60}")
+    assert invoke("verify-provenance", "out.onnx", "--input", "dense.onnx").exit_code == 0
+    assert "Loss by step" in Path("r.html").read_text()
+    again = invoke(*COMPILE, "--recover", "60")
+    assert Path("out.onnx").read_bytes() == first
+    assert "trained back" in again.stderr and "held-out divergence" in again.stderr
+
+
+def test_layers_that_err_most_get_time_first_and_int8_alone_is_trained_too(files: Path) -> None:
+    result = onnx24.compile(
+        "dense.onnx", calib="data.npz", recover=16, guard="off",
+        pipeline="upgrade-opset{to=19},qdq{exclude=w1},fold-qdq",
+    )  # fmt: skip
+    found = result.report.recovery
+    assert found is not None and found["weights"] == [] and found["steps"] >= 8
+    pruned = onnx24.compile(
+        "dense.onnx", calib="data.npz", recover=16, guard="off", pipeline="prune24,check24"
+    )
+    assert pruned.report.recovery["first"] in (["w0"], ["w1"])
+
+
+def test_a_time_is_a_number_of_steps_here(files: Path) -> None:
+    result = onnx24.compile(
+        "dense.onnx", calib="data.npz", recover="0.3s", guard="off", pipeline="prune24,check24"
+    )
+    found = result.report.recovery
+    assert found is not None and 1 <= found["steps"] <= found["recipe"]["steps"] <= 2000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"recover": "soon"}, {"recover": 0}, {"calib": "random:32"}, {"calib": None}],
+    ids=["time", "steps", "random", "none"],
+)
+def test_what_cannot_be_trained_back_is_refused(files: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(onnx24.InputError) as caught:
+        onnx24.compile("dense.onnx", **{"calib": "data.npz", "recover": 20, **wrong})
+    assert caught.value.code == "O24-043"
+
+
+@pytest.mark.parametrize(("op", "code"), [("Hardmax", "O24-150"), ("LpNormalization", "O24-151")])
+def test_what_cannot_be_trained_through_is_said(work: Path, op: str, code: str) -> None:
+    """An operator that torch has none for before the work; that nothing was compressed, as a
+    note."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) '
+    text += f"{{ y = {op}(x) }}"
+    model = onnx.parser.parse_model(text)
+    given: dict[str, Any] = {"calib": {"x": np.ones((32, 4), np.float32)}, "recover": 20}
+    if code == "O24-150":
+        with pytest.raises(onnx24.InputError, match=code):
+            onnx24.compile(model, **given)
+    else:
+        result = onnx24.compile(model, **given)
+        assert code in [d.code for d in result.diagnostics] and result.report.recovery is None
+
+
+def test_tune_trains_what_it_chose(files: Path) -> None:
+    rows = {"x": np.random.default_rng(0).standard_normal((64, 16), np.float32)}
+    result = onnx24.tune("dense.onnx", calib=rows, limit={"sqnr": 9}, recover=16)
+    assert result.report.recovery is not None and result.tuning.saving > 0

@@ -33,6 +33,7 @@ ALL_QDQ = "[qdq]\n" + "\n".join(
         "fp8",
         "int4",
         "small-bias",
+        "computed-scale",
     )
 )
 
@@ -227,7 +228,8 @@ def test_functions_and_foreign_domains(tmp_path: Path) -> None:
     assert codes(judged(tmp_path, proto, "[model]\nfunctions = false\n")) == ["O24-620"]
     allow = "[operators]\nallow = ['MatMul', 'Add', 'Relu']\n"
     assert codes(judged(tmp_path, proto, allow)) == []
-    assert codes(judged(tmp_path, proto, "[operators]\ndomains = ['ai.onnx']\n")) == ["O24-622"]
+    result = judged(tmp_path, proto, "[operators]\ndomains = ['ai.onnx']\n")
+    assert codes(result) == ["O24-622"] and "canonicalize" in result.findings[0].hint
 
 
 def test_weights_in_a_data_file(tmp_path: Path) -> None:
@@ -257,3 +259,18 @@ def test_a_form_of_an_operator_is_denied(op, reduction, tmp_path):
     result = judge(str(path), read_policy("tensorrt-importable"), target="sm86-rtx1")
     found = [(d.code, d.where.node) for d in result.all_findings]
     assert found == ([] if reduction == "none" else [("O24-621", "s")])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "axes"),
+    [("1, 4, S, S", [2, 3]), ("N, 4, H, W", None), ("2, 4, 8, 8", None)],
+)
+def test_dimensions_of_one_input_share_a_name(inputs, axes, tmp_path):
+    """tensorrt-rtx 1.7.1 refuses a profile of two sizes, and names neither input nor dimension."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[{inputs}] x, float[N] z) '
+        f"=> (float[{inputs}] y, float[N] v) {{ y = Relu(x) v = Abs(z) }}"
+    )
+    result = judged(tmp_path, proto, "[model]\ndistinct_dims = true\n")
+    found = [(d.code, d.facts["dimensions"]) for d in result.all_findings]
+    assert found == ([("O24-628", axes)] if axes else []) and result.exit_code == 0

@@ -38,6 +38,22 @@ def test_a_model_against_its_reference(tmp_path: Path, data: Path) -> None:
     assert codes(judged(tmp_path, dense_mlp(), random)) == []
 
 
+def test_limits_are_for_the_values_that_are_named(tmp_path: Path, data: Path) -> None:
+    """Of two outputs one differs: it alone can miss a limit, and an inner value can be judged."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 64] x) => (float[N, 64] same,
+    float[N, 64] other) <float c = {%s}> { same = Relu(x) inner = Abs(x) other = Mul(inner, c) }"""
+    onnx.save(onnx.parser.parse_model(text % 1), tmp_path / "dense.onnx")
+    model = onnx.parser.parse_model(text % 2)
+    head = "[numeric]\nreference = 'dense.onnx'\ndata = 'random:2'\nsqnr = 100\n"
+    assert codes(judged(tmp_path, model, head)) == ["O24-600"]
+    assert codes(judged(tmp_path, model, f"{head}outputs = ['same', 'inner']\n")) == []
+    result = judged(tmp_path, model, f"{head}outputs = ['same', 'other']\n")
+    assert [(d.code, d.where.tensor) for d in result.findings] == [("O24-600", "other")]
+    assert set(result.facts["measured"]) == {"sqnr@same", "sqnr@other"}
+    result = judged(tmp_path, model, f"{head}outputs = ['innr']\n")
+    assert (codes(result), result.exit_code) == (["O24-039"], 2)
+
+
 def test_a_task_and_its_drop(tmp_path: Path, data: Path) -> None:
     head = "[task]\ndata = 'd.npz'\n"
     assert codes(judged(tmp_path, dense_mlp(), f"{head}accuracy = 1.0\n")) == []

@@ -12,7 +12,8 @@ from gate_support import codes, dense_mlp, sparse_mlp
 
 from onnx24.errors import InputError
 from onnx24.gate.sandbox import Sandbox
-from onnx24.gate.scan import Bounds, scan
+from onnx24.ir.bounds import Bounds
+from onnx24.ir.model import Model
 from onnx24.ir.wire import varint
 from onnx24.report.policy import BUILT_IN, parse_policy
 
@@ -130,20 +131,23 @@ def test_a_nursery_that_died_is_replaced(tmp_path: Path) -> None:
         assert sandbox.judge(str(path)).exit_code == 0
 
 
-def test_scan_counts_and_refuses(tmp_path: Path) -> None:
+def test_a_file_is_counted_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(dense_mlp(), path)
-    nodes, messages = scan(path, Bounds())
-    assert nodes == len(dense_mlp().graph.node) and messages > nodes
-    with pytest.raises(InputError, match="more than 1 nodes"):
-        scan(path, Bounds(nodes=1))
+    nodes = len(dense_mlp().graph.node)
+    Model.load(path, bounds=Bounds(nodes=nodes))
+    with pytest.raises(InputError, match=f"more than {nodes - 1} nodes"):
+        Model.load(path, bounds=Bounds(nodes=nodes - 1))
     with pytest.raises(InputError, match="more than 5 parts"):
-        scan(path, Bounds(messages=5))
-    with pytest.raises(InputError) as caught:
-        scan(tmp_path / "none", Bounds())
-    assert caught.value.code == "O24-001"
-    path.write_bytes(b"\xff\xff")
-    assert scan(path, Bounds()) == (0, 0)
+        Model.load(path, bounds=Bounds(messages=5))
+    monkeypatch.setenv("ONNX24_LIMITS", "messages=5")
+    with pytest.raises(InputError, match="more than 5 parts"):
+        Model.load(path)
+    monkeypatch.setenv("ONNX24_LIMITS", "parts=5")
+    with pytest.raises(InputError, match="expected NAME=NUMBER"):
+        Model.load(path)
 
 
 def test_the_current_folder_is_nothing_to_import_from(

@@ -151,6 +151,18 @@ def test_bf16_needs_an_opset_that_has_it() -> None:
     before = model.to_bytes()
     ctx = apply(model, Cast16(dtype=Dtype.BF16))
     assert model.to_bytes() == before and "no 16-bit form" in kept(ctx)["y"]
+    (said,) = (d for d in ctx.diagnostics if d.code == "O24-248")
+    assert "1 products, such as 'y'" in said.message and "opset 12" in said.message
+
+
+@pytest.mark.parametrize(("opset", "stay"), [(17, 1), (22, 0)])
+def test_bf16_convolutions_are_of_opset_22(opset: int, stay: int) -> None:
+    w = RNG.standard_normal((8, 8, 1, 1)).astype(np.float32)
+    text = "g (float[1,8,3,3] x) => (float[1,8,3,3] y) { [c] h = Conv(x, w) y = Relu(h) }"
+    model = text_model(text, opset=opset, ir=10, weights={"w": w})
+    ctx = apply(model, Cast16(dtype=Dtype.BF16))
+    assert [d.code for d in ctx.diagnostics].count("O24-248") == stay
+    assert computed_in(model, "Conv") == {"FLOAT" if stay else "BFLOAT16"}
 
 
 def test_a_model_without_float32_is_not_touched() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_qdq import TARGET, array, build, ops, quantized, samples
 
+import onnx24
 from onnx24 import targets
 from onnx24.analysis.cache import AnalysisCache
 from onnx24.analysis.qdq_rules import Quantized, findings
@@ -198,6 +199,16 @@ def test_foreign_pairs_are_judged_with_the_cure():
     )
     found = quantized_otherwise(integers)
     assert found.facts == {"O24-635": 1} and "quantize the float model" in found.hint
+
+
+@pytest.mark.parametrize(("weight", "zero", "said"), [("c", 0, 0), ("w", 3, 1), ("c", 3, 1)])
+def test_compile_judges_pairs_as_canonicalize_leaves_them(weight, zero, said):
+    """tensorrt-rtx 1.7.1 refuses an INT8 weight behind Clip, which canonicalize computes."""
+    text = INT8.replace("e = DequantizeLinear(w", f"c = Clip(w, z) e = DequantizeLinear({weight}")
+    model = build(text, w=np.abs(STORED) // 2, s=PAIR["s"], z=np.array(zero, np.int8))
+    x = np.ones((16, 32), np.float32)
+    result = onnx24.compile(model.proto, pipeline="canonicalize,qdq", calib=[{"x": x}])
+    assert [d.code for d in result.diagnostics].count("O24-245") == said
 
 
 @pytest.mark.parametrize(("name", "axis"), [("sm86-trt8", 0), ("sm86-trt10", 1)])

@@ -35,6 +35,7 @@ from onnx24.passmgr.instrument import Instrument, Ledger, Step
 from onnx24.passmgr.manager import PIPELINE_KEY, STOP_AFTER_KEY, run
 from onnx24.passmgr.pipeline import Pipeline, parse
 from onnx24.passmgr.registry import Entry, Registry
+from onnx24.testing.passes import text_model
 
 TARGET = targets.load(targets.DEFAULT)
 
@@ -422,3 +423,25 @@ def test_an_instance_that_changes_nothing_is_held_to_it():
     with pytest.raises(InternalError, match="declares to change nothing") as caught:
         run(chain(), [Claims()], target=TARGET, reproducer_dir=None)
     assert caught.value.code == "O24-901"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "says"),
+    [
+        ("cast16", "cast16 does not enter"),
+        ("permute24,cast16,fold-qdq", "permute24 does not enter"),
+        ("lint", "lint does not enter"),
+        ("prune24,check24", ""),  # they do
+        ("canonicalize,cast16", ""),
+    ],
+)
+def test_products_that_a_pass_does_not_see_are_said_once(pipeline, says):
+    text = """g (float[N, 8] x) => (float[N, 8] y) { h = fn.Lin(x, w)  y = fn.Twice(h) }
+    <opset_import: ["" : 20], domain: "fn"> Lin (a, b) => (o) { o = MatMul(a, b) }
+    <opset_import: ["" : 20], domain: "fn"> Twice (a) => (o) { o = Add(a, a) }"""
+    weights = {"w": np.ones((8, 8), np.float32)}
+    model = text_model(text, opset=20, ir=10, extra=', "fn" : 1', weights=weights)
+    found = run(model, parse(pipeline), target=TARGET).diagnostics
+    said = [d for d in found if d.code == "O24-265"]
+    assert len(said) == bool(says) and all(says in d.message for d in said)
+    assert all(d.facts["products"] == {"Lin": 1} and "canonicalize" in d.hint for d in said)

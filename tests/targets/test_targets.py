@@ -109,7 +109,8 @@ def test_json_form_is_plain_data():
 def test_presets_are_the_agreed_pipelines_and_a_copy():
     first = targets.presets()
     assert set(first) == {
-        "fp16", "int8", "int8-fp16", "sparse", "sparse-fp16", "sparse-int8", "sparse-int8-fp16"
+        "bf16", "fp16", "int8", "int8-fp16", "sparse", "sparse-fp16", "sparse-int8",
+        "sparse-int8-fp16",
     }  # fmt: skip
     assert "upgrade-opset{to=13 to16=19},smooth-quant,prune24" in first["sparse-int8"]
     first["int8"] = "broken"
