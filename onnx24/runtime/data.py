@@ -713,9 +713,13 @@ class _Random(SampleSource):
         return tuple(s.name for s in self._specs)
 
     def _once(self, shapes: Mapping[str, tuple[int, ...]]) -> Feeds:
-        """What to feed in one run of these sizes."""
+        """What to feed in one run of these sizes: the largest of the integers that samples may hold,
+        since they may select from what a dimension is large."""
         self._shapes = dict(shapes)
-        return next(self.feeds(np.arange(1), 1))
+        feeds = next(self.feeds(np.arange(1), 1))
+        for name, bound in self._bounds.items():
+            feeds[name] = np.full_like(feeds[name], max(1, bound) - 1)
+        return feeds
 
     def fitted(self, specs: list[InputSpec]) -> SampleSource:
         given = {s.name: (s.dtype, self._shapes[s.name]) for s in self._specs}
