@@ -157,6 +157,7 @@ class Compile(Effort, Making, Command):
         ),
     ] = None
     max_drop: o.MaxDrop = None
+    labels: o.Labels = None
     recover: o.Recover = None
     backend: o.Backend = None
     engine: Annotated[
@@ -189,6 +190,7 @@ class Compile(Effort, Making, Command):
                 data=self.samples(self.data),
                 limit=self.limit,
                 max_drop=self.max_drop,
+                labels=self.labels,
                 recover=self.recover,
                 backend=self.backend,
                 engine=engine,
@@ -238,9 +240,11 @@ class Tune(Effort, Making, Command):
             "--limit",
             "METRIC=NUMBER[@OUTPUT]",
             "What the model must keep, as for --max-drop of compile: top1=0.01, sqnr=20. Default: "
-            "1 % of the labels for classifiers, 20 dB for other models.",
+            "with --labels accuracy=0.01, else 1 % of the labels for classifiers, 20 dB for other "
+            "models.",
         ),
     ] = None
+    labels: o.Labels = None
     recover: o.Recover = None
     objective: Annotated[
         Literal["latency", "size", "energy-proxy"],
@@ -276,6 +280,7 @@ class Tune(Effort, Making, Command):
                 source_of(self.model),
                 output=_file(out),
                 limit=self.limit,
+                labels=self.labels,
                 recover=self.recover,
                 objective=self.objective,
                 time=self.time,

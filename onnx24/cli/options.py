@@ -86,6 +86,16 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
+Labels = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--labels",
+        metavar="FILE.npy",
+        help="The right class of each sample, as integers: accuracy=0.01 is then a limit, of how "
+        "much of it may be lost.",
+        show_default=False,
+    ),
+]
 Recover = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

@@ -28,6 +28,7 @@ from onnx24.driver.samples import (
     profiles_of,
     split_of,
 )
+from onnx24.driver.scoring import LabelsLike, MetricLike, Scoring
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError, NotMetError
 from onnx24.ir.model import External, Model
@@ -158,6 +159,8 @@ def tune(
     *,
     calib: DataLike,
     limit: LimitsLike = None,
+    labels: LabelsLike = None,
+    metric: MetricLike = None,
     recover: float | str | None = None,
     objective: str = "latency",
     time: float | str = MINUTES * 60,
@@ -184,12 +187,13 @@ def tune(
 
     calib: real samples (docs/api.md says in which forms), 16 at least. limit: `{"top1": 0.01}`,
     `{"sqnr": 20}`, as `max_drop` of `compile`; by default 1 % of the labels for classifiers, 20 dB
-    for other models. recover: as for `compile`, of each model that is made in the end; a choice
-    that is a bit cheaper than what meets the limit untrained is then tried first. objective:
-    "latency", "size" or "energy-proxy", estimated from data-sheet rates of `gpu`. time: what it may
-    take, seconds or text such as "30min"; layers that save most come first. preset: whose passes
-    are used, by default that of the target. work_dir: keeps what was measured, for a run that goes
-    on.
+    for other models. labels, metric: as for `compile`, of `calib`; the default is then that
+    accuracy, or the metric's value, falls by 0.01 at most. recover: as for `compile`, of each model
+    that is made in the end; a choice that is a bit cheaper than what meets the limit untrained is
+    then tried first. objective: "latency", "size" or "energy-proxy", estimated from data-sheet
+    rates of `gpu`. time: what it may take, seconds or text such as "30min"; layers that save most
+    come first. preset: whose passes are used, by default that of the target. work_dir: keeps what
+    was measured, for a run that goes on.
 
     Raises: as `compile`; InputError O24-043 for too few samples; NotMetError, with `.result`, where
     even the strictest choice misses the limit on the samples held out.
@@ -212,6 +216,7 @@ def tune(
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
     if recover is not None:
         Budget.of(recover)
+    scoring = Scoring.of(labels, metric)
     source = load(model)
     original = source.load()
     data = load_samples(calib, original, profiles, seed)
@@ -224,7 +229,9 @@ def tune(
     if recover is not None:
         require_recoverable(original, split)
     fit, judge = split.fitted.split(FIT)
-    limits = limits_of(limit) or default_limits(original, len(judge))
+    limits = limits_of(limit, scored=True) or scoring.defaults
+    limits = limits or default_limits(original, len(judge))
+    scoring.require(limits)
     text = f"@{preset or targets.default_preset(row, calibrated=True)}"
     steps = list(parse(text))
     base = _base(source.load(), steps, row)
@@ -249,7 +256,7 @@ def tune(
             units, progress=shows.progress, time_is_up=lambda: clock.monotonic() > limit_at
         )
         options = [_options(unit, losses) for unit in units]
-        search = _Search(units, options, sensitivity, base, judge, limits)
+        search = _Search(units, options, sensitivity, base, judge, limits, scoring)
         with shows.waiting("choosing forms"):
             points = search.run(ends, cheaper=CHEAPER if recover is not None else 0)
     looks = 0
@@ -262,6 +269,8 @@ def tune(
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
                 max_drop=[str(each) for each in within_error(limits, len(split.held_out))],
+                labels=scoring.labels,
+                metric=metric,
                 recover=recover,
                 target=row,
                 shapes=shapes,
@@ -338,7 +347,9 @@ class _Search:
         base: Model,
         judge: Calibration,
         limits: Sequence[Limit],
+        scoring: Scoring,
     ) -> None:
+        self._scoring = scoring
         self._units, self._options, self._sensitivity = units, options, sensitivity
         self._base, self._judge, self._limits = base, judge, limits
         self._known: dict[tuple[str, ...], bool] = {}
@@ -386,7 +397,9 @@ class _Search:
             found = compare(self._base, model, self._judge, also=named_values(self._limits))
         except InputError:
             return False
-        return all(r.met for r in check_limits(self._limits, found.outputs, found.names))
+        results = check_limits(self._limits, found.outputs, found.names)
+        results += self._scoring.check(self._limits, self._base, model, self._judge)
+        return all(result.met for result in results)
 
 
 def _pipeline(steps: Sequence[Pass], units: Sequence[Unit], point: Point) -> Pipeline:
