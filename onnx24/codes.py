@@ -975,8 +975,9 @@ _TABLE = (
         "O24-248",
         "warning",
         "products stay float32",
-        "The model's opset has no form of these products in the 16-bit type: Conv and "
-        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on.",
+        "The model's opset has no form of these products in the 16-bit type (Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on), or they lie in "
+        "bodies of If, Loop and Scan, which cast16 does not look into.",
         "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
     ),
     Code(
