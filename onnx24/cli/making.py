@@ -248,8 +248,17 @@ class Tune(Effort, Making, Command):
     recover: o.Recover = None
     objective: Annotated[
         Literal["latency", "size", "energy-proxy"],
-        flag("--objective", "", "What is to be small, by estimate."),
+        flag("--objective", "", "What is to be small, by estimate or --profile."),
     ] = "latency"
+    profile: Annotated[
+        list[str] | None,
+        flag(
+            "--profile",
+            "LEDGER.json",
+            "What layers took on the GPU, as `onnx24 ledger` wrote it, instead of estimates. May "
+            "be repeated, for instance with a ledger of 16-bit and one of INT8 engines.",
+        ),
+    ] = None
     time: Annotated[str, flag("--time", "T", "What it may take: seconds, or 90s, 30min, 2h.")] = (
         "30min"
     )
@@ -283,6 +292,7 @@ class Tune(Effort, Making, Command):
                 labels=self.labels,
                 recover=self.recover,
                 objective=self.objective,
+                profile=self.profile,
                 time=self.time,
                 gpu=self.gpu,
                 preset=self.preset,
