@@ -178,3 +178,15 @@ def test_a_profile_that_is_none_is_refused(tmp_path: Path) -> None:
                 mlp([32, 16]), calib={"x": ROWS}, profile=tmp_path / name, objective=objective
             )
         assert caught.value.code == code
+
+
+@pytest.mark.slow
+def test_layers_are_measured_on_a_cluster_with_the_same_losses(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    found = []
+    for executor in ("local", "dask"):
+        result = onnx24.tune(
+            mlp([32, 32, 16]), calib={"x": ROWS}, limit={"sqnr": 9}, executor=executor, workers=2
+        )
+        found.append(result.tuning.layers)
+    assert found[0] == found[1]
