@@ -8,6 +8,7 @@ of the two."""
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
 from onnx24.ir.model import Model
 from onnx24.passmgr import manager
@@ -45,6 +47,10 @@ class Losses:
     of: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
+
+
+_Measured = tuple[dict[str, float], dict[str, str]]
+"""Form → loss, and form → why there is none."""
 
 
 def only(step: Pass, names: Iterable[str]) -> Pass:
@@ -93,7 +99,7 @@ class Sensitivity:
     ) -> Losses:
         """Of every unit, those first that can save most. Raises: InputError as the passes do."""
         found = Losses()
-        known = self._restored()
+        known = self._restored(units)
         self._pruned = self._values_of([u.weight for u in units if _may_be_sparse(u)])
         self._fill_cache([unit.weight for unit in units if "int8" in unit.costs])
         order = sorted(units, key=lambda unit: -unit.saving)
@@ -197,24 +203,31 @@ class Sensitivity:
         )
 
     # --- what an earlier run has measured ---------------------------------------------------
-    def _restored(self) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+    def _restored(self, units: Sequence[Unit]) -> dict[str, _Measured]:
+        """What the file says of these units; nothing of another tool's file, and of one that was
+        cut or edited: they are measured again."""
         if self._saved is None or not self._saved.is_file():
             return {}
         try:
             document = json.loads(self._saved.read_text("utf-8"))
-            if document["key"] != self._key:
+            measured = document["units"]
+            if document["sha256"] != self._digest(measured):
                 return {}
+            forms = {unit.weight: set(unit.costs) for unit in units}
             return {
-                str(weight): (
-                    {str(form): float(loss) for form, loss in losses.items()},
-                    {str(form): str(why) for form, why in refused.items()},
-                )
-                for weight, (losses, refused) in document["units"].items()
+                weight: (losses, refused)
+                for weight, (losses, refused) in measured.items()
+                if {*losses, *refused} <= forms.get(weight, set()) | {"sparse"}
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # another tool's file, or a cut one: measured again
+        except UNREADABLE:
+            return {}
 
-    def _save(self, known: Mapping[str, Any]) -> None:
+    def _save(self, known: Mapping[str, _Measured]) -> None:
         if self._saved is not None:
+            document = {"sha256": self._digest(known), "units": known}
             with atomic_write(str(self._saved)) as file:
-                file.write(json.dumps({"key": self._key, "units": known}).encode())
+                file.write(json.dumps(document).encode())
+
+    def _digest(self, known: Mapping[str, _Measured]) -> str:
+        said = json.dumps([self._key, known], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
