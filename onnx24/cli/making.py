@@ -20,6 +20,7 @@ from onnx24.cli.files import (
     output_path,
     source_of,
     stem,
+    write_bytes,
     write_reports,
     write_text,
 )
@@ -271,15 +272,21 @@ class Tune(Effort, Making, Command):
     ] = None
     front: Annotated[
         str | None,
-        flag("--front", "FILE.html", "Draw the front of cost against loss, with all layers."),
+        flag(
+            "--front",
+            "FILE",
+            "Draw the front of cost against loss: .html, with all layers, or .png (by matplotlib).",
+        ),
         o.WRITES,
     ] = None
 
     def run(self) -> int:
-        from onnx24.driver.tuning import TuneResult, tune
+        from onnx24.driver.tuning import TuneResult, require_drawable, tune
         from onnx24.errors import NotMetError
 
         out = self.checked_output()
+        if self.front is not None:
+            require_drawable(self.front)
         console = Console(as_json=self.json, stdout_is_taken=True)
         failure: NotMetError | None = None
         given = self.making()
@@ -306,7 +313,9 @@ class Tune(Effort, Making, Command):
             failure, result = err, err.result
         if out == STANDARD_STREAM and failure is None:
             result.save(out)
-        if self.front is not None:
+        if self.front is not None and self.front.lower().endswith(".png"):
+            write_bytes(self.front, result.tuning.picture(self.model))
+        elif self.front is not None:
             write_text(self.front, result.tuning.page(self.model))
         self.finish(result, console, out, more={"tuning": result.tuning.to_json()})
         if not self.json:
