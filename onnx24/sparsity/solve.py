@@ -251,7 +251,8 @@ def admm(T: np.ndarray, A: np.ndarray, steps: int, product: _Product) -> np.ndar
     section 3, with this schedule.
     """
     stages = max(1, round(steps / STEPS_PER_RHO))
-    rhos = np.geomspace(*RHOS.get(stages, RHO_RANGE), stages, dtype=np.float32)
+    damping = np.diagonal(A).mean() - 1  # a stiffer metric wants a stiffer coupling
+    rhos = np.geomspace(*RHOS.get(stages, RHO_RANGE), stages, dtype=np.float32) + damping
     TA = product(T, A)
     D = T * mask_24(T, axis=1)
     E = np.zeros_like(T)
