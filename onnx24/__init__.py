@@ -39,6 +39,7 @@ PUBLIC = {
     "TuneResult": "driver.tuning",
     "Progress": "driver.progress",
     "Calibration": "runtime.data",
+    "Images": "runtime.images",
     "BuildOptions": "backends.base",
     "Onnx24Error": "errors",
     "NotMetError": "errors",

@@ -36,6 +36,7 @@ from onnx24.errors import NotMetError as NotMetError
 from onnx24.errors import Onnx24Error as Onnx24Error
 from onnx24.ir.model import External as External
 from onnx24.runtime.data import Calibration as Calibration
+from onnx24.runtime.images import Images as Images
 from onnx24.targets import Target as Target
 
 __version__: str
@@ -195,7 +196,7 @@ def qdq(
     budget: float = 0.0,
     outputs: str | Iterable[str] = ...,
     min_agreement: float = 99.5,
-    min_output: float = 15.0,
+    min_output: float = 20.0,
     all_samples: bool = False,
     cache: str = '',
     format: Literal['int8', 'fp8', 'int4'] = 'int8',

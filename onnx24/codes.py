@@ -329,6 +329,29 @@ _TABLE = (
     ),
     Code("O24-043", "error", "wrong usage", "The command line contradicts itself.", "see --help"),
     Code(
+        "O24-068",
+        "error",
+        "image input not told",
+        "Images are fed, and neither the model nor the call says which dimension holds channels, "
+        "or how high and wide an image is.",
+    ),
+    Code(
+        "O24-069",
+        "error",
+        "pillow is not installed",
+        "Images are decoded by pillow, which is an optional dependency.",
+        "pip install 'onnx24[images]'",
+    ),
+    Code(
+        "O24-070",
+        "warning",
+        "preprocessing assumed",
+        "Images were scaled to values between 0 and 1, without mean and standard deviation; a "
+        "model that was trained with others is calibrated, and judged, on inputs that it never "
+        "sees.",
+        "pass --image-mean and --image-std, of values in 0 to 1; 0 and 1 where that is right",
+    ),
+    Code(
         "O24-044",
         "error",
         "policy cannot be used",
@@ -423,6 +446,15 @@ _TABLE = (
         "Nodes compute an operand of a product from constants alone: no tensor holds it, so it is "
         "not 2:4. It counts as not covered.",
         "run canonicalize, which computes such values once",
+    ),
+    Code(
+        "O24-058",
+        "warning",
+        "error larger than the output",
+        "An output differs from the original's by more than the original's own size (a relative "
+        "error above 1, an SQNR below 0 dB): zeros would be nearer. Nothing useful is left of it.",
+        "look at the samples, an outlier in the calibration data among them; prune or quantize "
+        "fewer layers; --max-drop makes it an error",
     ),
     Code(
         "O24-100",
@@ -943,8 +975,9 @@ _TABLE = (
         "O24-248",
         "warning",
         "products stay float32",
-        "The model's opset has no form of these products in the 16-bit type: Conv and "
-        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on.",
+        "The model's opset has no form of these products in the 16-bit type (Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on), or they lie in "
+        "bodies of If, Loop and Scan, which cast16 does not look into.",
         "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
     ),
     Code(

@@ -59,6 +59,7 @@ class Lint(Pass):
 
     name: ClassVar = "lint"
     effects: ClassVar = Effects.STRUCTURE | Effects.WEIGHTS
+    enters_functions: ClassVar = False  # what a call hands in is not known inside
     after: ClassVar = ("qdq", "fold-qdq")
     numeric: ClassVar = "close"
     codes: ClassVar = (

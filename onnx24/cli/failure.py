@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -24,7 +23,6 @@ from onnx24.redact import redacted
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Terminated(BaseException):
@@ -42,8 +40,10 @@ def exit_code_of(err: BaseException, argv: Sequence[str]) -> int:
     if isinstance(err, Terminated):
         _say("terminated; nothing was written")
         return TERMINATED
-    if isinstance(err, OSError) and err.errno in NO_ROOM:
-        err = _no_room(err)
+    if isinstance(err, OSError):
+        from onnx24.ir.files import storage_error
+
+        err = _flushed(storage_error(err)) or err
     if isinstance(err, MemoryError):
         err = InputError.of("O24-017", "there is not enough memory for it")
     known = err if isinstance(err, Onnx24Error) else _internal(err, argv)
@@ -89,18 +89,13 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-def _no_room(err: OSError) -> InputError:
-    """A full disk, behind standard output or under a file that no output's check covers."""
+def _flushed(refused: InputError | None) -> InputError | None:
+    """It may be standard output that has no room: Python would complain when it flushes at exit."""
     try:
         sys.stdout.flush()
     except OSError:
         _silence_stdout()
-    return InputError.of(
-        "O24-040",
-        f"cannot write: {err.strerror}",
-        file=str(err.filename or ""),
-        hint="make room where standard output and the temporary files go",
-    )
+    return refused
 
 
 def _silence_stdout() -> None:

@@ -48,8 +48,8 @@ class Effort:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """What every command that makes a model takes."""
+class _Common:
+    """See `Making`; here so that these stand first in a command's help."""
 
     model: o.ModelPath
     output: o.Output = None
@@ -63,10 +63,16 @@ class Making:
     guard: o.GuardMode = "off"
     json: o.Json = False
 
+
+@dataclass(frozen=True, kw_only=True)
+class Making(o.ImageFlags, _Common):
+    """What every command that makes a model takes."""
+
     def making(self) -> dict[str, Any]:
         """Those that the driver takes under the same name."""
         names = ("target", "calib", "seed", "shapes", "external", "provenance", "guard")
-        return {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "calib": self.samples(self.calib)}
 
     def checked_output(self, *, writes: bool = True, engine: str | None = None) -> str:
         """OUT, with everything refused that can be before the model is read."""
@@ -151,6 +157,7 @@ class Compile(Effort, Making, Command):
         ),
     ] = None
     max_drop: o.MaxDrop = None
+    labels: o.Labels = None
     recover: o.Recover = None
     backend: o.Backend = None
     engine: Annotated[
@@ -180,9 +187,10 @@ class Compile(Effort, Making, Command):
                 output=_file(out),
                 preset=self.preset,
                 pipeline=self.pipeline,
-                data=self.data,
+                data=self.samples(self.data),
                 limit=self.limit,
                 max_drop=self.max_drop,
+                labels=self.labels,
                 recover=self.recover,
                 backend=self.backend,
                 engine=engine,
@@ -232,14 +240,25 @@ class Tune(Effort, Making, Command):
             "--limit",
             "METRIC=NUMBER[@OUTPUT]",
             "What the model must keep, as for --max-drop of compile: top1=0.01, sqnr=20. Default: "
-            "1 % of the labels for classifiers, 20 dB for other models.",
+            "with --labels accuracy=0.01, else 1 % of the labels for classifiers, 20 dB for other "
+            "models.",
         ),
     ] = None
+    labels: o.Labels = None
     recover: o.Recover = None
     objective: Annotated[
         Literal["latency", "size", "energy-proxy"],
-        flag("--objective", "", "What is to be small, by estimate."),
+        flag("--objective", "", "What is to be small, by estimate or --profile."),
     ] = "latency"
+    profile: Annotated[
+        list[str] | None,
+        flag(
+            "--profile",
+            "LEDGER.json",
+            "What layers took on the GPU, as `onnx24 ledger` wrote it, instead of estimates. May "
+            "be repeated, for instance with a ledger of 16-bit and one of INT8 engines.",
+        ),
+    ] = None
     time: Annotated[str, flag("--time", "T", "What it may take: seconds, or 90s, 30min, 2h.")] = (
         "30min"
     )
@@ -270,8 +289,10 @@ class Tune(Effort, Making, Command):
                 source_of(self.model),
                 output=_file(out),
                 limit=self.limit,
+                labels=self.labels,
                 recover=self.recover,
                 objective=self.objective,
+                profile=self.profile,
                 time=self.time,
                 gpu=self.gpu,
                 preset=self.preset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional
 
 import typer
@@ -33,7 +34,7 @@ DEFAULT_MEMORY = "4GiB"
 
 MODEL_HELP = "The ONNX model; '-' reads standard input (no external data then)."
 DATA_FORMS = (
-    "An .npz (each array stacked along its first axis), a folder of .npz, or a folder of ONNX "
+    "An .npz (each array stacked along its first axis), a folder of .npz, of images, or of ONNX "
     "test_data_set_*; 'random:N' makes N random samples, which say nothing about accuracy."
 )
 
@@ -82,6 +83,16 @@ MaxDrop = Annotated[
         "@OUTPUT: only for that output, or inner value of the main graph. For instance "
         "sqnr=20,top1=0.01@scores. A run whose shapes differ, or with a NaN, meets none. Unmet: "
         "exit code 1.",
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--labels",
+        metavar="FILE.npy",
+        help="The right class of each sample, as integers: accuracy=0.01 is then a limit, of how "
+        "much of it may be lost.",
         show_default=False,
     ),
 ]
@@ -177,7 +188,7 @@ Executor = Annotated[
     Literal["local", "ray", "dask"],
     typer.Option(
         "--executor",
-        help="Where layers are solved: here, or on a cluster by joblib's backend of that name.",
+        help="Where layers are solved, and measured by tune: here, or on a cluster by joblib's backend of that name.",
     ),
 ]
 WorkDir = Annotated[
@@ -196,3 +207,41 @@ Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Check the invariants after every pass.")
 ]
 Builder = Annotated[str, flag("--backend", "B", "auto, tensorrt, trtexec or tensorrt-rtx.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags:
+    """How images of DATA become numbers."""
+
+    image_mean: Annotated[
+        str | None,
+        flag("--image-mean", "X[,X,X]", "With images: their mean, of values in 0 to 1 (0)."),
+    ] = None
+    image_std: Annotated[
+        str | None,
+        flag("--image-std", "X[,X,X]", "With images: what they are divided by then. Default: 1."),
+    ] = None
+    image_layout: Annotated[
+        Literal["nchw", "nhwc"] | None,
+        flag("--image-layout", "", "With images: where channels are. Default: as in the model."),
+    ] = None
+    image_size: Annotated[
+        str | None,
+        flag("--image-size", "HxW", "With images: their size, where the model leaves it open."),
+    ] = None
+
+    def samples(self, data: str | None) -> Any:
+        """DATA, as images where a flag says so. Raises: InputError O24-043."""
+        given = (self.image_mean, self.image_std, self.image_layout, self.image_size)
+        if data is None or given == (None,) * 4:
+            return data
+        from onnx24.runtime.images import Images, numbers_of, size_of
+
+        mean, std, layout, size = given
+        return Images(
+            data,
+            mean=None if mean is None else numbers_of(mean, "--image-mean"),
+            std=None if std is None else numbers_of(std, "--image-std"),
+            layout=layout,  # type: ignore[arg-type]
+            size=None if size is None else size_of(size),
+        )

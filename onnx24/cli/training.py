@@ -32,7 +32,7 @@ _RECIPE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recover(Command):
+class Recover(o.ImageFlags, Command):
     """Train a compressed model to give the dense model's outputs again, without labels.
 
     Only values of initializers change; weights that are 2:4 stay so. A tenth of the samples is
@@ -165,7 +165,7 @@ class Recover(Command):
         found = recover(
             source_of(self.model),
             teacher=source_of(self.teacher),
-            data=self.data,
+            data=self.samples(self.data),
             recipe=self.recipe,
             labels=self.labels,
             output=None if out == STANDARD_STREAM else out,

@@ -55,7 +55,7 @@ def _check_streams(a: str, b: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Command):
+class Compare(o.ImageFlags, Command):
     """Run two models on the same data and compare their outputs."""
 
     a: Annotated[str, o.argument("A", "The original model.")]
@@ -89,7 +89,7 @@ class Compare(Command):
         found = compare(
             source_of(self.a),
             source_of(self.b),
-            self.data,
+            self.samples(self.data),
             seed=self.seed,
             shapes=self.shapes,
             layers=self.layers,

@@ -89,7 +89,7 @@ def compare(
         if layers:
             inner = run_both(model, other, samples, outputs=common_values(model, other))
     results = check_limits(limits, comparison.outputs, comparison.names)
-    said = [*told, *comparison.findings(), *comparison.breaches()]
+    said = [*samples.doubts, *told, *comparison.findings(), *comparison.breaches()]
     said += [result.unmet() for result in results if not result.met]
     document: dict[str, Any] = {
         "a": first.name,

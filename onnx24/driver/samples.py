@@ -13,6 +13,8 @@ from onnx24.backends.base import Profile, parse_shapes
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
 from onnx24.runtime.data import Calibration, load_data
+from onnx24.runtime.images import Images
+from onnx24.runtime.inputs import input_specs
 from onnx24.runtime.sources import calibration_of
 from onnx24.runtime.split import Split
 
@@ -22,9 +24,15 @@ if TYPE_CHECKING:
 
 Sizes = Sequence[int] | tuple[Sequence[int], Sequence[int], Sequence[int]]
 Samples = (
-    Calibration | str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any] | Callable[[], Any]
+    Calibration
+    | Images
+    | str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | Iterable[Any]
+    | Callable[[], Any]
 )
-"""What stands for samples: a path, `random:N`, `script.py:function`, or an object that
+"""What stands for samples: a path, `random:N`, `Images`, `script.py:function`, or an object that
 `onnx24.runtime.sources` describes."""
 DataLike = Samples | None
 ShapesLike = Mapping[str, Sizes] | Iterable[str] | None
@@ -51,13 +59,14 @@ def _sizes_text(sizes: Any) -> str:
     return ":".join("x".join(map(str, part)) for part in parts)
 
 
-def limits_of(limits: LimitsLike) -> list[Limit]:
-    """Raises: InputError O24-043."""
+def limits_of(limits: LimitsLike, *, scored: bool = False) -> list[Limit]:
+    """scored: those that need labels or a metric function, too. Raises: InputError O24-043."""
     from onnx24.report.limits import parse_limits
 
     if isinstance(limits, Mapping):
         limits = [_limit_text(name, bound) for name, bound in limits.items()]
-    return parse_limits([limits] if isinstance(limits, str) else limits or ())
+    texts = [limits] if isinstance(limits, str) else limits or ()
+    return parse_limits(texts, scored=scored)
 
 
 def _limit_text(name: str, bound: float) -> str:
@@ -82,12 +91,14 @@ def load_samples(
     """
     if data is None or isinstance(data, Calibration):
         return data
+    shapes = {name: profile.opt for name, profile in profiles.items()}
+    if isinstance(data, Images):
+        return Calibration(data.source(input_specs(model), shapes))
     if not isinstance(data, str | os.PathLike):
         return calibration_of(data, model)
     spec = os.fspath(data)
     if script := _SCRIPT.fullmatch(spec):
         return calibration_of(_function(script[1], script[2]), model)
-    shapes = {name: profile.opt for name, profile in profiles.items()}
     return load_data(spec, model, shapes=shapes, seed=seed)
 
 

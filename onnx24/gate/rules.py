@@ -321,7 +321,8 @@ def _operators(subject: Subject) -> Iterator[Diagnostic]:
             yield subject.finding("O24-621", message, "operators.allow", **place)
         if not (domains is None or full in also or (domain or ops.ONNX) in domains):
             message = f"{full}{times} is of domain {domain!r}"
-            yield subject.finding("O24-622", message, "operators.domains", **place)
+            hint = "`onnx24 canonicalize` replaces it by its body" if key in own else None
+            yield subject.finding("O24-622", message, "operators.domains", hint=hint, **place)
 
 
 def _is_form(text: str, node: onnx.NodeProto) -> bool:

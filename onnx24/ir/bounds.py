@@ -49,7 +49,7 @@ _VALUES = 256
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most that is read. nodes: of all graphs, and again with the functions inlined; messages:
+    """The most that is read. nodes: of all graphs, with the functions inlined too; messages:
     parts of the file that are visited; mib: of what a model makes beyond what it brings [MiB]."""
 
     nodes: int = 100_000
@@ -124,6 +124,11 @@ def brought(proto: ModelProto) -> int:
 # --- functions --------------------------------------------------------------------------------
 
 
+_INLINED_SHARE, _NODES_PER_NODE = 5, 30
+"""A fifth of the nodes that a file may hold, or 30 for each that it holds: transformers whose layer
+is a function reach that of 96 layers."""
+
+
 @dataclass
 class _Extent:
     nodes: int = 0
@@ -165,18 +170,20 @@ def _require_inlinable(model: Model) -> None:
             raise InputError.of("O24-012", f"{path} calls itself, perhaps by others", file=file)
         else:
             function = found[left.pop()]
-            own = _Extent(_count(function) - len(calls[identity]), _own_bytes(function))
+            extent = _Extent(_count(function) - len(calls[identity]), _own_bytes(function))
             for callee in calls[identity]:
-                own.add(extents[callee])
-            extents[identity] = own
+                extent.add(extents[callee])
+            extents[identity] = extent
     called = _calls(proto.graph, found)
     whole = _Extent(_count(proto.graph) - len(called))
     for callee in called:
         whole.add(extents[callee])
     bounds = model.bounds
+    own = _count(proto.graph) + sum(_count(function) for function in found.values())
+    nodes = min(bounds.nodes, max(bounds.nodes // _INLINED_SHARE, _NODES_PER_NODE * own))
     inlined = "with its functions inlined it is"
-    if whole.nodes > bounds.nodes:
-        raise beyond(f"{inlined} more than {bounds.nodes:,} nodes", "nodes", file=file)
+    if whole.nodes > nodes:
+        raise beyond(f"{inlined} more than {nodes:,} nodes", "nodes", file=file)
     if whole.nbytes > bounds.nbytes:
         raise beyond(f"{inlined} more than {bounds.mib:,} MiB larger", "mib", file=file)
     if whole.depth > wire.MAX_DEPTH:

@@ -8,7 +8,6 @@ fault, a reproducer folder as well.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from onnx24.analysis.products import products_in_functions
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
+from onnx24.ir.files import storage_error
 from onnx24.ir.fingerprint import Fingerprint
 from onnx24.ir.model import Generations, Model, Snapshot
 from onnx24.layerwise.resources import Resources
@@ -46,7 +46,6 @@ made the model."""
 
 _KINDS = (Effects.WEIGHTS, Effects.STRUCTURE)
 _NOT_OUR_FAULT = (InputError, NotMetError, BackendError, MemoryError)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,10 +383,8 @@ def _explain(
     """The exception that leaves the manager."""
     if isinstance(err, _NOT_OUR_FAULT) or not isinstance(err, Exception):
         return err
-    if isinstance(err, OSError) and err.errno in _DISK_FULL:
-        return InputError.of(
-            "O24-040", f"pass {step.name!r} could not write a temporary file: {err.strerror}"
-        )
+    if refused := storage_error(err, f"pass {step.name!r} could not read or write a file"):
+        return refused
     if isinstance(err, InternalError):
         return _with_reproducer(err, err, failure, reproducer_dir)
     cls = type(step.instance)

@@ -243,10 +243,11 @@ class Moments:
             picks = np.sort(self._rng.choice(count, self._per_run, replace=False))
         rows = self.form.take(x, picks).transpose(1, 0, 2)
         self.count += len(picks)
-        if self._whole:
-            self._second += rows.transpose(0, 2, 1) @ rows
-        else:
-            self._second += np.einsum("gnk,gnk->gk", rows, rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by its range
+            if self._whole:
+                self._second += rows.transpose(0, 2, 1) @ rows
+            else:
+                self._second += np.einsum("gnk,gnk->gk", rows, rows)
 
     @property
     def second(self) -> np.ndarray:

@@ -8,12 +8,15 @@ processes).
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import io
 import json
 import math
+import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from onnx24.analysis.invariants import broken_claims
 from onnx24.diagnostics import Diagnostic, diagnostic
 from onnx24.errors import InputError, InternalError
 from onnx24.ir import ops
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
@@ -42,6 +46,7 @@ from onnx24.recovery.samples import Samples
 from onnx24.runtime.data import Calibration, Feeds
 from onnx24.runtime.inputs import input_specs
 from onnx24.runtime.session import Session
+from onnx24.sparsity.masks import is_24_by_stride
 from onnx24.targets import Target
 
 __all__ = ["Recovered", "is_quantized", "recover", "require_trainable"]
@@ -322,6 +327,21 @@ def _autocast(recipe: Recipe, kind: str) -> Any:
     if recipe.precision == "auto" and kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+
+
+_GROWING = ("optimizer", "scaler", "losses", "held_out")
+"""Parts of a checkpoint whose form changes with the steps."""
+
+
+def _form(value: Any) -> Any:
+    """What two checkpoints of one training have in common: names, types, and shapes."""
+    if isinstance(value, Mapping):
+        return {name: _form(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_form(part) for part in value]
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape)
+    return type(value)
 
 
 class _Run:
@@ -668,42 +688,74 @@ class _Run:
         if self.checkpoint is None or not self.processes.is_first:
             return
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "step": self.step,
-                "part": self.part,
-                "now": self._state(),
-                "best": (self.best, self.best_step, self.best_state),
-                "mean": self.mean,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "losses": self.losses,
-                "held_out": self.held_out,
-            },
-            buffer,
-        )
+        torch.save(self._held(), buffer)
         with atomic_write(self.checkpoint) as file:
-            file.write(buffer.getvalue())
+            file.write(self._digest(buffer.getvalue()) + buffer.getvalue())
+
+    def _digest(self, payload: bytes) -> bytes:
+        """Of a checkpoint of this run: one that was cut, edited or renamed does not have it."""
+        assert self.checkpoint is not None
+        return hashlib.sha256(self.checkpoint.name.encode() + b"\0" + payload).digest()
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "part": self.part,
+            "now": self._state(),
+            "best": (self.best, self.best_step, self.best_state),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": self.losses,
+            "held_out": self.held_out,
+        }
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint where rank 0 has one, and write them there from now on."""
+        """Go on from a checkpoint where rank 0 has one, and write them there from now on. One that
+        is damaged or of something else is none."""
         self.checkpoint = checkpoint
         stored = None
         if self.processes.is_first:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            stored = checkpoint.read_bytes() if checkpoint.is_file() else None
+            with contextlib.suppress(OSError):
+                stored = checkpoint.read_bytes() if checkpoint.is_file() else None
         stored = self.processes.from_first(stored)
-        if stored is None:
+        size = hashlib.sha256().digest_size
+        if stored is None or stored[:size] != self._digest(stored[size:]):
             return
-        held = torch.load(io.BytesIO(stored), map_location=self.module.device, weights_only=True)
-        self.step, self.part = held["step"], held["part"]
+        fresh = copy.deepcopy(self._held())
+        try:
+            payload = io.BytesIO(stored[size:])
+            held = torch.load(payload, map_location=self.module.device, weights_only=True)
+            if _form(held) != _form(fresh | {key: held[key] for key in _GROWING}):
+                raise ValueError("it is of another training")
+            self._adopt(held)
+        except (*UNREADABLE, pickle.UnpicklingError):
+            self._adopt(fresh)
+
+    def _adopt(self, held: Mapping[str, Any]) -> None:
         self._put_state(held["now"])
-        self.best, self.best_step, self.best_state = held["best"]
-        self.mean = held["mean"]
         self.optimizer.load_state_dict(held["optimizer"])
         self.scaler.load_state_dict(held["scaler"])
-        self.losses = [tuple(pair) for pair in held["losses"]]
-        self.held_out = [tuple(pair) for pair in held["held_out"]]
+        self.step, self.part = held["step"], held["part"]
+        self.best, self.best_step, self.best_state = held["best"]
+        self._check_adopted()
+        self.mean = held["mean"]
+        self.losses = [(int(step), float(loss)) for step, loss in held["losses"]]
+        self.held_out = [(int(step), float(loss)) for step, loss in held["held_out"]]
+
+    def _check_adopted(self) -> None:
+        """Raises: ValueError for what would fail later."""
+        masks = zip(self.sites, self.best_state["masks"], strict=True)
+        if self.best_step and not all(
+            is_24_by_stride(mask.cpu().numpy(), site.stride) for site, mask in masks
+        ):
+            raise ValueError("its masks are not 2:4")
+        for parameter, state in self.optimizer.state.items():
+            for value in state.values():
+                is_moment = isinstance(value, torch.Tensor) and value.dim()
+                if is_moment and value.shape != parameter.shape:
+                    raise ValueError("its optimizer is another one's")
 
     # --- ends ------------------------------------------------------------------------------
     def write_back(self, model: Model) -> int:

@@ -43,7 +43,7 @@ class Comparison:
         return max(self.outputs, key=lambda out: out.badness)
 
     def findings(self) -> list[Diagnostic]:
-        """What a reader of the numbers must know (O24-034, O24-037, O24-038)."""
+        """What a reader of the numbers must know (O24-034, O24-037, O24-038, O24-058)."""
         found = []
         if self.is_16_bit:
             message = "16-bit nodes were computed in float32, and each of their results rounded"
@@ -53,6 +53,10 @@ class Comparison:
             found.append(diagnostic("O24-034", message, severity=Severity.WARNING))
         gaps = (gap_finding([out]) for out in self.outputs)
         found += [gap for gap in gaps if gap is not None]
+        for out in self.outputs:
+            if out.is_complete and not out.mismatches and out.rel_l2 > 1:
+                message = f"output {out.name!r} is off by {out.rel_l2:.4g} times its size"
+                found.append(diagnostic("O24-058", message, tensor=out.name))
         return found
 
     def breaches(self) -> list[Diagnostic]:

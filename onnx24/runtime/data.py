@@ -1,6 +1,6 @@
 """Calibration and test data: samples from files or from a seeded generator, streamed.
 
-Four forms of DATA:
+Five forms of DATA:
 
 - one `.npz`: one array for each input, samples stacked along the first axis. An array of the
   input's rank feeds *rows*: a dynamic first dimension takes any number of them at once, a fixed
@@ -8,6 +8,7 @@ Four forms of DATA:
   rank holds *whole inputs*, one a run: `[N, 784, 1]` for an input `[784, 1]`.
 - a folder of `.npz`: each file is one run, its arrays are exactly what the model takes.
 - a folder of ONNX `test_data_set_*` (or one such set, with its `input_*.pb`): each is one run.
+- a folder of images: see runtime.images.
 - `random:N`: N runs of seeded random numbers, for tests of structure only.
 
 Nothing is held but the run that is being fed.
@@ -21,7 +22,7 @@ import hashlib
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
+from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.archives import UNREADABLE, Header, headers, reading
 from onnx24.ir.model import Model
@@ -70,6 +72,11 @@ class Calibration:
     @property
     def is_random(self) -> bool:
         return isinstance(self._source, _Random)
+
+    @property
+    def doubts(self) -> list[Diagnostic]:
+        """What was assumed of them, to be said where they are used."""
+        return self._source.doubts
 
     @property
     def runs(self) -> int:
@@ -112,6 +119,20 @@ class Calibration:
         digest = hashlib.sha256()
         self._source.hash(digest, self._units)
         return digest.hexdigest()
+
+    def picked(self, values: np.ndarray) -> np.ndarray:
+        """Of `values`, one a sample of the whole source, those of these samples, in order.
+
+        Raises: InputError O24-032 for another number of them.
+        """
+        every = range(self._source.units)
+        sizes = [self._source.count(np.array([unit])) for unit in every]
+        ends = np.cumsum(sizes)
+        if len(values) != ends[-1]:
+            message = f"expected {ends[-1]} labels, one a sample, found {len(values)}"
+            raise InputError.of("O24-032", message)
+        parts = [np.arange(ends[unit] - sizes[unit], ends[unit]) for unit in self._units]
+        return values[np.concatenate(parts)]
 
     def split(self, fraction: float) -> tuple[Calibration, Calibration]:
         """A first part of about `fraction` of the samples and the rest, spread evenly over the
@@ -160,7 +181,7 @@ def load_data(
     path = Path(spec)
     source: SampleSource
     if path.is_dir():
-        source = _folder(path, spec, specs)
+        source = _folder(path, spec, specs, shapes or {})
     elif path.is_file():
         source = _Archive(path, spec, specs)
     else:
@@ -170,7 +191,11 @@ def load_data(
     return Calibration(source)
 
 
-def _folder(path: Path, spec: str, specs: list[InputSpec]) -> SampleSource:
+def _folder(
+    path: Path, spec: str, specs: list[InputSpec], shapes: Mapping[str, Sequence[int]]
+) -> SampleSource:
+    from onnx24.runtime.images import Images, image_files
+
     sets = [path] if _input_files(path) else []
     sets = sets or [p for p in sorted_paths(path.glob("test_data_set_*")) if p.is_dir()]
     archives = sorted_paths(path.glob("*.npz"))
@@ -180,16 +205,20 @@ def _folder(path: Path, spec: str, specs: list[InputSpec]) -> SampleSource:
         return _TestData(sets, spec, specs)
     if archives:
         return _Archives(archives, spec, specs)
-    raise unreadable(spec, "the folder holds no .npz and no test_data_set_*")
+    if image_files(path):
+        return Images(spec).source(specs, shapes)
+    raise unreadable(spec, "the folder holds no .npz, no test_data_set_* and no images")
 
 
 def unreadable(spec: str, why: str) -> InputError:
     return InputError.of("O24-030", why, file=spec)
 
 
-def sorted_paths(paths: Iterator[Path]) -> list[Path]:
-    """By name, numbers in it by value."""
-    return sorted(paths, key=lambda p: [(len(s), s) for s in re.findall(r"\d+|\D+", p.name)])
+def sorted_paths(paths: Iterable[Path]) -> list[Path]:
+    """By folder and name, numbers in the name by value."""
+    return sorted(
+        paths, key=lambda p: (p.parent, [(len(s), s) for s in re.findall(r"\d+|\D+", p.name)])
+    )
 
 
 # --- what every source checks --------------------------------------------------------------
@@ -279,6 +308,10 @@ class SampleSource(abc.ABC):
     units_per_run: int = 1
     samples_per_unit: int = 1
     noun = "sample"
+
+    @property
+    def doubts(self) -> list[Diagnostic]:
+        return []
 
     def __init__(self, description: str, specs: list[InputSpec]) -> None:
         self.description = description

@@ -18,7 +18,7 @@ from onnx24.cli import app
 from onnx24.codes import OWN, Code
 from onnx24.passmgr import registry
 from onnx24.passmgr.options import reference
-from onnx24.report.limits import METRICS
+from onnx24.report.limits import METRICS, SCORED
 from onnx24.targets import presets
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
@@ -56,7 +56,8 @@ external data, for OUT together with `--json`, and on a terminal. Without `-o`, 
 or not at all, and the input is never modified.
 
 **DATA** is an `.npz` (each array stacked along its first axis), a folder of `.npz`, a folder of
-ONNX `test_data_set_*`, or `random:N`: N random samples, which say nothing about accuracy and
+ONNX `test_data_set_*`, a folder of images (png, jpg, … by the extra `images`, as `--image-mean`
+and its like say), or `random:N`: N random samples, which say nothing about accuracy and
 which every report calls random.
 
 **Exit codes.**
@@ -87,6 +88,8 @@ def cli_page() -> str:
     lines += ["of the model must meet every limit; NaN meets none.", ""]
     lines += ["| metric | limit |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(metric.meaning)} |" for name, metric in METRICS.items()]
+    accuracy = _cell(SCORED["accuracy"].meaning)
+    lines += [f"| `accuracy` | {accuracy}; with `--labels` (`compile`, `tune`) |"]
     lines += ["", *_pass_commands()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -233,8 +236,10 @@ handed in is never modified.
 
 **Samples** (`calib`, `data`) are
 
-- a path, as on the command line: an `.npz`, a folder of `.npz` or of ONNX test data, `random:N`,
-  and `script.py:function`, which runs that code;
+- a path, as on the command line: an `.npz`, a folder of `.npz`, of images or of ONNX test data,
+  `random:N`, and `script.py:function`, which runs that code;
+- `onnx24.Images(folder, mean=…, std=…, layout=…, size=…)`: images, scaled as said; a path alone
+  means values in 0 to 1, with a warning (O24-070);
 - a dict of arrays, samples stacked along the first axis; one array for a model of one input;
 - a list, a generator or another iterable of batches: dicts by input name, tuples in the order of
   the inputs, single arrays. A torch `DataLoader` is one. A batch that is what the model takes is

@@ -29,7 +29,7 @@ def render_front(
         f"onnx24 tune: {model}",
         [
             ("", f"<ul>{lines}</ul>"),
-            ("Cost against loss", _plot(front, f"{objective}, estimated [{unit}]")),
+            ("Cost against loss", _plot(front, f"{objective} [{unit}]")),
             ("Layers", _table(layers)),
         ],
         f"onnx24 {__version__}",

@@ -8,8 +8,10 @@ of the two."""
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
 from onnx24.ir.model import Model
+from onnx24.layerwise.solver import parallel
 from onnx24.passmgr import manager
-from onnx24.passmgr.base import Pass
+from onnx24.passmgr.base import Pass, SiteRecord
 from onnx24.passmgr.pipeline import Pipeline
-from onnx24.runtime.trials import Reference
+from onnx24.runtime.trials import Reference, likeness_of
 from onnx24.tuning.costs import DENSE, Unit
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Losses", "Sensitivity", "only"]
 
+AT_ONCE = 16
+"""Layers that go to a cluster together; between them time is looked at, and what was found kept."""
 RUNS = 64
 """Samples that one form of one layer is judged on."""
 
@@ -45,6 +51,10 @@ class Losses:
     of: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
+
+
+_Measured = tuple[dict[str, float], dict[str, str]]
+"""Form → loss, and form → why there is none."""
 
 
 def only(step: Pass, names: Iterable[str]) -> Pass:
@@ -83,6 +93,7 @@ class Sensitivity:
         self._runs = min(RUNS, len(judge))
         self._saved, self._key = saved, key
         self._pruned: dict[str, dict[str, np.ndarray]] = {}
+        self._pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] | None = None
 
     def measure(
         self,
@@ -93,21 +104,41 @@ class Sensitivity:
     ) -> Losses:
         """Of every unit, those first that can save most. Raises: InputError as the passes do."""
         found = Losses()
-        known = self._restored()
+        known = self._restored(units)
         self._pruned = self._values_of([u.weight for u in units if _may_be_sparse(u)])
         self._fill_cache([unit.weight for unit in units if "int8" in unit.costs])
         order = sorted(units, key=lambda unit: -unit.saving)
-        for unit in progress(order, "measuring layers"):
-            if unit.weight not in known:
+        lacking = [unit for unit in order if unit.weight not in known]
+        with parallel(self._resources) as cluster:
+            at_once = 1 if cluster is None else AT_ONCE
+            parts = [lacking[i : i + at_once] for i in range(0, len(lacking), at_once)]
+            for part in progress(parts, "measuring layers"):
                 if time_is_up():
-                    found.unmeasured.append(unit.weight)
-                    continue
-                known[unit.weight] = self._unit(unit)
+                    break
+                tasks = [self._task(unit) for unit in part]
+                made = (
+                    cluster(_remotely(task) for task in tasks)
+                    if cluster is not None
+                    else map(measure, tasks)
+                )
+                known.update(zip((unit.weight for unit in part), made, strict=True))
                 self._save(known)
+        for unit in order:
+            if unit.weight not in known:
+                found.unmeasured.append(unit.weight)
+                continue
             losses, refused = known[unit.weight]
             found.of[unit.weight] = {DENSE: 0.0, **losses}
             found.refused[unit.weight] = refused
         return found
+
+    def _task(self, unit: Unit) -> Task:
+        if self._pairs is None:
+            self._pairs = list(self._reference.runs(self._runs))
+        ranges = self._cache.read_bytes() if self._cache.exists() else b""
+        quantize = only(self._quantizer(), [unit.weight])
+        pruned = self._pruned.get(unit.weight)
+        return Task(self._data, unit, pruned, quantize, ranges, self._target, self._pairs)
 
     def together(self, forms: Mapping[str, str]) -> Model:
         """The model with several layers in their forms: Q/DQ with the ranges that were found,
@@ -120,40 +151,8 @@ class Sensitivity:
             self._run(model, [only(self._quantizer(), int8)])
         for weight, form in forms.items():
             if "sparse" in form:
-                self._put(model, self._pruned[weight])
+                _put(model, self._pruned[weight])
         return model
-
-    def _unit(self, unit: Unit) -> tuple[dict[str, float], dict[str, str]]:
-        losses: dict[str, float] = {}
-        refused: dict[str, str] = {}
-        if _may_be_sparse(unit):
-            if unit.weight in self._pruned:
-                model = Model.from_bytes(self._data)
-                self._put(model, self._pruned[unit.weight])
-                losses["sparse"] = self._loss(model)
-            else:
-                refused["sparse"] = "prune24 leaves it dense"
-        if "int8" in unit.costs:
-            step = only(self._quantizer(), [unit.weight])
-            model = Model.from_bytes(self._data)
-            result = self._run(model, [step])
-            records = [r for r in result.records if r.weight == unit.weight]
-            if any(record.action == "quantized" for record in records):
-                losses["int8"] = self._loss(model)
-            else:
-                refused["int8"] = next((r.reason for r in records if r.reason), "qdq leaves it")
-        if {"sparse", "int8"} <= losses.keys() and "sparse-int8" in unit.costs:
-            losses["sparse-int8"] = losses["sparse"] + losses["int8"]
-        if "sparse" not in unit.costs:
-            losses.pop("sparse", None)
-        return losses, refused
-
-    def _loss(self, model: Model) -> float:
-        try:
-            decibels, _ = self._reference.likeness(model, self._runs).worst
-        except InputError:
-            return math.inf
-        return 0.0 if decibels == math.inf else 10 ** (-decibels / 10)
 
     def _quantizer(self) -> Pass:
         """Ranges from the file, nothing that looks at all layers together."""
@@ -180,12 +179,6 @@ class Sensitivity:
             found[record.weight] = {name: np.array(model.weights[name]) for name in known}
         return found
 
-    @staticmethod
-    def _put(model: Model, values: Mapping[str, np.ndarray]) -> None:
-        for name, array in values.items():
-            if name in model.weights:  # a bias that pruning made is missing in the original
-                model.weights.replace(name, array)
-
     def _run(self, model: Model, steps: Sequence[Pass]) -> manager.RunResult:
         return manager.run(
             model,
@@ -197,24 +190,105 @@ class Sensitivity:
         )
 
     # --- what an earlier run has measured ---------------------------------------------------
-    def _restored(self) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+    def _restored(self, units: Sequence[Unit]) -> dict[str, _Measured]:
+        """What the file says of these units; nothing of another tool's file, and of one that was
+        cut or edited: they are measured again."""
         if self._saved is None or not self._saved.is_file():
             return {}
         try:
             document = json.loads(self._saved.read_text("utf-8"))
-            if document["key"] != self._key:
+            measured = document["units"]
+            if document["sha256"] != self._digest(measured):
                 return {}
+            forms = {unit.weight: set(unit.costs) for unit in units}
             return {
-                str(weight): (
-                    {str(form): float(loss) for form, loss in losses.items()},
-                    {str(form): str(why) for form, why in refused.items()},
-                )
-                for weight, (losses, refused) in document["units"].items()
+                weight: (losses, refused)
+                for weight, (losses, refused) in measured.items()
+                if {*losses, *refused} <= forms.get(weight, set()) | {"sparse"}
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # another tool's file, or a cut one: measured again
+        except UNREADABLE:
+            return {}
 
-    def _save(self, known: Mapping[str, Any]) -> None:
+    def _save(self, known: Mapping[str, _Measured]) -> None:
         if self._saved is not None:
+            document = {"sha256": self._digest(known), "units": known}
             with atomic_write(str(self._saved)) as file:
-                file.write(json.dumps({"key": self._key, "units": known}).encode())
+                file.write(json.dumps(document).encode())
+
+    def _digest(self, known: Mapping[str, _Measured]) -> str:
+        said = json.dumps([self._key, known], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+# --- one layer, here or on a cluster ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one layer is measured by. data: the model's bytes; pruned: initializers as pruning left
+    them, None where it left the layer dense; ranges: the file of `quantize`'s cache; pairs: of
+    `Reference.runs`."""
+
+    data: bytes
+    unit: Unit
+    pruned: Mapping[str, np.ndarray] | None
+    quantize: Pass
+    ranges: bytes
+    target: Target
+    pairs: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+
+
+def measure(task: Task) -> tuple[dict[str, float], dict[str, str]]:
+    """Form → loss, and form → why the layer can't have it."""
+    unit = task.unit
+    losses: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    if _may_be_sparse(unit):
+        if task.pruned is not None:
+            model = Model.from_bytes(task.data)
+            _put(model, task.pruned)
+            losses["sparse"] = _loss(model, task)
+        else:
+            refused["sparse"] = "prune24 leaves it dense"
+    if "int8" in unit.costs:
+        model, records = _quantized(task)
+        if any(record.action == "quantized" for record in records):
+            losses["int8"] = _loss(model, task)
+        else:
+            refused["int8"] = next((r.reason for r in records if r.reason), "qdq leaves it")
+    if {"sparse", "int8"} <= losses.keys() and "sparse-int8" in unit.costs:
+        losses["sparse-int8"] = losses["sparse"] + losses["int8"]
+    if "sparse" not in unit.costs:
+        losses.pop("sparse", None)
+    return losses, refused
+
+
+def _remotely(task: Task) -> Any:
+    import joblib
+
+    return joblib.delayed(measure)(task)
+
+
+def _quantized(task: Task) -> tuple[Model, list[SiteRecord]]:
+    """The model with that layer quantized, its ranges from the file; samples are not needed."""
+    model = Model.from_bytes(task.data)
+    with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
+        cache = Path(folder) / "ranges.json"
+        cache.write_bytes(task.ranges)
+        step = replace(task.quantize, cache=str(cache))  # type: ignore[call-arg]
+        result = manager.run(model, Pipeline((step,)), target=task.target, reproducer_dir=None)
+    return model, [record for record in result.records if record.weight == task.unit.weight]
+
+
+def _put(model: Model, values: Mapping[str, np.ndarray]) -> None:
+    for name, array in values.items():
+        if name in model.weights:  # a bias that pruning made is missing in the original
+            model.weights.replace(name, array)
+
+
+def _loss(model: Model, task: Task) -> float:
+    try:
+        decibels, _ = likeness_of(model, task.pairs).worst
+    except InputError:
+        return math.inf
+    return 0.0 if decibels == math.inf else 10 ** (-decibels / 10)

@@ -430,6 +430,7 @@ def test_an_instance_that_changes_nothing_is_held_to_it():
     [
         ("cast16", "cast16 does not enter"),
         ("permute24,cast16,fold-qdq", "permute24 does not enter"),
+        ("lint", "lint does not enter"),
         ("prune24,check24", ""),  # they do
         ("canonicalize,cast16", ""),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -413,6 +415,56 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None
         outcomes.append((int(done.stdout.split()[-1]), (folder / "out.onnx").read_bytes()))
     assert outcomes[0][0] == 0 and 0 < outcomes[1][0] < 400
     assert outcomes[0][1] == outcomes[1][1]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _of_another_layout(path: Path) -> None:
+    """As somebody would write one who knows how, for weights of other shapes."""
+    held = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    held["now"]["parameters"][0] = torch.zeros(3)
+    _sign(path, held)
+
+
+def _of_masks_that_are_not_24(path: Path) -> None:
+    held = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    for mask in held["best"][2]["masks"]:
+        mask.fill_(True)
+    _sign(path, held)
+
+
+def _sign(path: Path, held: dict) -> None:
+    payload = io.BytesIO()
+    torch.save(held, payload)
+    digest = hashlib.sha256(path.name.encode() + b"\0" + payload.getvalue()).digest()
+    path.write_bytes(digest + payload.getvalue())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut,
+        _of_another_layout,
+        _of_masks_that_are_not_24,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"[" * 1000),
+    ],
+)
+def test_a_checkpoint_that_is_damaged_is_none(tmp_path: Path, damage) -> None:
+    plan = recipe("basic", {"steps": 20, "eval_every": 20, "loss": "kl", "learning_rate": 0.005})
+
+    def run() -> tuple[int, bytes]:
+        model = sparse()
+        arguments = {"target": load(DEFAULT), "work_dir": tmp_path / "work"}
+        return recover(model, net(), data(tmp_path), plan, **arguments).resumed_at, model.to_bytes()
+
+    whole = run()
+    assert run() == (20, whole[1])
+    (path,) = (tmp_path / "work").iterdir()
+    damage(path)
+    assert run() == whole and run()[0] == 20
 
 
 def test_a_learned_scales_gradient_is_that_of_lsq() -> None:

@@ -57,6 +57,13 @@ def test_identical(data):
     assert out.to_json()["sqnr_db"] == "inf"
 
 
+@pytest.mark.parametrize(("factor", "said"), [("0.1", []), ("1.9", []), ("-1.1", ["O24-058"])])
+def test_an_error_larger_than_the_output_is_said(data, factor, said):
+    a = model("y = Identity(x)")
+    found = compare(a, model(f"{constant(factor)} y = Mul(x, c)"), load_data(data[1], a))
+    assert [d.code for d in found.findings()] == said
+
+
 def test_nan_and_infinity_are_seen(data):
     a = model("y = Identity(x)")
     b = model("y = Log(x)")  # NaN for what is negative
