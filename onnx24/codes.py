@@ -352,6 +352,13 @@ _TABLE = (
         "pass --image-mean and --image-std, of values in 0 to 1; 0 and 1 where that is right",
     ),
     Code(
+        "O24-071",
+        "error",
+        "matplotlib is not installed",
+        "A front is drawn as a picture by matplotlib, which nothing else here needs.",
+        "pip install matplotlib, or name a file that ends in .html",
+    ),
+    Code(
         "O24-044",
         "error",
         "policy cannot be used",

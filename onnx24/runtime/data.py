@@ -120,6 +120,20 @@ class Calibration:
         self._source.hash(digest, self._units)
         return digest.hexdigest()
 
+    def picked(self, values: np.ndarray) -> np.ndarray:
+        """Of `values`, one a sample of the whole source, those of these samples, in order.
+
+        Raises: InputError O24-032 for another number of them.
+        """
+        every = range(self._source.units)
+        sizes = [self._source.count(np.array([unit])) for unit in every]
+        ends = np.cumsum(sizes)
+        if len(values) != ends[-1]:
+            message = f"expected {ends[-1]} labels, one a sample, found {len(values)}"
+            raise InputError.of("O24-032", message)
+        parts = [np.arange(ends[unit] - sizes[unit], ends[unit]) for unit in self._units]
+        return values[np.concatenate(parts)]
+
     def split(self, fraction: float) -> tuple[Calibration, Calibration]:
         """A first part of about `fraction` of the samples and the rest, spread evenly over the
         whole so that sorted data stay balanced. What the model takes in one run is not divided;
