@@ -122,3 +122,25 @@ def test_check_ends_with_the_processes_that_read(tmp_path, number):
     deadline = time.monotonic() + 50
     while readers and any(map(_is_running, readers)):
         assert time.monotonic() < deadline, "the process that reads the file goes on"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a page that is gone is a SIGBUS")
+@pytest.mark.parametrize("reader", ["bytes(view)", "np.frombuffer(view, np.uint8).sum()"])
+def test_a_mapped_file_is_cut_between_the_check_and_the_read(tmp_path, reader):
+    text = (
+        "import os, pathlib, numpy as np\n"
+        "from onnx24.cli.signals import catch_cut_files\n"
+        "from onnx24.ir.files import AtomicFiles\n"
+        "from onnx24.ir.overlay import map_file\n"
+        "catch_cut_files()\n"
+        "view = map_file(open('m', 'rb'))\n"
+        "with AtomicFiles() as files:\n"
+        "    files.create(pathlib.Path('out'))\n"
+        "    os.truncate('m', 0)\n"
+        f"    {reader}\n"
+    )
+    (tmp_path / "m").write_bytes(bytes(1 << 20))
+    child = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True)
+    assert child.returncode == 2, child
+    assert child.stderr.decode().count("error:") == 1 and b"O24-073" in child.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
