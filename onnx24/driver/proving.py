@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from onnx24.driver.models import ModelLike, load
 from onnx24.driver.result import Documented
 from onnx24.driver.usage import usage
+from onnx24.ir.inputs import regular
 from onnx24.lines import block
 from onnx24.passmgr.provenance import DataRanges, Provenance, data_digest
 from onnx24.report.model import ModelFacts, Report, findings_digest
@@ -85,7 +85,7 @@ def _digest_of_report(report: Any) -> str:
     if isinstance(report, Mapping):
         return findings_digest(report)
     try:
-        return findings_digest(json.loads(Path(report).read_text(encoding="utf-8")))
+        return findings_digest(json.loads(regular(report).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as err:
         message = f"--report {os.fspath(report)} is no JSON report: {err!r}"
         raise usage(message, "pass the .json report") from err
