@@ -135,6 +135,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "full": Key("flag", "all values are recorded by sha256, none by a checksum"),
         "pipeline": Key("text", "pattern that the pipeline's text must match"),
         "min_version": Key("text", "version of onnx24 that made it, at least"),
+        "signed_by": Key("path", "a file of Ed25519 public keys, one of which signed the model"),
     },
     "numeric": {
         "reference": Key("path", "the model to compare with"),
