@@ -29,8 +29,6 @@ _ENTRY = re.compile(r"ed25519 ([0-9a-f]{64}) ([0-9a-f]{128})")
 _PUBLIC = re.compile(
     rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----|^ssh-\S+ \S+", re.DOTALL | re.MULTILINE
 )
-    rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----|^ssh-\S+ \S+", re.S | re.M
-)
 
 
 def sign(model: Model, key: str | os.PathLike[str]) -> str:
