@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -88,6 +88,12 @@ def one(name: str, path: str) -> tuple[int, float, float]:
 
 
 @contextlib.contextmanager
+def _silenced(null: TextIO) -> Iterator[None]:
+    with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        yield
+
+
+@contextlib.contextmanager
 def _in(folder: str) -> Iterator[None]:
     before = Path.cwd()
     os.chdir(folder)
@@ -117,8 +123,7 @@ def main() -> int:
         Path("seed.onnx").write_bytes(models[0])
         for name in names:  # imports what a command needs, but starts no thread that a fork lacks
             if name not in ("check", "compare"):
-                one(name, "seed.onnx")
-                with contextlib.redirect_stdout(open(os.devnull, "w")):
+                with open(os.devnull, "w") as null, _silenced(null):
                     _run(COMMANDS[name].replace("M", "seed.onnx"))
         for i, (case, data) in enumerate(cases(options.count, options.seed, models)):
             if time.monotonic() - begin > options.seconds:

@@ -132,7 +132,7 @@ def _digest_of_report(report: Any) -> str:
         return findings_digest(report)
     try:
         return findings_digest(json.loads(regular(report).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         message = f"--report {os.fspath(report)} is no JSON report: {err!r}"
         raise usage(message, "pass the .json report") from err
 

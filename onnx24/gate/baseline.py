@@ -24,7 +24,7 @@ def read_baseline(path: str) -> frozenset[str]:
         return frozenset(str(entry["fingerprint"]) for entry in document["findings"])
     except OSError as err:
         raise _bad(path, err.strerror or str(err)) from err
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise _bad(path, f"not a baseline: {err!r}") from err
 
 

@@ -198,7 +198,7 @@ def _latency(subject: Subject) -> Iterator[Diagnostic]:
     path = _file(policy.path("latency.ledger"))
     try:
         ledger = json.loads(regular(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         yield subject.finding("O24-652", f"{path}: {err}", "latency.ledger")
         return
     if policy.get("latency.same_model"):
