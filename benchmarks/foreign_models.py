@@ -204,7 +204,12 @@ def is_fault(row: dict[str, str]) -> bool:
 
 def lines_of(rows: Iterable[dict[str, str]]) -> list[str]:
     head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    return head + ["| " + " | ".join(row[h] for h in HEAD) + " |" for row in rows]
+    return head + ["| " + " | ".join(_text(row[h]) for h in HEAD) + " |" for row in rows]
+
+
+def _text(cell: str) -> str:
+    """A builder's message may have lines and bars."""
+    return " ".join(cell.replace("|", "/").split())
 
 
 def add_to(file: Path, new: list[dict[str, str]]) -> None:

@@ -352,6 +352,13 @@ _TABLE = (
         "pass --image-mean and --image-std, of values in 0 to 1; 0 and 1 where that is right",
     ),
     Code(
+        "O24-071",
+        "error",
+        "matplotlib is not installed",
+        "A front is drawn as a picture by matplotlib, which nothing else here needs.",
+        "pip install matplotlib, or name a file that ends in .html",
+    ),
+    Code(
         "O24-044",
         "error",
         "policy cannot be used",
@@ -975,8 +982,9 @@ _TABLE = (
         "O24-248",
         "warning",
         "products stay float32",
-        "The model's opset has no form of these products in the 16-bit type: Conv and "
-        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on.",
+        "The model's opset has no form of these products in the 16-bit type (Conv and "
+        "ConvTranspose take BF16 from opset 22 on, Gemm and MatMul from 13 on), or they lie in "
+        "bodies of If, Loop and Scan, which cast16 does not look into.",
         "put upgrade-opset{to=22} before cast16, where the target parses it (docs/targets.md)",
     ),
     Code(

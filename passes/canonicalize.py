@@ -42,7 +42,7 @@ class Canonicalize(Pass):
     - What other nodes compute from constants alone (weight_norm, unmerged LoRA, `w * gain`, a scale
       that is the weight's largest magnitude) is computed once, by ONNX Runtime, in bodies too: but
       no random numbers, no Quantize- and DequantizeLinear, nothing that grows the model by more
-      than 4 MiB (a weight that is stored in integers: at all), and no output.
+      than 4 MiB (a weight that is stored in 8 bits or less: at all), and no output.
     - Identity goes, unless it gives an input or an initializer the name of an output.
     - Nodes, initializers and value infos that nothing needs go; operators of unknown domains,
       graph inputs and outputs stay.

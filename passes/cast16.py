@@ -11,14 +11,21 @@ from typing import Annotated, ClassVar
 from onnx import TensorProto
 
 from onnx24.analysis.dataflow import Shapes
-from onnx24.analysis.mixed_precision import LIMIT, NO_FORM, SENSITIVE, Finding, Plan
-from onnx24.analysis.placement import OPS as PRODUCTS
+from onnx24.analysis.mixed_precision import (
+    LIMIT,
+    NO_FORM,
+    PRODUCTS,
+    SENSITIVE,
+    Finding,
+    Plan,
+)
 from onnx24.analysis.precision import Range16
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import diagnostic
 from onnx24.ir import ops
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.ir.scopes import is_in_function
 from onnx24.ir.surgeon import label
 from onnx24.ir.weights import INLINE_BYTES
 from onnx24.passmgr.base import Context, Effects, Numeric, Pass
@@ -44,11 +51,11 @@ class Cast16(Pass):
     warning, O24-248, of products: Conv has BF16 from opset 22 on) or no definition at all;
     operators whose result depends on the bits or the type of the input (BitCast, EyeLike, Unique)
     or gets its type from an attribute (an output_dtype of DequantizeLinear is changed with it);
-    nodes with bodies and what is in the bodies; arithmetic on values that came from integers
-    (sizes, positions); quantized layers below opset 19, where QuantizeLinear and DequantizeLinear
-    know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant of one element
-    below the 16-bit type's normal range (an epsilon). What lies between two such nodes stays FP32
-    too, to save the Casts, and so does a patch without a matrix product.
+    nodes with bodies and what is in the bodies (O24-248 of products); arithmetic on values that
+    came from integers (sizes, positions); quantized layers below opset 19, where QuantizeLinear and
+    DequantizeLinear know only FP32 (upgrade-opset{to=19} changes that); nodes that read a constant
+    of one element below the 16-bit type's normal range (an epsilon). What lies between two such
+    nodes stays FP32 too, to save the Casts, and so does a patch without a matrix product.
 
     Activations beyond half of FP16's range on the calibration data keep their node and its readers
     in FP32 (O24-243, warning), and so do those that lie below its normal range altogether. Without
@@ -112,6 +119,7 @@ class Cast16(Pass):
                 )
             rewriter = Rewriter(plan)
             stored = rewriter.run()
+        _warn_of_bodies(model, ctx, self.dtype)
         self._record(ctx, stored)
         if rewriter.casts:
             ctx.statistics["casts"] = rewriter.casts
@@ -141,6 +149,29 @@ def _has_float32(model: Model, shapes: Shapes) -> bool:
         for name in (*node.input, *node.output)
         if name
     )
+
+
+def _warn_of_bodies(model: Model, ctx: Context, dtype: Dtype) -> None:
+    """Products and recurrent layers in bodies, which nothing else is said of."""
+    shapes, sites = ctx.analysis(model, Shapes), model.index().nodes
+    layers = [
+        site for site in sites if ops.is_onnx(site, *PRODUCTS) and not is_in_function(site.scope)
+    ]
+    left = [
+        site
+        for site in layers
+        if site.scope and shapes.dtype(site.proto.input[0], site.scope) == TensorProto.FLOAT
+    ]
+    if left:
+        where = ", ".join(sorted({site.scope for site in left})[:3])
+        ctx.diagnostics.add(
+            diagnostic(
+                "O24-248",
+                f"{len(left)} of {len(layers)} products and recurrent layers lie in bodies "
+                f"({where}) and stay float32, not {dtype.value}",
+                hint="export with the loop unrolled, or the branch taken",
+            )
+        )
 
 
 def _warn_of_constants(ctx: Context, found: Sequence[Finding]) -> None:

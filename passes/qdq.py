@@ -18,6 +18,7 @@ from onnx24.analysis.format_choice import (
     choose_formats,
 )
 from onnx24.analysis.formats import Format, Formats
+from onnx24.analysis.invariants import is_seen_24
 from onnx24.analysis.placement import MIN_OPSET_16, Flow, Layer, range_objection
 from onnx24.analysis.qdq_rules import Quantized, quantized_products
 from onnx24.analysis.selection import Selection
@@ -81,8 +82,8 @@ class Qdq(Pass):
     *Placement* is a table of rules, onnx24/analysis/placement.py: one pair for each activation,
     nothing between a product and its bias, BatchNormalization and activation, a pair on the skip
     branch of a convolution's residual Add, one scale around a Concat, pairs moved up over MaxPool,
-    Reshape and Transpose. On targets that want it, the result of a layer whose weight is recorded
-    as 2:4 is quantized as well: TensorRT chooses a sparse INT8 kernel only with INT8 out.
+    Reshape and Transpose. On targets that want it, the result of a layer whose weight is 2:4,
+    recorded or not, is quantized as well: TensorRT chooses a sparse INT8 kernel only with INT8 out.
     `attention` quantizes products of two activations, too.
 
     *Models that are quantized already* keep their pairs. With samples they get what lint misses in
@@ -160,7 +161,7 @@ class Qdq(Pass):
     ] = 99.5
     min_output: Annotated[
         float, "leave up to a quarter of the layers in float until each output has so much [dB]"
-    ] = 15.0
+    ] = 20.0
     all_samples: Annotated[
         bool, "let auto look at every sample, not at as many as ranges still move with"
     ] = False
@@ -249,7 +250,8 @@ class Qdq(Pass):
             attention=self.attention,
         )
         if ctx.target.output_qdq_for_sparse:
-            choice.sparse = frozenset(model.claims.keys())
+            weights = {layer.weight for layer in choice.of(Format.INT8)}
+            choice.sparse = frozenset(k for k in weights if is_seen_24(model, flow.found, k))
         return choice
 
     @property

@@ -21,7 +21,7 @@ from onnx24.ir.model import Model
 from onnx24.ir.packed import has_packed, unpack
 from onnx24.sparsity.masks import Violations, violations
 
-__all__ = ["broken_claims", "broken_weights", "seen_violations", "stale_claims"]
+__all__ = ["broken_claims", "broken_weights", "is_seen_24", "seen_violations", "stale_claims"]
 
 
 def broken_claims(model: Model, cache: AnalysisCache) -> list[Diagnostic]:
@@ -90,6 +90,15 @@ def broken_weights(
 def stale_claims(model: Model, found: WeightUses) -> list[ValueKey]:
     """Records of weights that the model does not have (any more)."""
     return [key for key in model.claims if key not in found.tensors]
+
+
+def is_seen_24(model: Model, found: WeightUses, key: ValueKey) -> bool:
+    """Whether a weight is 2:4, recorded or not, for every product that reads it along an axis, of
+    which there must be one."""
+    grouped = [u for u in found.products(key) if u.k_axis_consumer is not None]
+    return bool(grouped) and all(
+        use.K % 4 == 0 and not seen_violations(model, found, key, use).violating for use in grouped
+    )
 
 
 def seen_violations(model: Model, found: WeightUses, key: ValueKey, use: WeightUse) -> Violations:

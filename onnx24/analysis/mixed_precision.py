@@ -61,7 +61,7 @@ SENSITIVE = (
 """Operators that lose range or precision in 16 bit. Source: the fp32 lists of PyTorch's CUDA
 autocast (docs.pytorch.org, "Automatic Mixed Precision package")."""
 
-_PRODUCTS = frozenset(
+PRODUCTS = frozenset(
     {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
 )
 _BOUNDED = frozenset({"Softmax", "Sigmoid", "Tanh", "HardSigmoid", "Clip", "Erf", "Softsign"})
@@ -324,7 +324,7 @@ class Plan:
 
     def _is_integer_arithmetic(self, node: gs.Node) -> str | None:
         """Sizes and positions: above 2,048 a 16-bit float skips integers."""
-        if ops.op(node) in _PRODUCTS:
+        if ops.op(node) in PRODUCTS:
             return None
         inputs = list(self.computed(node))
         if inputs and all(self._comes_from_integers(tensor) for tensor in inputs):
@@ -361,7 +361,7 @@ class Plan:
             seen.add(id(node))
             if id(node) not in self.kept and self._any16(node):
                 self.kept[id(node)] = "a constant beyond the 16-bit range goes into it"
-            if ops.op(node) in _BOUNDED or ops.op(node) in _PRODUCTS:
+            if ops.op(node) in _BOUNDED or ops.op(node) in PRODUCTS:
                 continue
             for tensor in node.outputs:
                 if self.is_float32(tensor):
@@ -387,7 +387,7 @@ class Plan:
                 for reader in tensor.outputs:
                     if id(reader) in group and (pair or self.wants16(reader, tensor)):
                         group[find(id(reader))] = find(id(node))
-        worth = {find(id(node)) for node in self.root.nodes if ops.op(node) in _PRODUCTS}
+        worth = {find(id(node)) for node in self.root.nodes if ops.op(node) in PRODUCTS}
         for node in self.root.nodes:
             if self._any16(node) and find(id(node)) not in worth:
                 self.kept.setdefault(id(node), "")
@@ -402,11 +402,11 @@ class Plan:
                 if other is None or id(other) not in self.kept:
                     continue
                 if ops.op(other) in _QDQ or (
-                    ops.is_onnx(node, "DequantizeLinear") and ops.op(other) in _PRODUCTS
+                    ops.is_onnx(node, "DequantizeLinear") and ops.op(other) in PRODUCTS
                 ):
                     return f"{label(other)} ({other.op}) of the same Q/DQ layer is float32"
             return None
-        if ops.op(node) not in _PRODUCTS:
+        if ops.op(node) not in PRODUCTS:
             return None
         for tensor in self.computed(node):
             producer = self.producer(tensor)
@@ -418,7 +418,7 @@ class Plan:
 
     def _is_between_kept(self, node: gs.Node) -> str | None:
         """A cheap node whose inputs come in FP32 and whose readers want FP32."""
-        if ops.op(node) in _PRODUCTS or ops.op(node) in _QDQ:
+        if ops.op(node) in PRODUCTS or ops.op(node) in _QDQ:
             return None
         inputs = list(self.computed(node))
         readers = [

@@ -26,7 +26,7 @@ from onnx24.analysis.crossing import (
 )
 from onnx24.analysis.dataflow import Dataflow, Shapes
 from onnx24.analysis.forms import channel_axis
-from onnx24.analysis.invariants import seen_violations
+from onnx24.analysis.invariants import is_seen_24
 from onnx24.analysis.placement import OPS as PRODUCTS
 from onnx24.analysis.placement import find_layers, is_residual
 from onnx24.analysis.weight_uses import WeightUse, WeightUses
@@ -510,7 +510,7 @@ def _sparse_uses(found: Quantized) -> dict[int, list[str]]:
     for key, uses in found.uses.uses.items():
         grouped = [u for u in uses if u.kind == "product" and u.k_axis_consumer is not None]
         quantized = [use for use in grouped if _is_quantized(found, use)]
-        if not quantized or not all(_is_24(found, key, use) for use in grouped):
+        if not quantized or not is_seen_24(found.model, found.uses, key):
             continue
         for use in quantized:
             assert use.consumer is not None
@@ -524,10 +524,6 @@ def _is_quantized(found: Quantized, use: WeightUse) -> bool:
         return False
     operands = found.operands(site)
     return all(dq is not None and found.element(dq) in _EIGHT_BITS for dq in operands)
-
-
-def _is_24(found: Quantized, key: ValueKey, use: WeightUse) -> bool:
-    return use.K % 4 == 0 and not seen_violations(found.model, found.uses, key, use).violating
 
 
 def _is_quantized_behind(found: Quantized, site: NodeSite) -> bool:

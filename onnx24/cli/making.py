@@ -20,6 +20,7 @@ from onnx24.cli.files import (
     output_path,
     source_of,
     stem,
+    write_bytes,
     write_reports,
     write_text,
 )
@@ -157,6 +158,7 @@ class Compile(Effort, Making, Command):
         ),
     ] = None
     max_drop: o.MaxDrop = None
+    labels: o.Labels = None
     recover: o.Recover = None
     backend: o.Backend = None
     engine: Annotated[
@@ -189,6 +191,7 @@ class Compile(Effort, Making, Command):
                 data=self.samples(self.data),
                 limit=self.limit,
                 max_drop=self.max_drop,
+                labels=self.labels,
                 recover=self.recover,
                 backend=self.backend,
                 engine=engine,
@@ -238,14 +241,25 @@ class Tune(Effort, Making, Command):
             "--limit",
             "METRIC=NUMBER[@OUTPUT]",
             "What the model must keep, as for --max-drop of compile: top1=0.01, sqnr=20. Default: "
-            "1 % of the labels for classifiers, 20 dB for other models.",
+            "with --labels accuracy=0.01, else 1 % of the labels for classifiers, 20 dB for other "
+            "models.",
         ),
     ] = None
+    labels: o.Labels = None
     recover: o.Recover = None
     objective: Annotated[
         Literal["latency", "size", "energy-proxy"],
-        flag("--objective", "", "What is to be small, by estimate."),
+        flag("--objective", "", "What is to be small, by estimate or --profile."),
     ] = "latency"
+    profile: Annotated[
+        list[str] | None,
+        flag(
+            "--profile",
+            "LEDGER.json",
+            "What layers took on the GPU, as `onnx24 ledger` wrote it, instead of estimates. May "
+            "be repeated, for instance with a ledger of 16-bit and one of INT8 engines.",
+        ),
+    ] = None
     time: Annotated[str, flag("--time", "T", "What it may take: seconds, or 90s, 30min, 2h.")] = (
         "30min"
     )
@@ -258,15 +272,21 @@ class Tune(Effort, Making, Command):
     ] = None
     front: Annotated[
         str | None,
-        flag("--front", "FILE.html", "Draw the front of cost against loss, with all layers."),
+        flag(
+            "--front",
+            "FILE",
+            "Draw the front of cost against loss: .html, with all layers, or .png (by matplotlib).",
+        ),
         o.WRITES,
     ] = None
 
     def run(self) -> int:
-        from onnx24.driver.tuning import TuneResult, tune
+        from onnx24.driver.tuning import TuneResult, require_drawable, tune
         from onnx24.errors import NotMetError
 
         out = self.checked_output()
+        if self.front is not None:
+            require_drawable(self.front)
         console = Console(as_json=self.json, stdout_is_taken=True)
         failure: NotMetError | None = None
         given = self.making()
@@ -276,8 +296,10 @@ class Tune(Effort, Making, Command):
                 source_of(self.model),
                 output=_file(out),
                 limit=self.limit,
+                labels=self.labels,
                 recover=self.recover,
                 objective=self.objective,
+                profile=self.profile,
                 time=self.time,
                 gpu=self.gpu,
                 preset=self.preset,
@@ -291,7 +313,9 @@ class Tune(Effort, Making, Command):
             failure, result = err, err.result
         if out == STANDARD_STREAM and failure is None:
             result.save(out)
-        if self.front is not None:
+        if self.front is not None and self.front.lower().endswith(".png"):
+            write_bytes(self.front, result.tuning.picture(self.model))
+        elif self.front is not None:
             write_text(self.front, result.tuning.page(self.model))
         self.finish(result, console, out, more={"tuning": result.tuning.to_json()})
         if not self.json:

@@ -86,6 +86,16 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
+Labels = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--labels",
+        metavar="FILE.npy",
+        help="The right class of each sample, as integers: accuracy=0.01 is then a limit, of how "
+        "much of it may be lost.",
+        show_default=False,
+    ),
+]
 Recover = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -178,7 +188,8 @@ Executor = Annotated[
     Literal["local", "ray", "dask"],
     typer.Option(
         "--executor",
-        help="Where layers are solved: here, or on a cluster by joblib's backend of that name.",
+        help="Where layers are solved, and measured by tune: here, or on a cluster by joblib's "
+        "backend of that name.",
     ),
 ]
 WorkDir = Annotated[

@@ -27,6 +27,7 @@ from onnx24.driver.models import ModelLike, load
 from onnx24.driver.progress import ProgressLike, reporter
 from onnx24.driver.samples import DataLike, ShapesLike, load_samples, profiles_of
 from onnx24.driver.usage import usage
+from onnx24.errors import BackendError
 from onnx24.ir.files import atomic_write
 from onnx24.passmgr.options import did_you_mean
 
@@ -82,15 +83,20 @@ def build(
             path = Path(folder) / "model.onnx"
             loaded.save(path)
         stack.enter_context(reporter(progress).waiting(f"building with {builder.name}"))
-        result = builder.build(
-            path,
-            row,
-            engine=Path(engine),
-            shapes=profiles,
-            options=options,
-            timeout_s=timeout,
-            log=None if log is None else Path(log),
-        )
+        try:
+            result = builder.build(
+                path,
+                row,
+                engine=Path(engine),
+                shapes=profiles,
+                options=options,
+                timeout_s=timeout,
+                log=None if log is None else Path(log),
+            )
+        except BackendError as err:
+            if err.code == "O24-502" and chosen:  # other sizes may build
+                raise BackendError([*err.diagnostics, *chosen]) from err
+            raise
     if layers is not None:
         with atomic_write(layers) as file:
             file.write(result.layers_document().encode("utf-8"))

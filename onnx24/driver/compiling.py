@@ -36,6 +36,7 @@ from onnx24.driver.samples import (
     profiles_of,
     split_of,
 )
+from onnx24.driver.scoring import LabelsLike, MetricLike, Scoring
 from onnx24.driver.usage import usage
 from onnx24.errors import BackendError, InputError, InternalError, NotMetError
 from onnx24.ir.model import External, Model
@@ -201,6 +202,8 @@ def compile(
     seed: int = 0,
     limit: LimitsLike = None,
     max_drop: LimitsLike = None,
+    labels: LabelsLike = None,
+    metric: MetricLike = None,
     recover: float | str | None = None,
     backend: str | None = None,
     engine: PathLike | None = None,
@@ -228,7 +231,10 @@ def compile(
     limit: what layers stay dense or in float for, `{"sqnr": 20}`, or "none". The default, where a
     preset is calibrated on real samples, is 1 % of the labels for classifiers, 20 dB for other
     models. Half of it each goes to prune24 and to qdq, which keep it on calibration samples.
-    max_drop: limits of the comparison, which must be met. recover: what training the result back
+    max_drop: limits of the comparison, which must be met. labels: the right class of each sample of
+    `data`, else of `calib`, for the limit accuracy, how much of it may be lost. metric: a function
+    of (outputs by name, labels) whose value, the larger the better, may fall by the limit metric.
+    recover: what training the result back
     may take, without labels and with the original as teacher: steps (200, "200steps"), or a time
     ("5min"), whose number of steps depends on the machine; needs torch and 16 real samples.
     output: a file to write the model into;
@@ -252,7 +258,8 @@ def compile(
     clock = Clock()
     aim = targets.load(target)
     plan = _Plan.of(
-        limits=limits_of(max_drop),
+        limits=limits_of(max_drop, scored=True),
+        scoring=Scoring.of(labels, metric),
         has_data=data is not None or calib is not None,
         backend=backend,
         engine=engine,
@@ -385,6 +392,7 @@ class _Plan:
     pipeline: Pipeline
     profiles: dict[str, Profile]
     limits: list[Limit]
+    scoring: Scoring
     recover: Budget | None
     backend: Backend | None
     engine: Path | None
@@ -405,6 +413,7 @@ class _Plan:
                 "--max-drop needs samples to measure on",
                 "pass --data DATA or --calib DATA",
             )
+        rest["scoring"].require(limits)
         name = backend or ("auto" if engine else "none")
         if name == "none" and engine is not None:
             raise usage("--engine with --backend none", "choose a backend, or leave one out")
@@ -518,6 +527,7 @@ def _compare(
         named = named_values([*plan.limits, *guarded.limits])
         comparison = compare(original, compiled, data, also=named)
     results = check_limits(plan.limits, comparison.outputs, comparison.names)
+    results += plan.scoring.check(plan.limits, original, compiled, data)
     missed = guarded.missed(comparison, len(data))
     return comparison, results, [*comparison.findings(), *comparison.breaches(), *missed]
 

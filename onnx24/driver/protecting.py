@@ -53,7 +53,7 @@ def within_error(limits: Sequence[Limit], samples: int) -> list[Limit]:
 
     found = []
     for limit in limits:
-        if limit.metric == "top1" and 0 < limit.bound < 1:
+        if limit.metric in ("top1", "accuracy") and 0 < limit.bound < 1:
             most = float(binom.ppf(CONFIDENCE, samples, limit.bound)) / samples
             limit = replace(limit, bound=max(limit.bound, most))
         found.append(limit)

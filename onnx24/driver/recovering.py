@@ -16,8 +16,8 @@ from onnx24.driver.models import ModelLike, load
 from onnx24.driver.progress import ProgressLike, Reporter, reporter
 from onnx24.driver.result import MadeAndDocumented, PathLike
 from onnx24.driver.samples import Samples, ShapesLike, load_samples, profiles_of, split_of
+from onnx24.driver.scoring import LabelsLike, labels_of
 from onnx24.driver.usage import usage
-from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import External, Model
 from onnx24.layerwise.prune import HELD_BACK
@@ -29,8 +29,6 @@ from onnx24.report.model import SUCCESSOR, ModelFacts
 from onnx24.report.recovery import recovery_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnx24.recovery.trainer import Recovered
     from onnx24.runtime.data import Calibration
     from onnx24.runtime.split import Split
@@ -50,7 +48,7 @@ def recover(
     teacher: ModelLike,
     data: Samples,
     recipe: str = "basic",
-    labels: np.ndarray | PathLike | None = None,
+    labels: LabelsLike = None,
     output: PathLike | None = None,
     target: str | Target = targets.DEFAULT,
     seed: int = 0,
@@ -100,7 +98,7 @@ def recover(
         samples,
         plan,
         target=row,
-        labels=_labels(labels),
+        labels=labels_of(labels),
         work_dir=folder,
         progress=reporter(progress).progress,
         device=device,
@@ -136,24 +134,6 @@ def recover(
             "recovery": found.to_json(),
         },
     )
-
-
-def _labels(labels: Any) -> np.ndarray | None:
-    """Integers, or those of an .npy. Raises: InputError O24-030."""
-    if labels is None:
-        return None
-    import numpy as np
-
-    file = ""
-    if isinstance(labels, str | os.PathLike):
-        file = os.fspath(labels)
-        try:
-            labels = np.load(Path(file), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as err:
-            raise InputError.of("O24-030", f"labels: {err}", file=file) from err
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        raise InputError.of("O24-030", "labels are an .npy of integers", file=file)
-    return labels
 
 
 # --- within compile -----------------------------------------------------------------------------

@@ -59,13 +59,14 @@ def _sizes_text(sizes: Any) -> str:
     return ":".join("x".join(map(str, part)) for part in parts)
 
 
-def limits_of(limits: LimitsLike) -> list[Limit]:
-    """Raises: InputError O24-043."""
+def limits_of(limits: LimitsLike, *, scored: bool = False) -> list[Limit]:
+    """scored: those that need labels or a metric function, too. Raises: InputError O24-043."""
     from onnx24.report.limits import parse_limits
 
     if isinstance(limits, Mapping):
         limits = [_limit_text(name, bound) for name, bound in limits.items()]
-    return parse_limits([limits] if isinstance(limits, str) else limits or ())
+    texts = [limits] if isinstance(limits, str) else limits or ()
+    return parse_limits(texts, scored=scored)
 
 
 def _limit_text(name: str, bound: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tempfile
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from onnx24.driver.samples import (
     profiles_of,
     split_of,
 )
+from onnx24.driver.scoring import LabelsLike, MetricLike, Scoring
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError, NotMetError
 from onnx24.ir.model import External, Model
@@ -40,6 +42,8 @@ from onnx24.report.table import table
 from onnx24.runtime.compare import compare
 from onnx24.targets.gpus import gpu_of
 from onnx24.tuning.costs import DENSE, OBJECTIVES, UNITS, Unit, units_of
+from onnx24.tuning.page import draw_front, render_front, require_matplotlib
+from onnx24.tuning.profiles import Times, times_of, with_measured
 from onnx24.tuning.search import Options, Point, choose, front
 from onnx24.tuning.sensitivity import Losses, Sensitivity, only
 
@@ -62,10 +66,12 @@ _BOUNDS_DB = (60, 50, 45, 40, 36, 33, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What was chosen and why. objective: what costs mean, in `unit`; all costs are estimates.
+    """What was chosen and why. objective: what costs mean, in `unit`; they are estimates, but for
+    `measured` of them, which come from a profile.
     layers: one row a weight: form, why, the losses and costs of all its forms. front: rows of cost
     against predicted loss. cost, dense_cost: of the choice and of the dense model. evaluations:
-    whole models that were judged; looks: how often the samples held out were used."""
+    whole models that were judged; looks: how often the samples held out were used; held_to: the
+    limits there, where shares of labels are within the error of their number."""
 
     objective: str
     unit: str
@@ -76,6 +82,8 @@ class Tuning:
     dense_cost: float
     evaluations: int
     looks: int
+    measured: int = 0
+    held_to: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
 
     @property
@@ -84,16 +92,19 @@ class Tuning:
         return 1 - self.cost / self.dense_cost if self.dense_cost else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        document = {**vars(self), "saving": self.saving, "estimate": True}
+        costs = sum(len(row["costs"]) for row in self.layers)
+        document = {**vars(self), "saving": self.saving, "estimate": self.measured < costs}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in document.items()}
 
     def page(self, model: str) -> str:
         """The front drawn, and the layers, as one HTML file."""
-        from onnx24.tuning.page import render_front
-
         return render_front(
             model, self.summary(), self.front, self.layers, self.objective, self.unit
         )
+
+    def picture(self, model: str) -> bytes:
+        """The front as a PNG. Raises: BackendError O24-071 without matplotlib."""
+        return draw_front(model, self.front, self.objective, self.unit)
 
     def summary(self) -> str:
         """The choice in a few lines."""
@@ -101,13 +112,21 @@ class Tuning:
         for row in self.layers:
             counts[row["form"]] = counts.get(row["form"], 0) + 1
         said = ", ".join(f"{count} {form}" for form, count in sorted(counts.items()))
+        costs = sum(len(row["costs"]) for row in self.layers)
+        source = "ESTIMATED from data-sheet rates"
+        if self.measured:
+            source = f"{self.measured} of {costs} costs MEASURED (the profile), others ESTIMATED"
         lines = [
             f"chosen for {', '.join(self.limits)}: {said}",
-            f"  {self.objective} of the layers, ESTIMATED from data-sheet rates: {self.cost:.4g} "
+            f"  {self.objective} of the layers, {source}: {self.cost:.4g} "
             f"{self.unit}, dense {self.dense_cost:.4g} ({100 * self.saving:.0f} % less)",
             f"  {self.evaluations} models were judged; the samples held out were used {self.looks} "
             f"time{'s' if self.looks != 1 else ''}",
         ]
+        if self.held_to != self.limits:
+            lines.append(
+                f"  so few labels are held out that the model was held to {', '.join(self.held_to)}"
+            )
         if self.unmeasured:
             count = len(self.unmeasured)
             lines.append(f"  time was up for {count} layers, which stay dense; --time gives more")
@@ -158,8 +177,11 @@ def tune(
     *,
     calib: DataLike,
     limit: LimitsLike = None,
+    labels: LabelsLike = None,
+    metric: MetricLike = None,
     recover: float | str | None = None,
     objective: str = "latency",
+    profile: PathLike | Sequence[PathLike] | None = None,
     time: float | str = MINUTES * 60,
     output: PathLike | None = None,
     target: str | targets.Target = targets.DEFAULT,
@@ -184,12 +206,14 @@ def tune(
 
     calib: real samples (docs/api.md says in which forms), 16 at least. limit: `{"top1": 0.01}`,
     `{"sqnr": 20}`, as `max_drop` of `compile`; by default 1 % of the labels for classifiers, 20 dB
-    for other models. recover: as for `compile`, of each model that is made in the end; a choice
-    that is a bit cheaper than what meets the limit untrained is then tried first. objective:
-    "latency", "size" or "energy-proxy", estimated from data-sheet rates of `gpu`. time: what it may
-    take, seconds or text such as "30min"; layers that save most come first. preset: whose passes
-    are used, by default that of the target. work_dir: keeps what was measured, for a run that goes
-    on.
+    for other models. labels, metric: as for `compile`, of `calib`; the default is then that
+    accuracy, or the metric's value, falls by 0.01 at most. recover: as for `compile`, of each model
+    that is made in the end; a choice that is a bit cheaper than what meets the limit untrained is
+    then tried first. objective: "latency", "size" or "energy-proxy", estimated from data-sheet
+    rates of `gpu`. profile: ledgers (files of `onnx24 ledger -o`), whose times of layers take the
+    estimates' place. time: what it may take, seconds or text such as "30min"; layers that save most
+    come first. preset: whose passes are used, by default that of the target. work_dir: keeps what
+    was measured, for a run that goes on.
 
     Raises: as `compile`; InputError O24-043 for too few samples; NotMetError, with `.result`, where
     even the strictest choice misses the limit on the samples held out.
@@ -205,6 +229,9 @@ def tune(
     begins = clock.monotonic()
     if objective not in OBJECTIVES:
         raise usage(f"objective {objective!r}", f"it is one of {', '.join(OBJECTIVES)}")
+    if profile is not None and objective != "latency":
+        raise usage(f"profile with objective {objective}", "a profile says what layers take")
+    times = _times(profile)
     row = targets.load(target) if isinstance(target, str) else target
     rates = gpu_of(row, gpu)
     profiles = profiles_of(shapes)
@@ -212,6 +239,7 @@ def tune(
     effort = Effort(memory=memory, workers=workers, executor=executor, work_dir=work_dir)
     if recover is not None:
         Budget.of(recover)
+    scoring = Scoring.of(labels, metric)
     source = load(model)
     original = source.load()
     data = load_samples(calib, original, profiles, seed)
@@ -224,12 +252,15 @@ def tune(
     if recover is not None:
         require_recoverable(original, split)
     fit, judge = split.fitted.split(FIT)
-    limits = limits_of(limit) or default_limits(original, len(judge))
+    limits = limits_of(limit, scored=True) or scoring.defaults
+    limits = limits or default_limits(original, len(judge))
+    scoring.require(limits)
     text = f"@{preset or targets.default_preset(row, calibrated=True)}"
     steps = list(parse(text))
     base = _base(source.load(), steps, row)
     layers, _ = layers_of(base, row, profiles)
     units = units_of(layers, row, rates, objective)
+    units, measured = with_measured(units, times) if times else (units, 0)
     folder = effort.folder()
     with tempfile.TemporaryDirectory(prefix="onnx24-") as scratch:
         sensitivity = Sensitivity(
@@ -249,19 +280,27 @@ def tune(
             units, progress=shows.progress, time_is_up=lambda: clock.monotonic() > limit_at
         )
         options = [_options(unit, losses) for unit in units]
-        search = _Search(units, options, sensitivity, base, judge, limits)
+        search = _Search(units, options, sensitivity, base, judge, limits, scoring)
         with shows.waiting("choosing forms"):
             points = search.run(ends, cheaper=CHEAPER if recover is not None else 0)
+    held_to = [str(each) for each in within_error(limits, len(split.held_out))]
     looks = 0
     for tried, point in enumerate(points):
         looks += 1
+        tuning = replace(
+            _tuning(units, options, losses, point, limits, objective, search, looks),
+            measured=measured,
+            held_to=tuple(held_to),
+        )
         try:
             made = compile(
                 source,
                 output=output,
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
-                max_drop=[str(each) for each in within_error(limits, len(split.held_out))],
+                max_drop=held_to,
+                labels=scoring.labels,
+                metric=metric,
                 recover=recover,
                 target=row,
                 shapes=shapes,
@@ -278,12 +317,38 @@ def tune(
                 if isinstance(err.result, Result):
                     continue
                 raise
-            tuning = _tuning(units, options, losses, point, limits, objective, search, looks)
             err.result = _with(err.result, tuning)
             raise
-        tuning = _tuning(units, options, losses, point, limits, objective, search, looks)
         return _with(made, tuning)
     raise AssertionError("the last point is the dense model")
+
+
+def require_drawable(file: str) -> None:
+    """Look before anything is measured whether a front can be drawn into that file.
+
+    Raises: InputError O24-043 for another ending than .html and .png; BackendError O24-071.
+    """
+    ending = Path(file).suffix.lower()
+    if ending == ".png":
+        require_matplotlib()
+    elif ending != ".html":
+        raise usage(f"--front {file}", "name a file that ends in .html or .png")
+
+
+def _times(profile: PathLike | Sequence[PathLike] | None) -> Times:
+    """Raises: InputError O24-048 for what is no ledger, or can't be read."""
+    if profile is None:
+        return {}
+    given = [profile] if isinstance(profile, str | os.PathLike) else profile
+    documents = []
+    for each in given:
+        path = os.fspath(each)
+        try:
+            documents.append((path, Path(path).read_text("utf-8")))
+        except (OSError, ValueError) as err:
+            reason = getattr(err, "strerror", None) or err
+            raise InputError.of("O24-048", f"it can't be read: {reason}", file=path) from err
+    return times_of(documents) if documents else {}
 
 
 def _with(made: Result, tuning: Tuning) -> TuneResult:
@@ -338,7 +403,9 @@ class _Search:
         base: Model,
         judge: Calibration,
         limits: Sequence[Limit],
+        scoring: Scoring,
     ) -> None:
+        self._scoring = scoring
         self._units, self._options, self._sensitivity = units, options, sensitivity
         self._base, self._judge, self._limits = base, judge, limits
         self._known: dict[tuple[str, ...], bool] = {}
@@ -386,7 +453,9 @@ class _Search:
             found = compare(self._base, model, self._judge, also=named_values(self._limits))
         except InputError:
             return False
-        return all(r.met for r in check_limits(self._limits, found.outputs, found.names))
+        results = check_limits(self._limits, found.outputs, found.names)
+        results += self._scoring.check(self._limits, self._base, model, self._judge)
+        return all(result.met for result in results)
 
 
 def _pipeline(steps: Sequence[Pass], units: Sequence[Unit], point: Point) -> Pipeline:

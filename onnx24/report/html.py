@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -240,6 +240,16 @@ def _badness(out: Mapping[str, Any]) -> float:
 # --- accuracy and engine ----------------------------------------------------------------------
 
 
+def _with_faint(outputs: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each output, and behind it the small channels that its numbers hide."""
+    for out in outputs:
+        yield out
+        if faint := out.get("faint"):
+            name = f"{out['name']}: {faint['channels']} of {faint['of']} channels, which are small"
+            yield {**out, "max_abs": None, "cosine": None, "top1_agreement": None, **faint,
+                   "name": name}  # fmt: skip
+
+
 def _comparison(report: Report) -> str:
     if report.comparison is None:
         return ""
@@ -252,7 +262,7 @@ def _comparison(report: Report) -> str:
             ),
             cell(f"{out['compared']} of {out['runs']}"),
         ]
-        for out in report.comparison["outputs"]
+        for out in _with_faint(report.comparison["outputs"])
     ]
     header = ["output", "max abs", "relative L2", "cosine", "SQNR dB", "top-1 agreement"]
     header.append("runs compared")

@@ -42,6 +42,16 @@ METRICS = {
     ),
 }
 
+SCORED = {
+    "accuracy": Metric(
+        "accuracy_drop", False, 0, 1, "fall of the share of samples that get their label, at most"
+    ),
+    "metric": Metric(
+        "metric_drop", False, 0, math.inf, "fall of the metric function's value, at most"
+    ),
+}
+"""What needs labels or a function besides the outputs of two models (driver.scoring)."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -66,6 +76,10 @@ class Limit:
         return any(name == one or name.startswith(f"{one}[") for one in wanted)
 
 
+def metric_of(limit: Limit) -> Metric:
+    return METRICS.get(limit.metric) or SCORED[limit.metric]
+
+
 @dataclass(frozen=True)
 class LimitResult:
     """The worst output under one limit. `value` is None where no output has the metric. compared,
@@ -84,14 +98,14 @@ class LimitResult:
     @property
     def required(self) -> str:
         """`≥ 20`, `≤ 0.1`: what the measured value must be."""
-        relation = "≥" if METRICS[self.limit.metric].at_least else "≤"
+        relation = "≥" if metric_of(self.limit).at_least else "≤"
         return f"{relation} {self.limit.threshold:g}"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "limit": str(self.limit),
-            "metric": METRICS[self.limit.metric].field,
-            "relation": "at least" if METRICS[self.limit.metric].at_least else "at most",
+            "metric": metric_of(self.limit).field,
+            "relation": "at least" if metric_of(self.limit).at_least else "at most",
             "threshold": self.limit.threshold,
             "output": self.output,
             "value": self.value,
@@ -102,7 +116,7 @@ class LimitResult:
 
     def unmet(self) -> Diagnostic:
         """The diagnostic O24-600 for a limit that is not met."""
-        metric = METRICS[self.limit.metric]
+        metric = metric_of(self.limit)
         relation = "at least" if metric.at_least else "at most"
         hint = "raise the limit, calibrate on more samples, or exclude sensitive layers"
         if self.value is None:
@@ -133,30 +147,31 @@ _BETWEEN = re.compile(r",(?=[^,@=]*=|\s*$)")
 """A comma between limits; others belong to the name of an output."""
 
 
-def parse_limits(texts: Iterable[str]) -> list[Limit]:
-    """Limits from `METRIC=NUMBER` and `METRIC=NUMBER@OUTPUT`, several joined by commas.
+def parse_limits(texts: Iterable[str], *, scored: bool = False) -> list[Limit]:
+    """Limits from `METRIC=NUMBER` and `METRIC=NUMBER@OUTPUT`, several joined by commas. scored:
+    those of SCORED too.
 
     Raises: InputError O24-043, with the nearest name.
     """
     found: dict[tuple[str, str], Limit] = {}
+    known = {**METRICS, **(SCORED if scored else {})}
     for text in texts:
         for part in filter(None, (piece.strip(" ,") for piece in _BETWEEN.split(text))):
             name, equals, rest = (piece.strip() for piece in part.partition("="))
             number, _, output = (piece.strip() for piece in rest.partition("@"))
-            if name not in METRICS:
-                near = difflib.get_close_matches(name, METRICS, n=1)
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                raise _bad(f"there is no metric {name!r}", f"{hint}it is one of {_names()}")
+                raise _bad(f"there is no metric {name!r}", f"{hint}it is one of {', '.join(known)}")
             if (name, output) in found:
                 raise _bad(f"{name!r} is given twice", "keep one of them, or name outputs: @OUTPUT")
             if not equals:
                 raise _bad(f"{name!r} has no value", f"write {name}=NUMBER")
-            found[name, output] = Limit(name, _number(name, number), output)
+            found[name, output] = Limit(name, _number(name, known[name], number), output)
     return list(found.values())
 
 
-def _number(name: str, text: str) -> float:
-    metric = METRICS[name]
+def _number(name: str, metric: Metric, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -174,10 +189,6 @@ def _bad(message: str, hint: str) -> InputError:
     return InputError.of("O24-043", f"--max-drop: {message}", hint=hint)
 
 
-def _names() -> str:
-    return ", ".join(METRICS)
-
-
 def named_values(limits: Iterable[Limit]) -> list[str]:
     """The outputs and inner values that limits name."""
     return list(dict.fromkeys(limit.output for limit in limits if limit.output))
@@ -190,11 +201,14 @@ def check_limits(
     is met by values that were compared only: `OutputDiff.is_complete`, but that the share of
     equal classes counts the others as changed.
 
-    names: of the model's outputs, which a limit that names none is for; all where None.
+    Those of SCORED are not looked at. names: of the model's outputs, which a limit that names none
+    is for; all where None.
     """
     results = []
     for limit in limits:
-        metric = METRICS[limit.metric]
+        if limit.metric in SCORED:
+            continue
+        metric = metric_of(limit)
         every = [out.name for out in outputs] if names is None else names
         measured = [
             (float(value), out)
@@ -229,4 +243,4 @@ def _merit(limit: Limit, value: float, out: OutputDiff) -> float:
     told = limit.metric == "top1" or out.is_complete
     if math.isnan(value) or not told:
         return -math.inf
-    return value if METRICS[limit.metric].at_least else -value
+    return value if metric_of(limit).at_least else -value

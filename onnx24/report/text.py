@@ -306,21 +306,42 @@ def render_limits(limits: Sequence[LimitResult]) -> Block:
 def render_comparison(comparison: Mapping[str, Any], of: str = "") -> Block:
     """The document of a numeric comparison as a table."""
     rows = [
-        (
-            str(out["name"]),
-            shape_text(out.get("shape") or ()),
-            number_text(_float(out.get("max_abs"))),
-            number_text(_float(out.get("rel_l2"))),
-            number_text(_float(out.get("cosine")), 6),
-            number_text(_float(out.get("sqnr_db"))),
-            number_text(_float(out.get("top1_agreement"))),
-            f"{out['compared']} of {out['runs']}",
-        )
+        row
         for out in comparison["outputs"]
+        for row in (_output_row(out), *_faint_rows(out.get("faint")))
     ]
     header = ("output", "shape", "max abs", "rel L2", "cosine", "SQNR dB", "same top-1", "runs")
     title = f"{of}original and result on {comparison['samples']} samples"
     return block([title, table(header, rows, right=(2, 3, 4, 5, 6, 7))])
+
+
+def _output_row(out: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(out["name"]),
+        shape_text(out.get("shape") or ()),
+        number_text(_float(out.get("max_abs"))),
+        number_text(_float(out.get("rel_l2"))),
+        number_text(_float(out.get("cosine")), 6),
+        number_text(_float(out.get("sqnr_db"))),
+        number_text(_float(out.get("top1_agreement"))),
+        f"{out['compared']} of {out['runs']}",
+    )
+
+
+def _faint_rows(faint: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:
+    """Of the channels that the output's own numbers hide."""
+    if faint is not None:
+        rel_l2, sqnr = (number_text(_float(faint[key])) for key in ("rel_l2", "sqnr_db"))
+        yield (
+            "  small channels",
+            f"{faint['channels']} of {faint['of']}",
+            "",
+            rel_l2,
+            "",
+            sqnr,
+            "",
+            "",
+        )
 
 
 def _float(value: Any) -> float | None:

@@ -129,9 +129,9 @@ class Expressions:
         nodes, sources = self._cone(site)
         stored = [self.index.initializers[key] for key in sources]
         room = sum(payload_bytes(t) for t in stored)
-        integers = any(is_weight(t) and numpy_dtype(t.data_type).kind in "iu" for t in stored)
-        # A weight that is stored quantized would become one of floats.
-        limit = room if integers else room + GROWTH_BYTES
+        small = any(is_weight(t) and numpy_dtype(t.data_type).itemsize < 2 for t in stored)
+        # A weight that is stored in 8 bits would become one of floats.
+        limit = room if small else room + GROWTH_BYTES
         sizes = [
             self._bytes(ValueKey(at.scope, name))
             for at in nodes

@@ -68,14 +68,14 @@ class Limits:
         if screen.expected <= (1 - self.agreement) / 2:
             limits = replace(limits, agreement=0.0)
         judged = screen.top1 is not None and self.agreement
-        if judged or screen.worst[0] >= self.sqnr_db + CLEARLY_DB:
+        if judged or screen.sqnr_db >= self.sqnr_db + CLEARLY_DB:
             limits = replace(limits, sqnr_db=0.0)
         return limits
 
     def met_by(self, found: Likeness) -> bool:
         if self.budget and not found.rel_l2 <= self.budget:
             return False
-        if self.sqnr_db and not found.worst[0] >= self.sqnr_db:
+        if self.sqnr_db and not found.sqnr_db >= self.sqnr_db:
             return False
         return not self.agreement or found.top1 is None or found.top1 >= self.agreement
 
@@ -102,8 +102,12 @@ class Protection:
         share = 1.0 if found.top1 is None else found.top1
         if share < HURTS_AGREEMENT and round((1 - share) * found.runs) >= HURTS_SAMPLES:
             return f"{100 * share:.1f} % of {found.runs} samples keep their class"
-        sqnr, name = found.worst
-        return f"output {name!r} has {sqnr:.1f} dB" if sqnr < HURTS_DB else ""
+        if found.sqnr_db >= HURTS_DB:
+            return ""
+        (sqnr, name), where = found.worst, ""
+        if found.faint[0] < sqnr:
+            (sqnr, name), where = found.faint, " in the channels that are small beside its others"
+        return f"output {name!r} has {sqnr:.1f} dB{where}"
 
 
 def protect(quantizer: Quantizer, limits: Limits, progress: Callable[..., Any]) -> Protection:
@@ -167,7 +171,7 @@ def _choose(
 
     most = len(order) if asked else len(order) // MOST
     n = fewest(most, is_met, known=(0, *_predicted(order, alone, limits.budget)))
-    if not is_met(n) and not asked and tried[n].worst[0] < found.before.worst[0] + WORTH_DB:
+    if not is_met(n) and not asked and tried[n].sqnr_db < found.before.sqnr_db + WORTH_DB:
         n = 0
     found.layers = {layer: alone[layer] for layer in order[:n]}
     found.predicted = math.sqrt(sum(alone[layer] ** 2 for layer in order[n:]))

@@ -121,6 +121,20 @@ class Calibration:
         self._source.hash(digest, self._units)
         return digest.hexdigest()
 
+    def picked(self, values: np.ndarray) -> np.ndarray:
+        """Of `values`, one a sample of the whole source, those of these samples, in order.
+
+        Raises: InputError O24-032 for another number of them.
+        """
+        every = range(self._source.units)
+        sizes = [self._source.count(np.array([unit])) for unit in every]
+        ends = np.cumsum(sizes)
+        if len(values) != ends[-1]:
+            message = f"expected {ends[-1]} labels, one a sample, found {len(values)}"
+            raise InputError.of("O24-032", message)
+        parts = [np.arange(ends[unit] - sizes[unit], ends[unit]) for unit in self._units]
+        return values[np.concatenate(parts)]
+
     def split(self, fraction: float) -> tuple[Calibration, Calibration]:
         """A first part of about `fraction` of the samples and the rest, spread evenly over the
         whole so that sorted data stay balanced. What the model takes in one run is not divided;
@@ -714,9 +728,13 @@ class _Random(SampleSource):
         return tuple(s.name for s in self._specs)
 
     def _once(self, shapes: Mapping[str, tuple[int, ...]]) -> Feeds:
-        """What to feed in one run of these sizes."""
+        """What to feed in one run of these sizes: the largest of the integers that samples may hold,
+        since they may select from what a dimension is large."""
         self._shapes = dict(shapes)
-        return next(self.feeds(np.arange(1), 1))
+        feeds = next(self.feeds(np.arange(1), 1))
+        for name, bound in self._bounds.items():
+            feeds[name] = np.full_like(feeds[name], max(1, bound) - 1)
+        return feeds
 
     def fitted(self, specs: list[InputSpec]) -> SampleSource:
         given = {s.name: (s.dtype, self._shapes[s.name]) for s in self._specs}

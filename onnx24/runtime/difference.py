@@ -24,6 +24,7 @@ NAME_OUTPUTS = (
 __all__ = [
     "Accumulator",
     "Differences",
+    "Faint",
     "OutputDiff",
     "difference",
     "is_float",
@@ -33,6 +34,22 @@ __all__ = [
 ]
 
 _CHUNK_ELEMENTS = 1 << 18
+FAINT = 32.0
+"""Between the root mean square of one channel and the next larger: 30 dB hide what is below."""
+
+
+@dataclass(frozen=True)
+class Faint:
+    """What an output's numbers hide: of its channels in the order of their root mean squares, those
+    below the first gap of FAINT, taken together, as a detector's scores below its boxes in pixels.
+
+    channels: how many they are, `of` so many. rel_l2, sqnr_db: of them, as of an output.
+    """
+
+    channels: int
+    of: int
+    rel_l2: float
+    sqnr_db: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +67,8 @@ class OutputDiff:
     NaN, an infinity or a string is met by something else, or elements of runs whose shapes differ.
     They make max_abs and rel_l2 infinite, sqnr_db minus infinity and cosine NaN. undefined:
     elements that are NaN in both, of which the four say nothing; they are NaN where no element
-    was compared. lost: elements that are finite in `a` and NaN or infinite in `b`.
+    was compared. lost: elements that are finite in `a` and NaN or infinite in `b`. faint: None
+    where no channel is, and of outputs of less than three axes.
     """
 
     name: str
@@ -67,6 +85,7 @@ class OutputDiff:
     runs: int = 1
     compared: int = 1
     unlike: int = 0
+    faint: Faint | None = None
 
     @property
     def identical(self) -> bool:
@@ -97,9 +116,14 @@ class OutputDiff:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers that JSON has none for are "inf", "-inf" and "nan"."""
-        out = {k: _json_number(v) if isinstance(v, float) else v for k, v in vars(self).items()}
+        out = _json_object(self)
         out["shape"] = list(self.shape)
+        out["faint"] = None if self.faint is None else _json_object(self.faint)
         return out
+
+
+def _json_object(found: OutputDiff | Faint) -> dict[str, Any]:
+    return {k: _json_number(v) if isinstance(v, float) else v for k, v in vars(found).items()}
 
 
 def _json_number(value: float) -> float | str:
@@ -116,10 +140,12 @@ def difference(a: Any, b: Any, name: str = "") -> OutputDiff:
     return max(found.results(), key=lambda out: out.badness, default=Accumulator().result(name))
 
 
-def mean_rel_l2(outputs: Sequence[OutputDiff]) -> float:
+def mean_rel_l2(outputs: Sequence[OutputDiff], *, faint: bool = False) -> float:
     """Root mean square over the outputs of ‖b - a‖ / ‖a‖; 0 without any, infinite where one has
-    no value that could be compared."""
+    no value that could be compared. faint: an output's faint channels count as one more."""
     errors = [out.badness for out in outputs]
+    if faint:
+        errors += [out.faint.rel_l2 for out in outputs if out.faint is not None]
     return math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
 
 
@@ -178,6 +204,8 @@ class Accumulator:
         self.runs = self.compared = self.unlike = 0
         self.rows = self.agreeing = 0
         self.shape: tuple[int, ...] = ()
+        self._channels: np.ndarray | None = np.zeros((2, 0))
+        """[signal and noise, channels]; None where runs differ in channels or are not finite."""
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         self.shape = a.shape
@@ -195,6 +223,7 @@ class Accumulator:
         if rows := min(_rows(a), _rows(b)):
             self.rows += rows
             self.agreeing += _agreeing(a, b)
+        self._add_channels(a, b)
         x, y = a.reshape(-1), b.reshape(-1)
         nans = 0
         for start in range(0, x.size, _CHUNK_ELEMENTS):
@@ -224,13 +253,43 @@ class Accumulator:
         self.dot += float(np.vdot(x, y).real)
         return nans
 
+    def _add_channels(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Channels are the second axis or the last, whichever is shorter."""
+        if self._channels is None or a.ndim < 3 or not (a.size and is_float(a) and is_float(b)):
+            return
+        axis = 1 if a.shape[1] <= a.shape[-1] else -1
+        found = np.zeros((2, a.shape[axis]))
+        for i, (x, y) in enumerate(zip(*(np.moveaxis(v, axis, 0) for v in (a, b)), strict=True)):
+            x, y = widened(x).reshape(-1), widened(y).reshape(-1)
+            found[:, i] = np.vdot(x, x), np.vdot(y - x, y - x)
+        known = self._channels if self._channels.size else np.zeros_like(found)
+        alike = known.shape == found.shape and np.isfinite(found).all()
+        self._channels = known + found if alike else None
+
+    def _faint(self) -> Faint | None:
+        if self._channels is None or not self._channels.size or self.unlike:
+            return None
+        signal, noise = self._channels[:, np.argsort(-self._channels[0])]
+        gaps = np.flatnonzero((signal[:-1] > FAINT**2 * signal[1:]) & (signal[1:] > 0))
+        if not gaps.size:
+            return None
+        below = slice(gaps[0] + 1, None)
+        quiet, error = float(signal[below].sum()), float(noise[below].sum())
+        counts = len(signal[below]), len(signal)
+        return Faint(*counts, math.sqrt(error / quiet), _decibels(quiet, error))
+
     def result(self, name: str) -> OutputDiff:
         if self.mismatches:
             metrics = (math.inf, math.inf, math.nan, -math.inf)
         elif not self.elements:
             metrics = (math.nan,) * 4
         else:
-            metrics = (self.max_abs, self._rel_l2(), self._cosine(), self._sqnr_db())
+            metrics = (
+                self.max_abs,
+                self._rel_l2(),
+                self._cosine(),
+                _decibels(self.signal, self.noise),
+            )
         return OutputDiff(
             name=name,
             max_abs=metrics[0],
@@ -246,6 +305,7 @@ class Accumulator:
             runs=self.runs,
             compared=self.compared,
             unlike=self.unlike,
+            faint=self._faint(),
         )
 
     def _rel_l2(self) -> float:
@@ -253,16 +313,17 @@ class Accumulator:
             return 0.0
         return math.sqrt(self.noise / self.signal) if self.signal else math.inf
 
-    def _sqnr_db(self) -> float:
-        if not self.noise:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
-
     def _cosine(self) -> float:
         if not self.noise:
             return 1.0
         norms = math.sqrt(self.signal) * math.sqrt(self.other)
         return max(-1.0, min(1.0, self.dot / norms)) if norms else 0.0
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def is_float(array: np.ndarray) -> bool:

@@ -278,7 +278,9 @@ _TOO_SMALL = "batches that fill no run"
 
 def _is_too_small(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec]) -> bool:
     """Whether an input of a fixed batch is given fewer rows than one run takes, as the last batch
-    of a loader may be."""
+    of a loader may be, or all are given none."""
+    if arrays and not any(array.shape[:1] != (0,) for array in arrays.values()):
+        return True
     return any(
         spec.dims
         and isinstance(spec.dims[0], int)

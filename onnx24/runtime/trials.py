@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -20,7 +20,7 @@ from onnx24.runtime.difference import Differences, gap_finding, is_float, mean_r
 from onnx24.runtime.ranges import doublings
 from onnx24.runtime.session import Session
 
-__all__ = ["Likeness", "Margins", "Reference", "best_candidate"]
+__all__ = ["Likeness", "Margins", "Reference", "best_candidate", "likeness_of"]
 
 K = TypeVar("K", bound=Hashable)
 Outputs = dict[str, np.ndarray]
@@ -40,19 +40,26 @@ OUTPUT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Likeness:
-    """rel_l2: root mean square over the outputs of ‖ŷ − y‖ / ‖y‖. top1: share of rows whose largest
-    entry stands at the same place, where the model is a classifier (one output, [N, C]); else
-    None. expected: share of rows that would change it, were the change of each row's margin drawn
-    from a normal distribution: a few rows tell more by it than by counting. worst: (signal to noise
-    [dB], name) of the output that has the least, of those whose shapes agree in every run. runs:
-    compared. gap: O24-037 where an output was not compared in full."""
+    """rel_l2: root mean square over the outputs, and their faint channels, of ‖ŷ − y‖ / ‖y‖. top1:
+    share of rows whose largest entry stands at the same place, where the model is a classifier (one
+    output, [N, C]); else None. expected: share of rows that would change it, were the change of
+    each row's margin drawn from a normal distribution: a few rows tell more by it than by counting.
+    worst: (signal to noise [dB], name) of the output that has the least, of those whose shapes
+    agree in every run; faint: the same of outputs' faint channels. runs: compared. gap: O24-037
+    where an output was not compared in full."""
 
     rel_l2: float
     top1: float | None = None
     expected: float = 0.0
     worst: tuple[float, str] = (math.inf, "")
+    faint: tuple[float, str] = (math.inf, "")
     runs: int = 0
     gap: Diagnostic | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        """The least of outputs and of their faint channels."""
+        return min(self.worst[0], self.faint[0])
 
 
 @dataclass
@@ -90,21 +97,32 @@ class Reference:
 
     def likeness(self, quantized: Model, count: int) -> Likeness:
         """Of a model of the same outputs, on that many runs. Raises: InputError O24-016."""
-        session = Session(quantized, self.outputs or None)
-        sums, margins = Differences(), Margins()
-        for feeds, exact in self.runs(count):
-            found = session.run(feeds)
-            sums.add(exact, found)
-            margins.add(exact, found)
-        results = sums.results()
-        rel_l2 = mean_rel_l2(results)
-        alike = [(out.sqnr_db, out.name) for out in results if not out.unlike and out.elements]
-        worst = min(alike, default=(math.inf, ""))
-        runs = max((out.runs for out in results), default=0)
-        if not margins.rows:
-            return Likeness(rel_l2, worst=worst, runs=runs, gap=gap_finding(results))
-        top1 = results[0].top1_agreement
-        return Likeness(rel_l2, top1, margins.expected, worst, runs, gap_finding(results))
+        return likeness_of(quantized, self.runs(count), self.outputs)
+
+
+def likeness_of(
+    quantized: Model, runs: Iterable[tuple[Outputs, Outputs]], outputs: Sequence[str] = ()
+) -> Likeness:
+    """runs: as `Reference.runs`. Raises: InputError O24-016."""
+    session = Session(quantized, outputs or None)
+    sums, margins = Differences(), Margins()
+    for feeds, exact in runs:
+        found = session.run(feeds)
+        sums.add(exact, found)
+        margins.add(exact, found)
+    results = sums.results()
+    rel_l2 = mean_rel_l2(results, faint=True)
+    alike = [(out.sqnr_db, out.name) for out in results if not out.unlike and out.elements]
+    worst = min(alike, default=(math.inf, ""))
+    faint = min(
+        ((out.faint.sqnr_db, out.name) for out in results if out.faint is not None),
+        default=(math.inf, ""),
+    )
+    count = max((out.runs for out in results), default=0)
+    if not margins.rows:
+        return Likeness(rel_l2, worst=worst, faint=faint, runs=count, gap=gap_finding(results))
+    top1 = results[0].top1_agreement
+    return Likeness(rel_l2, top1, margins.expected, worst, faint, count, gap_finding(results))
 
 
 class Margins:
@@ -174,7 +192,9 @@ def best_candidate(
         trial = Session(_with_inputs(quantized, list(candidates[first])), reference.outputs or None)
         for i, (feeds, exact) in enumerate(reference.runs(count)):
             if i == count // 4:
-                errors = {key: mean_rel_l2(found.results()) for key, found in sums.items()}
+                errors = {
+                    key: mean_rel_l2(found.results(), faint=True) for key, found in sums.items()
+                }
                 least = min(errors.values())
                 sums = {key: sums[key] for key, e in errors.items() if e <= CLEARLY * least}
                 if len(sums) == 1:
@@ -183,7 +203,7 @@ def best_candidate(
                 sums[key].add(exact, trial.run({**feeds, **candidates[key]}))
     except InputError:  # a type that ONNX Runtime has no kernels for
         return first
-    return min(sums, key=lambda key: mean_rel_l2(sums[key].results()))
+    return min(sums, key=lambda key: mean_rel_l2(sums[key].results(), faint=True))
 
 
 def _is_real(y: object) -> bool:

@@ -18,7 +18,7 @@ from onnx24.cli import app
 from onnx24.codes import OWN, Code
 from onnx24.passmgr import registry
 from onnx24.passmgr.options import reference
-from onnx24.report.limits import METRICS
+from onnx24.report.limits import METRICS, SCORED
 from onnx24.targets import presets
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
@@ -88,6 +88,8 @@ def cli_page() -> str:
     lines += ["of the model must meet every limit; NaN meets none.", ""]
     lines += ["| metric | limit |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(metric.meaning)} |" for name, metric in METRICS.items()]
+    accuracy = _cell(SCORED["accuracy"].meaning)
+    lines += [f"| `accuracy` | {accuracy}; with `--labels` (`compile`, `tune`) |"]
     lines += ["", *_pass_commands()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -234,8 +236,8 @@ handed in is never modified.
 
 **Samples** (`calib`, `data`) are
 
-- a path, as on the command line: an `.npz`, a folder of `.npz`, of images or of ONNX test data, `random:N`,
-  and `script.py:function`, which runs that code;
+- a path, as on the command line: an `.npz`, a folder of `.npz`, of images or of ONNX test data,
+  `random:N`, and `script.py:function`, which runs that code;
 - `onnx24.Images(folder, mean=…, std=…, layout=…, size=…)`: images, scaled as said; a path alone
   means values in 0 to 1, with a warning (O24-070);
 - a dict of arrays, samples stacked along the first axis; one array for a model of one input;

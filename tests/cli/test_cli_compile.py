@@ -167,6 +167,11 @@ def test_shapes_that_a_build_lacks_are_chosen_and_said(work: Path, model_path: P
     assert result.exit_code == 0, result.output
     assert "O24-053" in result.stderr and "--shapes x:1x64" in result.stderr
     assert Path("out.engine").exists() and "O24-053" in Path("r.json").read_text()
+    # Turing has no FP32 GEMM in TensorRT-RTX: a build that fails names the sizes as well
+    failed = invoke("build", model_path, "--target", "sm75-rtx1", "--backend", "tensorrt-rtx")
+    assert (
+        failed.exit_code == 3 and "O24-502" in failed.stderr and "--shapes x:1x64" in failed.stderr
+    )
 
 
 @pytest.mark.skipif(not HAS_RTX, reason="tensorrt-rtx is not installed")

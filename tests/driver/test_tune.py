@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,87 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
         ["tune", "m.onnx", "-o", "out.onnx", "--calib", "calib.npz", "--limit", "sqnr=15",
          "--front", "front.html", "--json"]
     )  # fmt: skip
-    import json
 
     document = json.loads(capsys.readouterr().out)
     assert code == 0 and document["tuning"]["estimate"] is True
     assert (tmp_path / "out.onnx").exists() and "<svg" in (tmp_path / "front.html").read_text()
+
+
+def ledger(path: Path, model: Any, ms: dict[str, float], dense_ms: dict[str, float]) -> str:
+    """As `onnx24 ledger` writes it, of layers that took so long."""
+    files = {}
+    for name, times in (("profile", ms), ("dense_profile", dense_ms)):
+        rows = [{"name": layer, "timeMs": 9 * t, "averageMs": t} for layer, t in times.items()]
+        files[name] = str(path.with_suffix(f".{name}.json"))
+        Path(files[name]).write_text(json.dumps([{"count": 9}, *rows]))
+    found = onnx24.layer_ledger(model, **files)
+    path.write_text(json.dumps(found.to_json()))
+    return str(path)
+
+
+def test_what_layers_took_takes_the_place_of_estimates(tmp_path: Path) -> None:
+    net, given = mlp([32, 64, 64]), {"calib": {"x": ROWS}, "limit": {"sqnr": 3}}
+    sparse = onnx24.prune24(net, quality="magnitude")
+    # 2:4 made fc0 slower and fc1 four times as fast; nothing is known of INT8.
+    path = ledger(tmp_path / "l.json", sparse, {"fc0": 0.3, "fc1": 0.1}, {"fc0": 0.2, "fc1": 0.4})
+    result = onnx24.tune(net, **given, profile=path, target="sm86-trt10")
+    assert result.tuning.measured == 4 and "4 of 8 costs MEASURED" in result.tuning.render()
+    costs = {row["weight"]: row["costs"] for row in result.tuning.layers}
+    assert costs["fc0.weight"]["sparse"] == pytest.approx(300)
+    assert costs["fc1.weight"]["dense"] == result.tuning.layers[1]["dense_cost"] == 400
+    estimated = onnx24.tune(net, **given).tuning.layers[0]["costs"]
+    factor = 500 / (estimated["dense"] + estimated["sparse"])
+    assert costs["fc0.weight"]["int8"] == pytest.approx(factor * estimated["int8"])
+    # With the times of an INT8 engine, in which nothing is faster, both layers stay in floats.
+    int8 = onnx24.optimize(
+        net, "upgrade-opset{to=19},prune24{quality=magnitude},qdq,fold-qdq", calib={"x": ROWS}
+    )
+    slow = {"fc0": 9.0, "fc1": 9.0}
+    second = ledger(tmp_path / "i.json", int8, slow, slow)
+    result = onnx24.tune(net, **given, profile=[path, second])
+    assert [row["form"] for row in result.tuning.layers] == ["dense", "sparse"]
+    assert result.tuning.measured == 8 and result.tuning.to_json()["estimate"] is False
+
+
+def test_a_profile_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"rows": []}')
+    cases = [("a.json", "latency", "O24-048"), ("b.json", "latency", "O24-048")]
+    for name, objective, code in [*cases, ("a.json", "size", "O24-043")]:
+        with pytest.raises(onnx24.InputError) as caught:
+            onnx24.tune(
+                mlp([32, 16]), calib={"x": ROWS}, profile=tmp_path / name, objective=objective
+            )
+        assert caught.value.code == code
+
+
+@pytest.mark.slow
+def test_layers_are_measured_on_a_cluster_with_the_same_losses(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    found = []
+    for executor in ("local", "dask"):
+        result = onnx24.tune(
+            mlp([32, 32, 16]), calib={"x": ROWS}, limit={"sqnr": 9}, executor=executor, workers=2
+        )
+        found.append(result.tuning.layers)
+    assert found[0] == found[1]
+
+
+def test_a_front_is_drawn_as_a_picture_where_matplotlib_is(
+    tuned: onnx24.TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["tune", "none.onnx", "--calib", "c.npz", "--front", "f.pdf"]) == 2
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        assert run(["tune", "none.onnx", "--calib", "c.npz", "--front", "f.png"]) == 3
+    assert "O24-071" in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    picture = tuned.tuning.picture("a $model$")
+    assert picture.startswith(b"\x89PNG") and picture == tuned.tuning.picture("a $model$")
+
+
+def test_what_few_labels_are_held_to_is_said() -> None:
+    result = onnx24.tune(mlp([32, 16]), calib={"x": ROWS}, limit={"top1": 0.02})
+    assert result.tuning.limits == ("top1=0.02",) and result.tuning.held_to == ("top1=0.0833333",)
+    assert "held to top1=0.0833333" in result.tuning.summary()
+    assert [str(limit.limit) for limit in result.report.limits] == ["top1=0.0833333"]

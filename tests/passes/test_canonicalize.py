@@ -630,6 +630,17 @@ def test_what_depends_on_constants_alone_is_computed() -> None:
     assert made == {"w", "lw", "u"}
 
 
+def test_a_matrix_computed_from_counters_is_a_weight() -> None:
+    """The Fourier transform of swift-f0: cos(i * j), i and j int64 of shape [n, 1] and [1, n]."""
+    model = text_model(
+        "g (float[2,32] x) => (float[2,32] y) <float step = {0.19634954}> { p = Mul(i, j) "
+        "f = Cast<to=1>(p) a = Mul(f, step) c = Cos(a) y = MatMul(x, c) }",
+        weights={"i": np.arange(32).reshape(32, 1), "j": np.arange(32).reshape(1, 32)},
+    )
+    rewritten(model)
+    assert ops(model) == ["MatMul"] and names(model) == ["c"]
+
+
 def test_a_scale_computed_from_the_weight_is_a_constant_and_the_pair_stays() -> None:
     model = text_model(
         "g (float[N,8,20] x) => (float[N,16,20] y) <float c127 = {127.0}, float lo = {0.00000001}> "
@@ -657,7 +668,7 @@ def test_a_scale_computed_from_the_weight_is_a_constant_and_the_pair_stays() -> 
             {"w": _random(64, 64), "big": np.array([2048, 64, 64], np.int64)},
         ),
     ],
-    ids=["random", "stored-in-integers", "too-large"],
+    ids=["random", "stored-in-8-bits", "too-large"],
 )
 def test_what_must_not_be_computed_stays(body: str, weights: dict[str, np.ndarray]) -> None:
     model = text_model(

@@ -434,6 +434,8 @@ def test_bodies_stay_float32() -> None:
     )
     ctx = cast(model)
     assert kept(ctx) == {"r": "it has bodies"}
+    (said,) = [d.message for d in ctx.diagnostics if d.code == "O24-248"]
+    assert said.startswith("1 of 3 products and recurrent layers lie in bodies (r.else_branch)")
     assert computed_in(model, "MatMul") == {"FLOAT16"}
     assert {key.name for key in model.weights} == {"w", "w.fp16", "v"}
 

@@ -15,6 +15,7 @@ from onnx24.diagnostics import Diagnostic
 from onnx24.ir.model import Model
 from onnx24.passmgr.manager import RunResult, run
 from onnx24.passmgr.pipeline import parse
+from onnx24.runtime.compare import compare
 from onnx24.targets import default_preset
 
 PAIR = {"s": np.array(0.05, np.float32), "z": np.array(0, np.int8)}
@@ -163,6 +164,28 @@ def test_output_that_is_hurt_is_said_with_the_layers_to_blame(tmp_path):
     said = spoken(result)
     assert said.code == "O24-247" and "output 'y' has" in said.message
     assert said.facts["layers"][0] == "fc7" and "min-output" in said.hint
+
+
+def test_scores_beside_boxes_in_pixels_are_judged_by_themselves(tmp_path):
+    """YOLOv8's one output: boxes of hundreds of pixels hide scores that INT8 destroys."""
+    lines = [f"[fc{i}] h{i} = MatMul(x{i}, w{i})" for i in range(4)]
+    given = ", ".join(f"float[N, 36, 32] x{i}" for i in range(4))
+    values = {f"w{i}": array((32, 16), i) for i in range(4)}
+    values["w3"][0] = 0
+    model = build(
+        f"g ({given}) => (float[N, 36, 32] y) <float size = {{320.0}}> {{ {' '.join(lines)} "
+        "a = Add(h0, h1) b = Add(a, h2) boxes = Mul(b, size) y = Concat<axis=2>(boxes, h3) }",
+        **values,
+    )
+    x = np.random.default_rng(9).standard_normal((64, 36, 32)).astype(np.float32)
+    x[..., 0] = 400  # takes the bits of the columns that fc3 reads
+    before, data = Model.from_bytes(model.to_bytes()), samples(model, tmp_path, x3=x)
+    result = quantized(model, tmp_path, "calibrator=max", data=data, min_sqnr=30)
+    assert [r.node for r in result.records if r.code == "O24-237"] == ["fc3"]
+    (out,) = compare(before, model, data).outputs
+    assert (out.faint.channels, out.faint.of) == (16, 32) and out.faint.sqnr_db > 20
+    result = quantized(before, tmp_path, "calibrator=max min-output=0", data=data, min_sqnr=30)
+    assert "in the channels that are small beside its others" in spoken(result).message
 
 
 # --- models that come quantized ------------------------------------------------------------

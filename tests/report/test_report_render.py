@@ -29,7 +29,7 @@ from onnx24.report.model import DataFacts, ModelFacts, Report, WeightLine, build
 from onnx24.report.table import statistics_text
 from onnx24.report.text import render_text
 from onnx24.runtime.compare import Comparison
-from onnx24.runtime.difference import OutputDiff
+from onnx24.runtime.difference import Faint, OutputDiff
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -64,6 +64,7 @@ COMPARISON = Comparison(
             runs=40,
             compared=39,
             unlike=1,
+            faint=Faint(3, 8, 0.5, 6.0),
         )
     ],
     samples=40,
@@ -213,7 +214,9 @@ def test_the_text_fits_100_columns_and_says_what_matters() -> None:
     assert "K = 6 is not a multiple of 4" in text
     assert "1 other initializers: no matrix product's weight (O24-110)" in text
     assert re.search(r"sqnr=20 +18 +≥ 20 +y +39 of 40 +NOT MET", text)
-    assert "39 of 40" in render_html(report())
+    assert re.search(r"  small channels +3 of 8 +0.5 +6\n", text)
+    page = render_html(report())
+    assert "39 of 40" in page and "y: 3 of 8 channels, which are small" in page
     assert "the builder does not say which layers it runs sparse" in text
     assert "warning: survivors chosen by magnitude (O24-125)" in text
 

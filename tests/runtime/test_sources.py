@@ -101,6 +101,7 @@ def test_a_last_batch_that_fills_no_run_is_left_out_and_said() -> None:
         ({"x": X[:, :32]}, "O24-032"),
         ([], "O24-030"),
         (iter([]), "O24-030"),
+        ([X[:0]], "O24-030"),
         (lambda: iter([]), "O24-030"),
         (3.5, "O24-065"),
         ([3.5], "O24-065"),
