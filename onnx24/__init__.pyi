@@ -197,7 +197,7 @@ def qdq(
     budget: float = 0.0,
     outputs: str | Iterable[str] = ...,
     min_agreement: float = 99.5,
-    min_output: float = 15.0,
+    min_output: float = 20.0,
     all_samples: bool = False,
     cache: str = '',
     format: Literal['int8', 'fp8', 'int4'] = 'int8',
