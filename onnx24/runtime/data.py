@@ -35,6 +35,7 @@ from onnx import TensorProto, numpy_helper
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.archives import UNREADABLE, Header, headers, reading
+from onnx24.ir.inputs import regular
 from onnx24.ir.model import Model
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 from onnx24.runtime.sizes import concrete_shapes
@@ -639,7 +640,7 @@ class _TestData(SampleSource):
         for position, path in enumerate(_input_files(folder)):
             tensor = TensorProto()
             try:
-                tensor.ParseFromString(path.read_bytes())
+                tensor.ParseFromString(regular(path).read_bytes())
                 if tensor.data_location == TensorProto.EXTERNAL or not tensor.data_type:
                     raise ValueError("it holds no tensor with values")
                 array = numpy_helper.to_array(tensor)
