@@ -1,17 +1,19 @@
 """How long prune24 with admm takes, and how that grows with layers, width and samples.
 
     python benchmarks/solving_time.py [--layers 12] [--samples 64] [--only bert|scaling]
-        [--plot FILE]
+        [--options quality=fast] [--against CHECKOUT] [--plot FILE]
 
 The model is an encoder of BERT-base's shapes (hidden 768, feed-forward 3072, 12 heads, sequences
 of 128 tokens) with random weights, written to a temporary folder; the calibration data are random
 token embeddings with the correlations of a low-rank mix. Times depend on shapes, not on values.
-The plot needs matplotlib.
+--against runs the same in another checkout of this repository first, so that both
+are measured in one run. The plot needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -121,15 +123,24 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--only", choices=("bert", "scaling"))
+    parser.add_argument("--options", default="", help="of prune24, for --only bert")
+    parser.add_argument("--against", type=Path, help="another checkout, measured first")
     parser.add_argument("--plot", help="write the scaling as a picture")
     args = parser.parse_args()
 
+    if args.against:
+        script = str(args.against / "benchmarks" / Path(__file__).name)
+        same = ["--layers", str(args.layers), "--samples", str(args.samples), "--only", "bert"]
+        print(f"{args.against.name}:", flush=True)
+        subprocess.run([sys.executable, script, *same], check=True)
+        print("this one:")
     if args.only != "scaling":
-        took, cpu, numbers = seconds(args.layers, 768, 3072, args.samples)
+        options = f"{{{args.options}}}" if args.options else ""
+        took, cpu, numbers = seconds(args.layers, 768, 3072, args.samples, options)
         rows = args.samples * TOKENS
         shapes = f"BERT-base shapes, {args.layers} layers, {args.samples} samples ({rows} rows)"
         print(f"| {shapes} | s | processor s |\n|---|---|---|")
-        print(f"| admm, default | {took:.0f} | {cpu:.0f} |")
+        print(f"| {args.options or 'default'} | {took:.0f} | {cpu:.0f} |")
         print(f"\noutput error {numbers['output_error']:.3f}, ", end="")
         print(f"by magnitude {numbers['output_error_magnitude']:.3f}")
     if args.only == "bert":

@@ -42,6 +42,7 @@ from onnx24.report.table import table
 from onnx24.runtime.compare import compare
 from onnx24.targets.gpus import gpu_of
 from onnx24.tuning.costs import DENSE, OBJECTIVES, UNITS, Unit, units_of
+from onnx24.tuning.page import draw_front, render_front, require_matplotlib
 from onnx24.tuning.profiles import Times, times_of, with_measured
 from onnx24.tuning.search import Options, Point, choose, front
 from onnx24.tuning.sensitivity import Losses, Sensitivity, only
@@ -69,7 +70,8 @@ class Tuning:
     `measured` of them, which come from a profile.
     layers: one row a weight: form, why, the losses and costs of all its forms. front: rows of cost
     against predicted loss. cost, dense_cost: of the choice and of the dense model. evaluations:
-    whole models that were judged; looks: how often the samples held out were used."""
+    whole models that were judged; looks: how often the samples held out were used; held_to: the
+    limits there, where shares of labels are within the error of their number."""
 
     objective: str
     unit: str
@@ -81,6 +83,7 @@ class Tuning:
     evaluations: int
     looks: int
     measured: int = 0
+    held_to: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
 
     @property
@@ -95,11 +98,13 @@ class Tuning:
 
     def page(self, model: str) -> str:
         """The front drawn, and the layers, as one HTML file."""
-        from onnx24.tuning.page import render_front
-
         return render_front(
             model, self.summary(), self.front, self.layers, self.objective, self.unit
         )
+
+    def picture(self, model: str) -> bytes:
+        """The front as a PNG. Raises: BackendError O24-071 without matplotlib."""
+        return draw_front(model, self.front, self.objective, self.unit)
 
     def summary(self) -> str:
         """The choice in a few lines."""
@@ -118,6 +123,10 @@ class Tuning:
             f"  {self.evaluations} models were judged; the samples held out were used {self.looks} "
             f"time{'s' if self.looks != 1 else ''}",
         ]
+        if self.held_to != self.limits:
+            lines.append(
+                f"  so few labels are held out that the model was held to {', '.join(self.held_to)}"
+            )
         if self.unmeasured:
             count = len(self.unmeasured)
             lines.append(f"  time was up for {count} layers, which stay dense; --time gives more")
@@ -274,16 +283,22 @@ def tune(
         search = _Search(units, options, sensitivity, base, judge, limits, scoring)
         with shows.waiting("choosing forms"):
             points = search.run(ends, cheaper=CHEAPER if recover is not None else 0)
+    held_to = [str(each) for each in within_error(limits, len(split.held_out))]
     looks = 0
     for tried, point in enumerate(points):
         looks += 1
+        tuning = replace(
+            _tuning(units, options, losses, point, limits, objective, search, looks),
+            measured=measured,
+            held_to=tuple(held_to),
+        )
         try:
             made = compile(
                 source,
                 output=output,
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
-                max_drop=[str(each) for each in within_error(limits, len(split.held_out))],
+                max_drop=held_to,
                 labels=scoring.labels,
                 metric=metric,
                 recover=recover,
@@ -302,14 +317,22 @@ def tune(
                 if isinstance(err.result, Result):
                     continue
                 raise
-            tuning = _tuning(
-                units, options, losses, point, limits, objective, search, looks, measured
-            )
             err.result = _with(err.result, tuning)
             raise
-        tuning = _tuning(units, options, losses, point, limits, objective, search, looks, measured)
         return _with(made, tuning)
     raise AssertionError("the last point is the dense model")
+
+
+def require_drawable(file: str) -> None:
+    """Look before anything is measured whether a front can be drawn into that file.
+
+    Raises: InputError O24-043 for another ending than .html and .png; BackendError O24-071.
+    """
+    ending = Path(file).suffix.lower()
+    if ending == ".png":
+        require_matplotlib()
+    elif ending != ".html":
+        raise usage(f"--front {file}", "name a file that ends in .html or .png")
 
 
 def _times(profile: PathLike | Sequence[PathLike] | None) -> Times:
@@ -466,7 +489,6 @@ def _tuning(
     objective: str,
     search: _Search,
     looks: int,
-    measured: int,
 ) -> Tuning:
     dense_cost = sum(unit.costs[DENSE] for unit in units)
     bounds = [10 ** (-decibels / 10) for decibels in _BOUNDS_DB]
@@ -494,7 +516,6 @@ def _tuning(
         dense_cost=dense_cost,
         evaluations=search.evaluations,
         looks=looks,
-        measured=measured,
         unmeasured=tuple(losses.unmeasured),
     )
 

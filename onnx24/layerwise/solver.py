@@ -36,7 +36,7 @@ from onnx24.sparsity.solve import STEPS, Method, Moments, Problem, make_problem,
 if TYPE_CHECKING:
     import joblib
 
-__all__ = ["Settings", "solve_layers"]
+__all__ = ["Settings", "parallel", "solve_layers"]
 
 LEAST_ROWS = 1 << 15
 """Rows that a layer is solved on where the samples give as many, however few columns it has: what
@@ -98,7 +98,7 @@ def solve_layers(
         ThreadPoolExecutor(resources.threads) as walk.pool,
         ThreadPoolExecutor(resources.threads) as walk.inner,
         Store(resources.memory_bytes // 2, resources.folder) as walk.store,
-        _parallel(resources) as walk.remote,
+        parallel(resources) as walk.remote,
     ):
         walk.feed(fit, held)
         for segment in plan.segments:
@@ -593,7 +593,9 @@ def _one_thread() -> AbstractContextManager[Any]:
     return threadpool_limits(1)
 
 
-def _parallel(resources: Resources) -> AbstractContextManager[joblib.Parallel | None]:
+def parallel(resources: Resources) -> AbstractContextManager[joblib.Parallel | None]:
+    """What runs work on the executor's cluster; None where that is here. Raises: BackendError
+    O24-500 for an executor that is not installed."""
     if resources.executor == "local":
         return nullcontext(None)
     return _Remote(resources)

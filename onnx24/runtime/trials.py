@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -20,7 +20,7 @@ from onnx24.runtime.difference import Differences, gap_finding, is_float, mean_r
 from onnx24.runtime.ranges import doublings
 from onnx24.runtime.session import Session
 
-__all__ = ["Likeness", "Margins", "Reference", "best_candidate"]
+__all__ = ["Likeness", "Margins", "Reference", "best_candidate", "likeness_of"]
 
 K = TypeVar("K", bound=Hashable)
 Outputs = dict[str, np.ndarray]
@@ -97,25 +97,32 @@ class Reference:
 
     def likeness(self, quantized: Model, count: int) -> Likeness:
         """Of a model of the same outputs, on that many runs. Raises: InputError O24-016."""
-        session = Session(quantized, self.outputs or None)
-        sums, margins = Differences(), Margins()
-        for feeds, exact in self.runs(count):
-            found = session.run(feeds)
-            sums.add(exact, found)
-            margins.add(exact, found)
-        results = sums.results()
-        rel_l2 = mean_rel_l2(results, faint=True)
-        alike = [(out.sqnr_db, out.name) for out in results if not out.unlike and out.elements]
-        worst = min(alike, default=(math.inf, ""))
-        faint = min(
-            ((out.faint.sqnr_db, out.name) for out in results if out.faint is not None),
-            default=(math.inf, ""),
-        )
-        runs = max((out.runs for out in results), default=0)
-        if not margins.rows:
-            return Likeness(rel_l2, worst=worst, faint=faint, runs=runs, gap=gap_finding(results))
-        top1 = results[0].top1_agreement
-        return Likeness(rel_l2, top1, margins.expected, worst, faint, runs, gap_finding(results))
+        return likeness_of(quantized, self.runs(count), self.outputs)
+
+
+def likeness_of(
+    quantized: Model, runs: Iterable[tuple[Outputs, Outputs]], outputs: Sequence[str] = ()
+) -> Likeness:
+    """runs: as `Reference.runs`. Raises: InputError O24-016."""
+    session = Session(quantized, outputs or None)
+    sums, margins = Differences(), Margins()
+    for feeds, exact in runs:
+        found = session.run(feeds)
+        sums.add(exact, found)
+        margins.add(exact, found)
+    results = sums.results()
+    rel_l2 = mean_rel_l2(results, faint=True)
+    alike = [(out.sqnr_db, out.name) for out in results if not out.unlike and out.elements]
+    worst = min(alike, default=(math.inf, ""))
+    faint = min(
+        ((out.faint.sqnr_db, out.name) for out in results if out.faint is not None),
+        default=(math.inf, ""),
+    )
+    count = max((out.runs for out in results), default=0)
+    if not margins.rows:
+        return Likeness(rel_l2, worst=worst, faint=faint, runs=count, gap=gap_finding(results))
+    top1 = results[0].top1_agreement
+    return Likeness(rel_l2, top1, margins.expected, worst, faint, count, gap_finding(results))
 
 
 class Margins:

@@ -50,7 +50,7 @@ STEPS, STEPS_PER_RHO = 20, 10
 RHOS = {1: (0.3, 0.3), 2: (0.2, 0.5)}
 """Number of penalties → the first and the last of them; RHO_RANGE with more. An inverse costs K³
 whatever R is, a step 2RK²: few penalties and more steps at each get as far in a third of the time
-that thirty steps at ten penalties take (benchmarks/solvers.py)."""
+that thirty steps at ten penalties take (benchmarks/schedules.py)."""
 RHO_RANGE = (0.1, 2.0)
 REFIT_STEPS = 10
 OBS_BLOCK = 128
@@ -251,7 +251,8 @@ def admm(T: np.ndarray, A: np.ndarray, steps: int, product: _Product) -> np.ndar
     section 3, with this schedule.
     """
     stages = max(1, round(steps / STEPS_PER_RHO))
-    rhos = np.geomspace(*RHOS.get(stages, RHO_RANGE), stages, dtype=np.float32)
+    damping = np.diagonal(A).mean() - 1  # a stiffer metric wants a stiffer coupling
+    rhos = np.geomspace(*RHOS.get(stages, RHO_RANGE), stages, dtype=np.float32) + damping
     TA = product(T, A)
     D = T * mask_24(T, axis=1)
     E = np.zeros_like(T)

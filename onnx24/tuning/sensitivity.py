@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from onnx24.errors import InputError
 from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
 from onnx24.ir.model import Model
+from onnx24.layerwise.solver import parallel
 from onnx24.passmgr import manager
-from onnx24.passmgr.base import Pass
+from onnx24.passmgr.base import Pass, SiteRecord
 from onnx24.passmgr.pipeline import Pipeline
-from onnx24.runtime.trials import Reference
+from onnx24.runtime.trials import Reference, likeness_of
 from onnx24.tuning.costs import DENSE, Unit
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Losses", "Sensitivity", "only"]
 
+AT_ONCE = 16
+"""Layers that go to a cluster together; between them time is looked at, and what was found kept."""
 RUNS = 64
 """Samples that one form of one layer is judged on."""
 
@@ -89,6 +93,7 @@ class Sensitivity:
         self._runs = min(RUNS, len(judge))
         self._saved, self._key = saved, key
         self._pruned: dict[str, dict[str, np.ndarray]] = {}
+        self._pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] | None = None
 
     def measure(
         self,
@@ -103,17 +108,37 @@ class Sensitivity:
         self._pruned = self._values_of([u.weight for u in units if _may_be_sparse(u)])
         self._fill_cache([unit.weight for unit in units if "int8" in unit.costs])
         order = sorted(units, key=lambda unit: -unit.saving)
-        for unit in progress(order, "measuring layers"):
-            if unit.weight not in known:
+        lacking = [unit for unit in order if unit.weight not in known]
+        with parallel(self._resources) as cluster:
+            at_once = 1 if cluster is None else AT_ONCE
+            parts = [lacking[i : i + at_once] for i in range(0, len(lacking), at_once)]
+            for part in progress(parts, "measuring layers"):
                 if time_is_up():
-                    found.unmeasured.append(unit.weight)
-                    continue
-                known[unit.weight] = self._unit(unit)
+                    break
+                tasks = [self._task(unit) for unit in part]
+                made = (
+                    cluster(_remotely(task) for task in tasks)
+                    if cluster is not None
+                    else map(measure, tasks)
+                )
+                known.update(zip((unit.weight for unit in part), made, strict=True))
                 self._save(known)
+        for unit in order:
+            if unit.weight not in known:
+                found.unmeasured.append(unit.weight)
+                continue
             losses, refused = known[unit.weight]
             found.of[unit.weight] = {DENSE: 0.0, **losses}
             found.refused[unit.weight] = refused
         return found
+
+    def _task(self, unit: Unit) -> Task:
+        if self._pairs is None:
+            self._pairs = list(self._reference.runs(self._runs))
+        ranges = self._cache.read_bytes() if self._cache.exists() else b""
+        quantize = only(self._quantizer(), [unit.weight])
+        pruned = self._pruned.get(unit.weight)
+        return Task(self._data, unit, pruned, quantize, ranges, self._target, self._pairs)
 
     def together(self, forms: Mapping[str, str]) -> Model:
         """The model with several layers in their forms: Q/DQ with the ranges that were found,
@@ -126,40 +151,8 @@ class Sensitivity:
             self._run(model, [only(self._quantizer(), int8)])
         for weight, form in forms.items():
             if "sparse" in form:
-                self._put(model, self._pruned[weight])
+                _put(model, self._pruned[weight])
         return model
-
-    def _unit(self, unit: Unit) -> tuple[dict[str, float], dict[str, str]]:
-        losses: dict[str, float] = {}
-        refused: dict[str, str] = {}
-        if _may_be_sparse(unit):
-            if unit.weight in self._pruned:
-                model = Model.from_bytes(self._data)
-                self._put(model, self._pruned[unit.weight])
-                losses["sparse"] = self._loss(model)
-            else:
-                refused["sparse"] = "prune24 leaves it dense"
-        if "int8" in unit.costs:
-            step = only(self._quantizer(), [unit.weight])
-            model = Model.from_bytes(self._data)
-            result = self._run(model, [step])
-            records = [r for r in result.records if r.weight == unit.weight]
-            if any(record.action == "quantized" for record in records):
-                losses["int8"] = self._loss(model)
-            else:
-                refused["int8"] = next((r.reason for r in records if r.reason), "qdq leaves it")
-        if {"sparse", "int8"} <= losses.keys() and "sparse-int8" in unit.costs:
-            losses["sparse-int8"] = losses["sparse"] + losses["int8"]
-        if "sparse" not in unit.costs:
-            losses.pop("sparse", None)
-        return losses, refused
-
-    def _loss(self, model: Model) -> float:
-        try:
-            decibels, _ = self._reference.likeness(model, self._runs).worst
-        except InputError:
-            return math.inf
-        return 0.0 if decibels == math.inf else 10 ** (-decibels / 10)
 
     def _quantizer(self) -> Pass:
         """Ranges from the file, nothing that looks at all layers together."""
@@ -185,12 +178,6 @@ class Sensitivity:
             known = [name for name in names if name in model.weights]
             found[record.weight] = {name: np.array(model.weights[name]) for name in known}
         return found
-
-    @staticmethod
-    def _put(model: Model, values: Mapping[str, np.ndarray]) -> None:
-        for name, array in values.items():
-            if name in model.weights:  # a bias that pruning made is missing in the original
-                model.weights.replace(name, array)
 
     def _run(self, model: Model, steps: Sequence[Pass]) -> manager.RunResult:
         return manager.run(
@@ -231,3 +218,77 @@ class Sensitivity:
     def _digest(self, known: Mapping[str, _Measured]) -> str:
         said = json.dumps([self._key, known], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
+
+
+# --- one layer, here or on a cluster ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one layer is measured by. data: the model's bytes; pruned: initializers as pruning left
+    them, None where it left the layer dense; ranges: the file of `quantize`'s cache; pairs: of
+    `Reference.runs`."""
+
+    data: bytes
+    unit: Unit
+    pruned: Mapping[str, np.ndarray] | None
+    quantize: Pass
+    ranges: bytes
+    target: Target
+    pairs: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+
+
+def measure(task: Task) -> tuple[dict[str, float], dict[str, str]]:
+    """Form → loss, and form → why the layer can't have it."""
+    unit = task.unit
+    losses: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    if _may_be_sparse(unit):
+        if task.pruned is not None:
+            model = Model.from_bytes(task.data)
+            _put(model, task.pruned)
+            losses["sparse"] = _loss(model, task)
+        else:
+            refused["sparse"] = "prune24 leaves it dense"
+    if "int8" in unit.costs:
+        model, records = _quantized(task)
+        if any(record.action == "quantized" for record in records):
+            losses["int8"] = _loss(model, task)
+        else:
+            refused["int8"] = next((r.reason for r in records if r.reason), "qdq leaves it")
+    if {"sparse", "int8"} <= losses.keys() and "sparse-int8" in unit.costs:
+        losses["sparse-int8"] = losses["sparse"] + losses["int8"]
+    if "sparse" not in unit.costs:
+        losses.pop("sparse", None)
+    return losses, refused
+
+
+def _remotely(task: Task) -> Any:
+    import joblib
+
+    return joblib.delayed(measure)(task)
+
+
+def _quantized(task: Task) -> tuple[Model, list[SiteRecord]]:
+    """The model with that layer quantized, its ranges from the file; samples are not needed."""
+    model = Model.from_bytes(task.data)
+    with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
+        cache = Path(folder) / "ranges.json"
+        cache.write_bytes(task.ranges)
+        step = replace(task.quantize, cache=str(cache))  # type: ignore[call-arg]
+        result = manager.run(model, Pipeline((step,)), target=task.target, reproducer_dir=None)
+    return model, [record for record in result.records if record.weight == task.unit.weight]
+
+
+def _put(model: Model, values: Mapping[str, np.ndarray]) -> None:
+    for name, array in values.items():
+        if name in model.weights:  # a bias that pruning made is missing in the original
+            model.weights.replace(name, array)
+
+
+def _loss(model: Model, task: Task) -> float:
+    try:
+        decibels, _ = likeness_of(model, task.pairs).worst
+    except InputError:
+        return math.inf
+    return 0.0 if decibels == math.inf else 10 ** (-decibels / 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,36 @@ def test_a_profile_that_is_none_is_refused(tmp_path: Path) -> None:
                 mlp([32, 16]), calib={"x": ROWS}, profile=tmp_path / name, objective=objective
             )
         assert caught.value.code == code
+
+
+@pytest.mark.slow
+def test_layers_are_measured_on_a_cluster_with_the_same_losses(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    found = []
+    for executor in ("local", "dask"):
+        result = onnx24.tune(
+            mlp([32, 32, 16]), calib={"x": ROWS}, limit={"sqnr": 9}, executor=executor, workers=2
+        )
+        found.append(result.tuning.layers)
+    assert found[0] == found[1]
+
+
+def test_a_front_is_drawn_as_a_picture_where_matplotlib_is(
+    tuned: onnx24.TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["tune", "none.onnx", "--calib", "c.npz", "--front", "f.pdf"]) == 2
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        assert run(["tune", "none.onnx", "--calib", "c.npz", "--front", "f.png"]) == 3
+    assert "O24-071" in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    picture = tuned.tuning.picture("a $model$")
+    assert picture.startswith(b"\x89PNG") and picture == tuned.tuning.picture("a $model$")
+
+
+def test_what_few_labels_are_held_to_is_said() -> None:
+    result = onnx24.tune(mlp([32, 16]), calib={"x": ROWS}, limit={"top1": 0.02})
+    assert result.tuning.limits == ("top1=0.02",) and result.tuning.held_to == ("top1=0.0833333",)
+    assert "held to top1=0.0833333" in result.tuning.summary()
+    assert [str(limit.limit) for limit in result.report.limits] == ["top1=0.0833333"]
