@@ -98,13 +98,16 @@ class Tuning:
 
     def page(self, model: str) -> str:
         """The front drawn, and the layers, as one HTML file."""
-        return render_front(
-            model, self.summary(), self.front, self.layers, self.objective, self.unit
-        )
+        return render_front(model, self.summary(), self.front, self.layers, self._label)
+
+    @property
+    def _label(self) -> str:
+        known = "partly measured" if self.measured else "estimated"
+        return f"{self.objective}, {known} [{self.unit}]"
 
     def picture(self, model: str) -> bytes:
         """The front as a PNG. Raises: BackendError O24-071 without matplotlib."""
-        return draw_front(model, self.front, self.objective, self.unit)
+        return draw_front(model, self.front, self._label)
 
     def summary(self) -> str:
         """The choice in a few lines."""
