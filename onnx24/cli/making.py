@@ -460,3 +460,29 @@ def run_passes(
     say()
     making.finish(result, console, out if writes else None)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(Command):
+    """Sign a model, so that a policy (`signed_by`) or verify-provenance can require it.
+
+    The signature lies in the model's metadata and holds for these nodes, values and entries, in a
+    data file or not; any change ends it. Needs cryptography (onnx24[sign]). A key:
+    openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out key.pub
+    """
+
+    model: o.ModelPath
+    key: Annotated[str, flag("--key", "KEY", "The private key, Ed25519 in PEM, no password.")]
+    output: o.Output = None
+    external: o.External = "auto"
+    json: o.Json = False
+
+    def run(self) -> int:
+        from onnx24.driver.proving import sign
+
+        out = output_path(self.output, self.model)
+        check_model_output(out, as_json=self.json, external=self.external)
+        console = Console(as_json=self.json, stdout_is_taken=True)
+        signed = sign(source_of(self.model), self.key, output=_file(out), external=self.external)
+        console.made(signed, out)
+        return 0

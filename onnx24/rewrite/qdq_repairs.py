@@ -25,6 +25,7 @@ from onnx import TensorProto
 from onnx24.analysis.crossing import COMMUTING, is_qdq, is_trt_fp8, qdq_kind
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.ir import ops
+from onnx24.ir.index import Index
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.ir.surgeon import detach, fresh, insert_before, label, redirect, walk
@@ -702,3 +703,19 @@ def may_be_recognised(model: Model) -> bool:
 def _shifted(values: np.ndarray) -> np.ndarray:
     """uint8 → int8, 128 less."""
     return (values.astype(np.int16) - SHIFT).astype(np.int8)
+
+
+def parameters_that_are_inputs(model: Model, index: Index) -> list[str]:
+    """Initializers that are inputs of the graph as well, and that Q or DQ, or what stands between
+    the two, reads: TensorRT takes them for constants, as exporters that list every initializer
+    among the inputs mean them."""
+    between = (
+        use.site
+        for site in index.nodes
+        if is_qdq(site, "QuantizeLinear")
+        for use in index.consumers(site.proto.output[0], site.scope)
+    )
+    sites = [*(site for site in index.nodes if is_qdq(site)), *between]
+    read = {index.resolve(name, site.scope) for site in sites for name in site.proto.input if name}
+    found = read & index.graph_inputs & index.initializers.keys()
+    return sorted(key.name for key in found if key is not None)

@@ -254,6 +254,29 @@ def test_unsigned_pairs_become_signed(zero):
     assert found(model) == ([] if zero == 128 else ["O24-630", "O24-630"])
 
 
+def with_inputs(model: Model) -> Model:
+    """Every initializer is an input as well, as Brevitas exports them."""
+    proto = model.full_proto()
+    for tensor in proto.graph.initializer:
+        shape = list(tensor.dims)
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, shape)
+        proto.graph.input.append(value)
+    return Model.from_proto(proto)
+
+
+def test_quantizers_whose_parameters_are_inputs_are_repaired(tmp_path):
+    """TensorRT takes an initializer for a constant, whether it is an input or not."""
+    model = with_inputs(product(FLOAT_BIAS, z=U8(0)))
+    assert "O24-631" in found(model)
+    model.save(tmp_path / "m.onnx")
+    assert [d.code for d in OnnxFile.read(tmp_path / "m.onnx").warnings()] == ["O24-259"]
+    before = {value.name for value in model.proto.graph.input}
+    result = lint(model, "{fix symmetric}")
+    assert {"O24-347", "O24-227"} <= set(codes(result)) and not found(model)
+    left = {value.name for value in model.proto.graph.input}
+    assert before - left == {"s", "z", "w", "ws", "wz"}, "the bias is none of Q/DQ's"
+
+
 def test_unsigned_weights_keep_their_record():
     w = np.full((32, 24), 128, U8)
     w[2::4], w[3::4] = 7, 250
