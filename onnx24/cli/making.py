@@ -251,6 +251,14 @@ class Tune(Effort, Making, Command):
         Literal["latency", "size", "energy-proxy"],
         flag("--objective", "", "What is to be small, by estimate or --profile."),
     ] = "latency"
+    formats: Annotated[
+        str,
+        flag(
+            "--formats",
+            "int8[,int4]",
+            "What may be chosen besides 16-bit floats; int4: weights of MatMul and Gemm alone.",
+        ),
+    ] = "int8"
     profile: Annotated[
         list[str] | None,
         flag(
@@ -299,6 +307,7 @@ class Tune(Effort, Making, Command):
                 labels=self.labels,
                 recover=self.recover,
                 objective=self.objective,
+                formats=self.formats,
                 profile=self.profile,
                 time=self.time,
                 gpu=self.gpu,

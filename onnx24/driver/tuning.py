@@ -41,11 +41,11 @@ from onnx24.report.limits import Limit, check_limits, named_values
 from onnx24.report.table import table
 from onnx24.runtime.compare import compare
 from onnx24.targets.gpus import gpu_of
-from onnx24.tuning.costs import DENSE, OBJECTIVES, UNITS, Unit, units_of
+from onnx24.tuning.costs import DENSE, FORMATS, INT4, OBJECTIVES, UNITS, Unit, has_int4, units_of
 from onnx24.tuning.page import draw_front, render_front, require_matplotlib
 from onnx24.tuning.profiles import Times, times_of, with_measured
 from onnx24.tuning.search import Options, Point, choose, front
-from onnx24.tuning.sensitivity import Losses, Sensitivity, only
+from onnx24.tuning.sensitivity import Losses, Sensitivity, in_int4, only
 
 if TYPE_CHECKING:
     from onnx24.runtime.data import Calibration
@@ -98,13 +98,16 @@ class Tuning:
 
     def page(self, model: str) -> str:
         """The front drawn, and the layers, as one HTML file."""
-        return render_front(
-            model, self.summary(), self.front, self.layers, self.objective, self.unit
-        )
+        return render_front(model, self.summary(), self.front, self.layers, self._label)
+
+    @property
+    def _label(self) -> str:
+        known = "partly measured" if self.measured else "estimated"
+        return f"{self.objective}, {known} [{self.unit}]"
 
     def picture(self, model: str) -> bytes:
         """The front as a PNG. Raises: BackendError O24-071 without matplotlib."""
-        return draw_front(model, self.front, self.objective, self.unit)
+        return draw_front(model, self.front, self._label)
 
     def summary(self) -> str:
         """The choice in a few lines."""
@@ -181,6 +184,7 @@ def tune(
     metric: MetricLike = None,
     recover: float | str | None = None,
     objective: str = "latency",
+    formats: str | Sequence[str] = "int8",
     profile: PathLike | Sequence[PathLike] | None = None,
     time: float | str = MINUTES * 60,
     output: PathLike | None = None,
@@ -210,10 +214,11 @@ def tune(
     accuracy, or the metric's value, falls by 0.01 at most. recover: as for `compile`, of each model
     that is made in the end; a choice that is a bit cheaper than what meets the limit untrained is
     then tried first. objective: "latency", "size" or "energy-proxy", estimated from data-sheet
-    rates of `gpu`. profile: ledgers (files of `onnx24 ledger -o`), whose times of layers take the
-    estimates' place. time: what it may take, seconds or text such as "30min"; layers that save most
-    come first. preset: whose passes are used, by default that of the target. work_dir: keeps what
-    was measured, for a run that goes on.
+    rates of `gpu`. formats: what may be chosen besides 16-bit floats: "int8", and "int4", of
+    weights of MatMul and Gemm, where the target takes opset 21. profile: ledgers (files of `onnx24
+    ledger -o`), whose times of layers take the estimates' place. time: what it may take, seconds or
+    text such as "30min"; layers that save most come first. preset: whose passes are used, by
+    default that of the target. work_dir: keeps what was measured, for a run that goes on.
 
     Raises: as `compile`; InputError O24-043 for too few samples; NotMetError, with `.result`, where
     even the strictest choice misses the limit on the samples held out.
@@ -231,7 +236,7 @@ def tune(
         raise usage(f"objective {objective!r}", f"it is one of {', '.join(OBJECTIVES)}")
     if profile is not None and objective != "latency":
         raise usage(f"profile with objective {objective}", "a profile says what layers take")
-    times = _times(profile)
+    times, allowed = _times(profile), _formats(formats)
     row = targets.load(target) if isinstance(target, str) else target
     rates = gpu_of(row, gpu)
     profiles = profiles_of(shapes)
@@ -256,10 +261,15 @@ def tune(
     limits = limits or default_limits(original, len(judge))
     scoring.require(limits)
     text = f"@{preset or targets.default_preset(row, calibrated=True)}"
-    steps = list(parse(text))
+    if INT4 in allowed and not has_int4(row):
+        raise usage(
+            f"formats int4: {row.name} takes no weights in INT4, which opset 21 has",
+            "targets of TensorRT 11 and of TensorRT-RTX do",
+        )
+    steps = _at_opset(list(parse(text)), 21 if INT4 in allowed else 0)
     base = _base(source.load(), steps, row)
     layers, _ = layers_of(base, row, profiles)
-    units = units_of(layers, row, rates, objective)
+    units = units_of(layers, row, rates, objective, allowed)
     units, measured = with_measured(units, times) if times else (units, 0)
     folder = effort.folder()
     with tempfile.TemporaryDirectory(prefix="onnx24-") as scratch:
@@ -273,7 +283,7 @@ def tune(
             cache=Path(scratch) / "ranges.json",
             resources=effort.resources(),
             saved=None if folder is None else folder / "tune.json",
-            key=_key(base, data, row, text),
+            key=_key(base, data, row, f"{text} {' '.join(allowed)}"),
         )
         limit_at = begins + SHARE * (ends - begins)
         losses = sensitivity.measure(
@@ -364,6 +374,25 @@ def _base(model: Model, steps: Sequence[Pass], target: Target) -> Model:
     shaping = tuple(step for step in steps if step.name in _SHAPING)
     manager.run(model, Pipeline(shaping), target=target, reproducer_dir=None)
     return model
+
+
+def _formats(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Raises: InputError O24-043."""
+    names = given.split(",") if isinstance(given, str) else given
+    found = tuple(dict.fromkeys(name.strip() for name in names))
+    if unknown := [name for name in found if name not in FORMATS]:
+        raise usage(f"formats {unknown[0]!r}", f"they are of {', '.join(FORMATS)}")
+    return found
+
+
+def _at_opset(steps: list[Pass], opset: int) -> list[Pass]:
+    """The steps with `upgrade-opset` to that one at least."""
+    return [
+        replace(step, to=max(step.to, opset))  # type: ignore[call-arg,attr-defined]
+        if step.name == "upgrade-opset"
+        else step
+        for step in steps
+    ]
 
 
 def _step(steps: Sequence[Pass], name: str) -> Pass:
@@ -463,16 +492,17 @@ def _pipeline(steps: Sequence[Pass], units: Sequence[Unit], point: Point) -> Pip
     "none go."""
     forms = {unit.weight: form for unit, form in zip(units, point.forms, strict=True)}
     sparse = [weight for weight, form in forms.items() if "sparse" in form]
-    int8 = [weight for weight, form in forms.items() if "int8" in form]
+    quantized = [weight for weight, form in forms.items() if "int" in form]
+    int4 = [weight for weight, form in forms.items() if form == INT4]
     found: list[Pass] = []
     for step in steps:
         if step.name == "prune24":
             found += [only(step, sparse)] if sparse else []
         elif step.name == "qdq":
             quiet = replace(step, min_agreement=0.0, min_output=0.0)  # type: ignore[call-arg]
-            found += [only(quiet, int8)] if int8 else []
+            found += [only(in_int4(quiet, int4), quantized)] if quantized else []
         elif step.name in ("fold-qdq", "smooth-quant"):
-            found += [step] if int8 and step.name == "fold-qdq" else []
+            found += [step] if quantized and step.name == "fold-qdq" else []
         elif step.name == "check24":
             found += [step] if sparse else []
         else:
@@ -540,7 +570,7 @@ def _why(unit: Unit, form: str, losses: Losses) -> str:
     measured = losses.of.get(unit.weight, {})
     refused = losses.refused.get(unit.weight, {})
     parts = []
-    for other in ("sparse", "int8"):
+    for other in ("sparse", *FORMATS):
         if other in refused:
             parts.append(f"no {other}: {refused[other]}")
         elif other in measured and other not in form:

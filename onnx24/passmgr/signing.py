@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnx24.errors import BackendError, InputError
 from onnx24.ir.inputs import regular
 from onnx24.passmgr.provenance import SIGNATURE_KEY, content_digest
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     from onnx24.ir.model import Model
 
 __all__ = ["sign", "signature_problem"]
@@ -69,7 +67,7 @@ def signature_problem(model: Model, keys: str | os.PathLike[str]) -> str:
     return ""
 
 
-def _public_keys(path: str | os.PathLike[str]) -> list[Ed25519PublicKey]:
+def _public_keys(path: str | os.PathLike[str]) -> list[Any]:
     _require_library()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization as forms

@@ -22,16 +22,16 @@ def render_front(
     said: str,
     front: Sequence[Mapping[str, Any]],
     layers: Sequence[Mapping[str, Any]],
-    objective: str,
-    unit: str,
+    label: str,
 ) -> str:
-    """The page; the same choice gives the same text. said: the summary's lines."""
+    """The page; the same choice gives the same text. said: the summary's lines; label: of the
+    costs' axis."""
     lines = "".join(f"<li>{escape(line.strip())}</li>" for line in said.splitlines())
     return page(
         f"onnx24 tune: {model}",
         [
             ("", f"<ul>{lines}</ul>"),
-            ("Cost against loss", _plot(front, f"{objective} [{unit}]")),
+            ("Cost against loss", _plot(front, label)),
             ("Layers", _table(layers)),
         ],
         f"onnx24 {__version__}",
@@ -119,23 +119,23 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def draw_front(model: str, front: Sequence[Mapping[str, Any]], objective: str, unit: str) -> bytes:
+def draw_front(model: str, front: Sequence[Mapping[str, Any]], label: str) -> bytes:
     """The PNG. Raises: BackendError O24-071 without matplotlib."""
     figure = require_matplotlib()(figsize=(7, 4), dpi=120, layout="tight")
     axes = figure.subplots()
     decibels = [_decibels(point) for point in front]
     costs = [float(point["cost"]) for point in front]
     axes.plot(decibels, costs, "o-", color="0.4", markersize=4)
+    title = model
     for x, y, point in zip(decibels, costs, front, strict=True):
         if point["chosen"]:
             axes.plot([x], [y], "o", color="#c33", markersize=8)
-            text = f"chosen: {_label(point)} dB, {100 * float(point['saving']):.0f} % less"
-            axes.annotate(text, (x, y), textcoords="offset points", xytext=(8, 8))
+            title += f"\nchosen: {_label(point)} dB, {100 * float(point['saving']):.0f} % less"
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("predicted signal to noise of the worst output [dB], less to the right")
-    axes.set_ylabel(f"{objective} [{unit}]")
-    axes.set_title(model.replace("$", r"\$"))
+    axes.set_ylabel(label)
+    axes.set_title(title.replace("$", r"\$"))
     made = io.BytesIO()
     figure.savefig(made, format="png", metadata={"Software": None})
     return made.getvalue()
