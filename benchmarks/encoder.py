@@ -33,8 +33,8 @@ import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import onnx24  # noqa: E402
-from onnx24.metrics import PairCounts, bootstrap, ndcg_by_query, pair_counts_by_query  # noqa: E402
+import onnx24
+from onnx24.metrics import PairCounts, bootstrap, ndcg_by_query, pair_counts_by_query
 
 LENGTH, BATCH = 32, 64
 Texts = list[str]
