@@ -1,4 +1,4 @@
-"""What six quantizers write of one small trained net, through lint, lint --fix, lint --fix
+"""What six quantizers write of one small trained net, in ten forms, through lint, lint --fix, lint
 --symmetric and TensorRT-RTX. Needs the extra `torch` and tensorrt-rtx, and no GPU.
 
 python benchmarks/quantizer_exports.py FOLDER [--only NAME …] [--markdown FILE]
@@ -19,6 +19,7 @@ import sysconfig
 import venv
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,23 +125,30 @@ class _Reader:
         pass
 
 
-def _onnxruntime(folder: Path, samples: np.ndarray, out: Path) -> None:
+def _onnxruntime(folder: Path, samples: np.ndarray, out: Path, *, unsigned: bool = False) -> None:
     from onnxruntime import quantization as q
 
     class Reader(_Reader, q.CalibrationDataReader):  # type: ignore[misc, name-defined]
         pass
 
-    q.quantize_static(folder / "net.onnx", out, Reader(samples), per_channel=True)
+    options: dict[str, Any] = {"per_channel": True}
+    if unsigned:
+        options = {
+            "activation_type": q.QuantType.QUInt8,
+            "weight_type": q.QuantType.QUInt8,
+            "extra_options": {"UseQDQContribOps": True},
+        }
+    q.quantize_static(folder / "net.onnx", out, Reader(samples), **options)
 
 
-def _modelopt(folder: Path, samples: np.ndarray, out: Path) -> None:
+def _modelopt(folder: Path, samples: np.ndarray, out: Path, *, dtype: str = "fp32") -> None:
     from modelopt.onnx.quantization import quantize
 
     quantize(
         str(folder / "net.onnx"),
         calibration_data={"x": samples[:1]},
         calibration_eps=["cpu"],
-        high_precision_dtype="fp32",
+        high_precision_dtype=dtype,
         output_path=str(out),
     )
 
@@ -159,15 +167,15 @@ def _aimet(folder: Path, samples: np.ndarray, out: Path) -> None:
     onnx.save(sim.to_onnx_qdq(), out)
 
 
-def _quark(folder: Path, samples: np.ndarray, out: Path) -> None:
+def _quark(folder: Path, samples: np.ndarray, out: Path, *, config: str = "A8W8") -> None:
     from quark.onnx import ModelQuantizer
     from quark.onnx.quantization.config import Config, get_default_config
 
-    config = Config(global_quant_config=get_default_config("A8W8"))
-    ModelQuantizer(config).quantize_model(str(folder / "net.onnx"), str(out), _Reader(samples))
+    made = ModelQuantizer(Config(global_quant_config=get_default_config(config)))
+    made.quantize_model(str(folder / "net.onnx"), str(out), _Reader(samples))
 
 
-def _brevitas(folder: Path, samples: np.ndarray, out: Path) -> None:
+def _brevitas(folder: Path, samples: np.ndarray, out: Path, *, dynamo: bool = False) -> None:
     import torch
     from brevitas import nn as qnn
     from brevitas.export import export_onnx_qcdq
@@ -199,8 +207,8 @@ def _brevitas(folder: Path, samples: np.ndarray, out: Path) -> None:
     with torch.no_grad():
         net(torch.zeros(SHAPE))
     export_onnx_qcdq(
-        net, args=torch.zeros(SHAPE), export_path=str(out), opset_version=17, dynamo=False,
-        input_names=["x"], output_names=["y"],
+        net, args=torch.zeros(SHAPE), export_path=str(out), dynamo=dynamo,
+        opset_version=18 if dynamo else 17, input_names=["x"], output_names=["y"],
     )  # fmt: skip
 
 
@@ -231,12 +239,21 @@ def _torchao(folder: Path, samples: np.ndarray, out: Path) -> None:
 
 QUANTIZERS: dict[str, Callable[[Path, np.ndarray, Path], None]] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime, UINT8 of com.microsoft": partial(_onnxruntime, unsigned=True),
     "modelopt": _modelopt,
+    "modelopt, float16": partial(_modelopt, dtype="fp16"),
     "aimet": _aimet,
     "quark": _quark,
+    "quark, XINT8": partial(_quark, config="XINT8"),
     "brevitas": _brevitas,
+    "brevitas, dynamo": partial(_brevitas, dynamo=True),
     "torchao": _torchao,
 }
+"""By the package, a key of PINS, and what of its options is not the default's."""
+
+
+def package(name: str) -> str:
+    return name.split(",")[0]
 
 
 def environment(folder: Path, name: str) -> Path:
@@ -308,7 +325,7 @@ def _steps(path: Path) -> dict[str, tuple[float, float]]:
             limits = np.iinfo(zero.dtype)
             largest = max(abs(limits.min - int(zero)), abs(limits.max - int(zero)))
             found[node.name] = float(step), float(step) * min(largest, 255)
-            if zero.dtype == np.int8 and not zero:
+            if (zero.dtype, int(zero)) in ((np.int8, 0), (np.uint8, 128)):
                 found[node.name] = float(step), 127 * float(step)
     return found
 
@@ -359,7 +376,8 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
         "|---" * 10 + "|",
     ]
     for name, row in rows.items():
-        title = next((pin for pin in PINS[name] if "==" in pin), name)
+        pin = next(pin for pin in PINS[package(name)] if "==" in pin)
+        title = pin + name.removeprefix(package(name))
         if "failed" in row:
             lines.append(f"| {title} | not run: {row['failed']} |" + " |" * 8)
             continue
@@ -373,6 +391,10 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _export_path(folder: Path, name: str) -> Path:
+    return folder / f"net.{name.replace(', ', '-').replace(' ', '_')}.onnx"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -383,7 +405,7 @@ def main() -> None:
     folder = given.folder.resolve()
     if given.export:
         samples = np.load(folder / "samples.npz")["x"]
-        QUANTIZERS[given.export](folder, samples, folder / f"net.{given.export}.onnx")
+        QUANTIZERS[given.export](folder, samples, _export_path(folder, given.export))
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "net.onnx").exists():
@@ -391,9 +413,9 @@ def main() -> None:
     samples = np.load(folder / "samples.npz")["x"]
     rows: dict[str, dict[str, Any]] = {}
     for name in given.only:
-        out = folder / f"net.{name}.onnx"
+        out = _export_path(folder, name)
         try:
-            python = environment(folder, name)
+            python = environment(folder, package(name))
             command = [str(python), __file__, str(folder), "--export", name]
             if not out.exists():
                 subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)

@@ -35,6 +35,7 @@ PUBLIC = {
     "give_back": "driver.gating",
     "bisect": "driver.bisecting",
     "verify_provenance": "driver.proving",
+    "sign": "driver.proving",
     "Result": "driver.result",
     "TuneResult": "driver.tuning",
     "Progress": "driver.progress",

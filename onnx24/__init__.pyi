@@ -22,6 +22,7 @@ from onnx24.driver.models import load as load
 from onnx24.driver.passes import apply as apply
 from onnx24.driver.progress import Progress as Progress
 from onnx24.driver.progress import ProgressLike as ProgressLike
+from onnx24.driver.proving import sign as sign
 from onnx24.driver.proving import verify_provenance as verify_provenance
 from onnx24.driver.recovering import recover as recover
 from onnx24.driver.result import Result as Result

@@ -352,6 +352,13 @@ _TABLE = (
         "pass --image-mean and --image-std, of values in 0 to 1; 0 and 1 where that is right",
     ),
     Code(
+        "O24-071",
+        "error",
+        "matplotlib is not installed",
+        "A front is drawn as a picture by matplotlib, which nothing else here needs.",
+        "pip install matplotlib, or name a file that ends in .html",
+    ),
+    Code(
         "O24-044",
         "error",
         "policy cannot be used",
@@ -1335,6 +1342,14 @@ _TABLE = (
         "where the sizes differ, export the model with a name for each",
     ),
     Code(
+        "O24-629",
+        "error",
+        "signature missing or wrong",
+        "No key that is trusted signed the model as it is: nobody did, somebody else, or it was "
+        "edited since.",
+        "have it signed again by `onnx24 sign`, once it is known what was changed",
+    ),
+    Code(
         "O24-630",
         "error",
         "zero point is not 0",
@@ -1432,6 +1447,22 @@ _TABLE = (
         "another "
         "service works on it.",
         "name another file with --queue, or stop the other service",
+    ),
+    Code(
+        "O24-645",
+        "error",
+        "key cannot be used",
+        "The file holds no Ed25519 key: `onnx24 sign` takes a private one without a password in "
+        "PEM, whoever checks takes public ones in PEM or as OpenSSH writes them.",
+        "openssl genpkey -algorithm ed25519 -out key.pem; "
+        "openssl pkey -in key.pem -pubout -out key.pub",
+    ),
+    Code(
+        "O24-646",
+        "error",
+        "cryptography is not installed",
+        "Signatures are made and checked by that library, which is an optional dependency.",
+        "pip install 'onnx24[sign]'",
     ),
     Code(
         "O24-650",

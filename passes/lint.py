@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from onnx24.analysis.dataflow import Dataflow
 from onnx24.analysis.qdq_rules import Finding, Quantized, findings, quantized_products
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
 from onnx24.effects import Effects
 from onnx24.errors import NotMetError
 from onnx24.ir.model import Model
+from onnx24.ir.verify import make_constant
 from onnx24.passmgr.base import Context, Pass
-from onnx24.rewrite.qdq_repairs import Repairs
+from onnx24.rewrite.qdq_repairs import Repairs, parameters_that_are_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,13 @@ class Lint(Pass):
     Without `fix` nothing is changed, and the exit code is 1 where a finding is an error. With it
     (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases, and
     quantized scalars, become floats; scales of shape [1] scalars; zero points are written out;
-    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; a Clip between an
+    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; what moves numbers
+    between an activation's Q and DQ (Transpose, MaxPool, Slice) stands behind DQ; a Clip between an
     activation's Q and DQ, as Brevitas and PyTorch write it, becomes INT8's own saturation, or a
     Clip of the floats; Q/DQ of com.microsoft and TensorRT's FP8 ones become ONNX's (O24-258);
-    stored integers behind Cast and Mul stand behind
-    DequantizeLinear (O24-257). Outputs stay the same in every bit. What is left is reported, and
-    fails nothing.
+    stored integers behind Cast and Mul stand behind DequantizeLinear (O24-257); weights, scales and
+    zero points of Q/DQ that are inputs as well are constants alone (O24-347). Outputs stay the same
+    in every bit. What is left is reported, and fails nothing.
 
     `symmetric` makes zero points 0 besides (O24-227), which TensorRT asks for and which is not
     exact: the step grows to cover the wider side of the range, up to twice its size, and a value
@@ -76,6 +79,7 @@ class Lint(Pass):
         "O24-257",
         "O24-258",
         "O24-260",
+        "O24-347",
         "O24-630",
         "O24-631",
         "O24-632",
@@ -119,7 +123,7 @@ class Lint(Pass):
             )
 
     def _repair(self, model: Model, ctx: Context) -> int:
-        count = 0
+        count = self._make_constant(model, ctx)
         uses = ctx.analysis(model, WeightUses)
         with model.surgeon() as root:
             for repair in Repairs(model, uses, root, ctx.admit).run(symmetric=self.symmetric):
@@ -134,6 +138,15 @@ class Lint(Pass):
                     **repair.facts,
                 )
         return count
+
+    def _make_constant(self, model: Model, ctx: Context) -> int:
+        names = parameters_that_are_inputs(model, ctx.analysis(model, Dataflow).index)
+        names = [name for name in names if ctx.admit(f"input {name}")]
+        if names:
+            make_constant(model, frozenset(names))
+        for name in names:
+            ctx.record("made constant", "O24-347", weight=name)
+        return len(names)
 
 
 def _diagnostic(finding: Finding) -> Diagnostic:

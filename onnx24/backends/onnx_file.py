@@ -106,6 +106,7 @@ def _read_as_int8(model: Model) -> Iterator[str]:
     """*Source:* experiment with tensorrt-rtx 1.7.1: UINT8 with zero point 0, written out or
     implied, is built as INT8, so that what is above 127 steps is lost; others do not parse."""
     index = Index.of(model.proto)
+    index.graph_inputs -= index.initializers.keys()  # the parser takes these for constants
     for site in index.nodes:
         if not is_qdq(site, "QuantizeLinear") or is_trt_fp8(site):
             continue

@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "onnx24.cli.views:Inspect",
     "check": "onnx24.cli.policies:Check",
     "verify-provenance": "onnx24.cli.views:VerifyProvenance",
+    "sign": "onnx24.cli.making:Sign",
     "compare": "onnx24.cli.views:Compare",
     "diff": "onnx24.cli.views:Diff",
     "build": "onnx24.cli.engines:Build",

@@ -72,8 +72,10 @@ def build(
     def callback(**given: Any) -> int:
         for field, allowed in words.items():
             _check_word(field, given[field], allowed)
+        from onnx24.cli.signals import catch_cut_files
         from onnx24.ir.inputs import protecting, refuse_irregular
 
+        catch_cut_files()
         inputs = _texts(given, [p.name for p in flags if not _marked(p, WRITES, KEEPS)])
         refuse_irregular(inputs)
         with protecting(inputs):

@@ -137,10 +137,15 @@ def write_reports(report: Report, paths: Iterable[str]) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Whole or not at all. Raises: InputError O24-040."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """As `write_text`."""
     from onnx24.ir.files import atomic_write
 
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(data)
 
 
 def _rendered(report: Report, ending: str) -> str:

@@ -20,6 +20,7 @@ from onnx24.cli.files import (
     output_path,
     source_of,
     stem,
+    write_bytes,
     write_reports,
     write_text,
 )
@@ -250,6 +251,14 @@ class Tune(Effort, Making, Command):
         Literal["latency", "size", "energy-proxy"],
         flag("--objective", "", "What is to be small, by estimate or --profile."),
     ] = "latency"
+    formats: Annotated[
+        str,
+        flag(
+            "--formats",
+            "int8[,int4]",
+            "What may be chosen besides 16-bit floats; int4: weights of MatMul and Gemm alone.",
+        ),
+    ] = "int8"
     profile: Annotated[
         list[str] | None,
         flag(
@@ -271,15 +280,21 @@ class Tune(Effort, Making, Command):
     ] = None
     front: Annotated[
         str | None,
-        flag("--front", "FILE.html", "Draw the front of cost against loss, with all layers."),
+        flag(
+            "--front",
+            "FILE",
+            "Draw the front of cost against loss: .html, with all layers, or .png (by matplotlib).",
+        ),
         o.WRITES,
     ] = None
 
     def run(self) -> int:
-        from onnx24.driver.tuning import TuneResult, tune
+        from onnx24.driver.tuning import TuneResult, require_drawable, tune
         from onnx24.errors import NotMetError
 
         out = self.checked_output()
+        if self.front is not None:
+            require_drawable(self.front)
         console = Console(as_json=self.json, stdout_is_taken=True)
         failure: NotMetError | None = None
         given = self.making()
@@ -292,6 +307,7 @@ class Tune(Effort, Making, Command):
                 labels=self.labels,
                 recover=self.recover,
                 objective=self.objective,
+                formats=self.formats,
                 profile=self.profile,
                 time=self.time,
                 gpu=self.gpu,
@@ -306,7 +322,9 @@ class Tune(Effort, Making, Command):
             failure, result = err, err.result
         if out == STANDARD_STREAM and failure is None:
             result.save(out)
-        if self.front is not None:
+        if self.front is not None and self.front.lower().endswith(".png"):
+            write_bytes(self.front, result.tuning.picture(self.model))
+        elif self.front is not None:
             write_text(self.front, result.tuning.page(self.model))
         self.finish(result, console, out, more={"tuning": result.tuning.to_json()})
         if not self.json:
@@ -442,3 +460,29 @@ def run_passes(
     say()
     making.finish(result, console, out if writes else None)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(Command):
+    """Sign a model, so that a policy (`signed_by`) or verify-provenance can require it.
+
+    The signature lies in the model's metadata and holds for these nodes, values and entries, in a
+    data file or not; any change ends it. Needs cryptography (onnx24[sign]). A key:
+    openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out key.pub
+    """
+
+    model: o.ModelPath
+    key: Annotated[str, flag("--key", "KEY", "The private key, Ed25519 in PEM, no password.")]
+    output: o.Output = None
+    external: o.External = "auto"
+    json: o.Json = False
+
+    def run(self) -> int:
+        from onnx24.driver.proving import sign
+
+        out = output_path(self.output, self.model)
+        check_model_output(out, as_json=self.json, external=self.external)
+        console = Console(as_json=self.json, stdout_is_taken=True)
+        signed = sign(source_of(self.model), self.key, output=_file(out), external=self.external)
+        console.made(signed, out)
+        return 0

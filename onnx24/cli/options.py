@@ -188,7 +188,8 @@ Executor = Annotated[
     Literal["local", "ray", "dask"],
     typer.Option(
         "--executor",
-        help="Where layers are solved, and measured by tune: here, or on a cluster by joblib's backend of that name.",
+        help="Where layers are solved, and measured by tune: here, or on a cluster by joblib's "
+        "backend of that name.",
     ),
 ]
 WorkDir = Annotated[

@@ -62,6 +62,37 @@ class Signals:
                     _leave(128 + number)
 
 
+def catch_cut_files() -> None:
+    """Say O24-073 where a mapped file was cut while it was read, and leave: the page that is gone
+    is a SIGBUS, which Python's own handlers never get to see. POSIX only.
+
+    The handler is Python called from C, in the thread that read; native code that holds no lock of
+    the interpreter's lets it in, and nothing goes on after it.
+    """
+    number = getattr(signal, "SIGBUS", None)
+    if _HANDLERS or number is None or signal.getsignal(number) is not signal.SIG_DFL:
+        return
+    import ctypes
+
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    _HANDLERS.append(kind(lambda _: _say_cut()))
+    try:
+        ctypes.CDLL(None).signal(int(number), _HANDLERS[-1])
+    except (OSError, AttributeError):
+        return
+
+
+_HANDLERS: list[object] = []
+"""What C calls has to stay alive."""
+
+
+def _say_cut() -> None:
+    from onnx24.ir.overlay import became_shorter
+
+    os.write(2, f"{became_shorter('a mapped file')}\n".encode())
+    _leave(2)
+
+
 def _leave(code: int) -> None:
     """Without asking the main thread, which is in native code or deaf."""
     from onnx24.ir.files import AtomicFiles

@@ -135,7 +135,7 @@ class VerifyProvenance(Command):
     """Say what made a model and of what; exit code 1 where the record does not hold.
 
     The record lies in the model's metadata. It shows that nobody changed the model by accident;
-    whoever changes it on purpose can change the record too: sign the file for that.
+    whoever changes it on purpose can change the record too: for that there is `onnx24 sign`.
     """
 
     model: o.ModelPath
@@ -145,13 +145,17 @@ class VerifyProvenance(Command):
     report: Annotated[
         str | None, flag("--report", "FILE.json", "The report that the run should have written.")
     ] = None
+    signed_by: Annotated[
+        str | None,
+        flag("--signed-by", "KEYS", "Public keys, in PEM; one of them must have signed it."),
+    ] = None
     json: o.Json = False
 
     def run(self) -> int:
         from onnx24.driver.proving import verify_provenance
 
         original = None if self.input is None else source_of(self.input)
-        proof = verify_provenance(source_of(self.model), original, self.report)
+        proof = verify_provenance(source_of(self.model), original, self.report, self.signed_by)
         Console(as_json=self.json).found(proof)
         return 0 if proof.holds else 1
 

@@ -20,6 +20,7 @@ from onnx24.driver.samples import (
 )
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
+from onnx24.ir.inputs import regular
 from onnx24.ir.model import Model
 from onnx24.ir.verify import Interface, verify
 from onnx24.layerwise.dense import KeptDense
@@ -165,7 +166,7 @@ def _without_24(source: Source, origins: list[Origin]) -> tuple[Model, str]:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        return regular(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "it is no text"
         raise InputError.of("O24-048", reason or str(err), file=path) from err

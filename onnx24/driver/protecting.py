@@ -114,9 +114,9 @@ class Guarded:
         errors = [_relative_error(limit) for limit in self.limits]
         budget = min((e for e in errors if e is not None), default=0.0) * math.sqrt(share)
         labels = min((x.bound for x in self.limits if x.metric == "top1"), default=None)
-        values: dict[str, Any] = {"budget": budget}
+        values: dict[str, Any] = {"budget": float(f"{budget:.4g}")}
         if labels is not None:
-            values["min_agreement"] = 100 * (1 - share * labels)
+            values["min_agreement"] = round(100 * (1 - share * labels), 6)
         if all(limit.output for limit in self.limits):
             values["outputs"] = tuple(dict.fromkeys(limit.output for limit in self.limits))
         return Pipeline(

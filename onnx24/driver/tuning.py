@@ -41,10 +41,11 @@ from onnx24.report.limits import Limit, check_limits, named_values
 from onnx24.report.table import table
 from onnx24.runtime.compare import compare
 from onnx24.targets.gpus import gpu_of
-from onnx24.tuning.costs import DENSE, OBJECTIVES, UNITS, Unit, units_of
+from onnx24.tuning.costs import DENSE, FORMATS, INT4, OBJECTIVES, UNITS, Unit, has_int4, units_of
+from onnx24.tuning.page import draw_front, render_front, require_matplotlib
 from onnx24.tuning.profiles import Times, times_of, with_measured
 from onnx24.tuning.search import Options, Point, choose, front
-from onnx24.tuning.sensitivity import Losses, Sensitivity, only
+from onnx24.tuning.sensitivity import Losses, Sensitivity, in_int4, only
 
 if TYPE_CHECKING:
     from onnx24.runtime.data import Calibration
@@ -69,7 +70,8 @@ class Tuning:
     `measured` of them, which come from a profile.
     layers: one row a weight: form, why, the losses and costs of all its forms. front: rows of cost
     against predicted loss. cost, dense_cost: of the choice and of the dense model. evaluations:
-    whole models that were judged; looks: how often the samples held out were used."""
+    whole models that were judged; looks: how often the samples held out were used; held_to: the
+    limits there, where shares of labels are within the error of their number."""
 
     objective: str
     unit: str
@@ -81,6 +83,7 @@ class Tuning:
     evaluations: int
     looks: int
     measured: int = 0
+    held_to: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
 
     @property
@@ -95,11 +98,16 @@ class Tuning:
 
     def page(self, model: str) -> str:
         """The front drawn, and the layers, as one HTML file."""
-        from onnx24.tuning.page import render_front
+        return render_front(model, self.summary(), self.front, self.layers, self._label)
 
-        return render_front(
-            model, self.summary(), self.front, self.layers, self.objective, self.unit
-        )
+    @property
+    def _label(self) -> str:
+        known = "partly measured" if self.measured else "estimated"
+        return f"{self.objective}, {known} [{self.unit}]"
+
+    def picture(self, model: str) -> bytes:
+        """The front as a PNG. Raises: BackendError O24-071 without matplotlib."""
+        return draw_front(model, self.front, self._label)
 
     def summary(self) -> str:
         """The choice in a few lines."""
@@ -118,6 +126,10 @@ class Tuning:
             f"  {self.evaluations} models were judged; the samples held out were used {self.looks} "
             f"time{'s' if self.looks != 1 else ''}",
         ]
+        if self.held_to != self.limits:
+            lines.append(
+                f"  so few labels are held out that the model was held to {', '.join(self.held_to)}"
+            )
         if self.unmeasured:
             count = len(self.unmeasured)
             lines.append(f"  time was up for {count} layers, which stay dense; --time gives more")
@@ -172,6 +184,7 @@ def tune(
     metric: MetricLike = None,
     recover: float | str | None = None,
     objective: str = "latency",
+    formats: str | Sequence[str] = "int8",
     profile: PathLike | Sequence[PathLike] | None = None,
     time: float | str = MINUTES * 60,
     output: PathLike | None = None,
@@ -201,10 +214,11 @@ def tune(
     accuracy, or the metric's value, falls by 0.01 at most. recover: as for `compile`, of each model
     that is made in the end; a choice that is a bit cheaper than what meets the limit untrained is
     then tried first. objective: "latency", "size" or "energy-proxy", estimated from data-sheet
-    rates of `gpu`. profile: ledgers (files of `onnx24 ledger -o`), whose times of layers take the
-    estimates' place. time: what it may take, seconds or text such as "30min"; layers that save most
-    come first. preset: whose passes are used, by default that of the target. work_dir: keeps what
-    was measured, for a run that goes on.
+    rates of `gpu`. formats: what may be chosen besides 16-bit floats: "int8", and "int4", of
+    weights of MatMul and Gemm, where the target takes opset 21. profile: ledgers (files of `onnx24
+    ledger -o`), whose times of layers take the estimates' place. time: what it may take, seconds or
+    text such as "30min"; layers that save most come first. preset: whose passes are used, by
+    default that of the target. work_dir: keeps what was measured, for a run that goes on.
 
     Raises: as `compile`; InputError O24-043 for too few samples; NotMetError, with `.result`, where
     even the strictest choice misses the limit on the samples held out.
@@ -222,7 +236,7 @@ def tune(
         raise usage(f"objective {objective!r}", f"it is one of {', '.join(OBJECTIVES)}")
     if profile is not None and objective != "latency":
         raise usage(f"profile with objective {objective}", "a profile says what layers take")
-    times = _times(profile)
+    times, allowed = _times(profile), _formats(formats)
     row = targets.load(target) if isinstance(target, str) else target
     rates = gpu_of(row, gpu)
     profiles = profiles_of(shapes)
@@ -247,10 +261,15 @@ def tune(
     limits = limits or default_limits(original, len(judge))
     scoring.require(limits)
     text = f"@{preset or targets.default_preset(row, calibrated=True)}"
-    steps = list(parse(text))
+    if INT4 in allowed and not has_int4(row):
+        raise usage(
+            f"formats int4: {row.name} takes no weights in INT4, which opset 21 has",
+            "targets of TensorRT 11 and of TensorRT-RTX do",
+        )
+    steps = _at_opset(list(parse(text)), 21 if INT4 in allowed else 0)
     base = _base(source.load(), steps, row)
     layers, _ = layers_of(base, row, profiles)
-    units = units_of(layers, row, rates, objective)
+    units = units_of(layers, row, rates, objective, allowed)
     units, measured = with_measured(units, times) if times else (units, 0)
     folder = effort.folder()
     with tempfile.TemporaryDirectory(prefix="onnx24-") as scratch:
@@ -264,7 +283,7 @@ def tune(
             cache=Path(scratch) / "ranges.json",
             resources=effort.resources(),
             saved=None if folder is None else folder / "tune.json",
-            key=_key(base, data, row, text),
+            key=_key(base, data, row, f"{text} {' '.join(allowed)}"),
         )
         limit_at = begins + SHARE * (ends - begins)
         losses = sensitivity.measure(
@@ -274,16 +293,22 @@ def tune(
         search = _Search(units, options, sensitivity, base, judge, limits, scoring)
         with shows.waiting("choosing forms"):
             points = search.run(ends, cheaper=CHEAPER if recover is not None else 0)
+    held_to = [str(each) for each in within_error(limits, len(split.held_out))]
     looks = 0
     for tried, point in enumerate(points):
         looks += 1
+        tuning = replace(
+            _tuning(units, options, losses, point, limits, objective, search, looks),
+            measured=measured,
+            held_to=tuple(held_to),
+        )
         try:
             made = compile(
                 source,
                 output=output,
                 pipeline=str(_pipeline(steps, units, point)),
                 calib=data,
-                max_drop=[str(each) for each in within_error(limits, len(split.held_out))],
+                max_drop=held_to,
                 labels=scoring.labels,
                 metric=metric,
                 recover=recover,
@@ -302,14 +327,22 @@ def tune(
                 if isinstance(err.result, Result):
                     continue
                 raise
-            tuning = _tuning(
-                units, options, losses, point, limits, objective, search, looks, measured
-            )
             err.result = _with(err.result, tuning)
             raise
-        tuning = _tuning(units, options, losses, point, limits, objective, search, looks, measured)
         return _with(made, tuning)
     raise AssertionError("the last point is the dense model")
+
+
+def require_drawable(file: str) -> None:
+    """Look before anything is measured whether a front can be drawn into that file.
+
+    Raises: InputError O24-043 for another ending than .html and .png; BackendError O24-071.
+    """
+    ending = Path(file).suffix.lower()
+    if ending == ".png":
+        require_matplotlib()
+    elif ending != ".html":
+        raise usage(f"--front {file}", "name a file that ends in .html or .png")
 
 
 def _times(profile: PathLike | Sequence[PathLike] | None) -> Times:
@@ -341,6 +374,25 @@ def _base(model: Model, steps: Sequence[Pass], target: Target) -> Model:
     shaping = tuple(step for step in steps if step.name in _SHAPING)
     manager.run(model, Pipeline(shaping), target=target, reproducer_dir=None)
     return model
+
+
+def _formats(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Raises: InputError O24-043."""
+    names = given.split(",") if isinstance(given, str) else given
+    found = tuple(dict.fromkeys(name.strip() for name in names))
+    if unknown := [name for name in found if name not in FORMATS]:
+        raise usage(f"formats {unknown[0]!r}", f"they are of {', '.join(FORMATS)}")
+    return found
+
+
+def _at_opset(steps: list[Pass], opset: int) -> list[Pass]:
+    """The steps with `upgrade-opset` to that one at least."""
+    return [
+        replace(step, to=max(step.to, opset))  # type: ignore[call-arg,attr-defined]
+        if step.name == "upgrade-opset"
+        else step
+        for step in steps
+    ]
 
 
 def _step(steps: Sequence[Pass], name: str) -> Pass:
@@ -440,16 +492,17 @@ def _pipeline(steps: Sequence[Pass], units: Sequence[Unit], point: Point) -> Pip
     "none go."""
     forms = {unit.weight: form for unit, form in zip(units, point.forms, strict=True)}
     sparse = [weight for weight, form in forms.items() if "sparse" in form]
-    int8 = [weight for weight, form in forms.items() if "int8" in form]
+    quantized = [weight for weight, form in forms.items() if "int" in form]
+    int4 = [weight for weight, form in forms.items() if form == INT4]
     found: list[Pass] = []
     for step in steps:
         if step.name == "prune24":
             found += [only(step, sparse)] if sparse else []
         elif step.name == "qdq":
             quiet = replace(step, min_agreement=0.0, min_output=0.0)  # type: ignore[call-arg]
-            found += [only(quiet, int8)] if int8 else []
+            found += [only(in_int4(quiet, int4), quantized)] if quantized else []
         elif step.name in ("fold-qdq", "smooth-quant"):
-            found += [step] if int8 and step.name == "fold-qdq" else []
+            found += [step] if quantized and step.name == "fold-qdq" else []
         elif step.name == "check24":
             found += [step] if sparse else []
         else:
@@ -466,7 +519,6 @@ def _tuning(
     objective: str,
     search: _Search,
     looks: int,
-    measured: int,
 ) -> Tuning:
     dense_cost = sum(unit.costs[DENSE] for unit in units)
     bounds = [10 ** (-decibels / 10) for decibels in _BOUNDS_DB]
@@ -494,7 +546,6 @@ def _tuning(
         dense_cost=dense_cost,
         evaluations=search.evaluations,
         looks=looks,
-        measured=measured,
         unmeasured=tuple(losses.unmeasured),
     )
 
@@ -519,7 +570,7 @@ def _why(unit: Unit, form: str, losses: Losses) -> str:
     measured = losses.of.get(unit.weight, {})
     refused = losses.refused.get(unit.weight, {})
     parts = []
-    for other in ("sparse", "int8"):
+    for other in ("sparse", *FORMATS):
         if other in refused:
             parts.append(f"no {other}: {refused[other]}")
         elif other in measured and other not in form:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from onnx24.errors import InputError
 from onnx24.ir.files import atomic_write
+from onnx24.ir.inputs import regular
 from onnx24.report.checked import Checked, fingerprint
 from onnx24.report.jsontext import json_text
 
@@ -18,13 +18,13 @@ SCHEMA = 1
 def read_baseline(path: str) -> frozenset[str]:
     """The accepted fingerprints. Raises: InputError O24-046."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(regular(path).read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise ValueError(f"schema {document['schema']}, expected {SCHEMA}")
         return frozenset(str(entry["fingerprint"]) for entry in document["findings"])
     except OSError as err:
         raise _bad(path, err.strerror or str(err)) from err
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise _bad(path, f"not a baseline: {err!r}") from err
 
 

@@ -375,3 +375,8 @@ def _provenance(subject: Subject) -> Iterator[Diagnostic]:
     if least is not None and not version_at_least(recorded.version, least):
         message = f"made by onnx24 {recorded.version or '(not recorded)'}, expected {least}"
         yield subject.finding("O24-626", message, "provenance.min_version")
+    if (keys := policy.path("provenance.signed_by")) is not None:
+        from onnx24.passmgr.signing import signature_problem
+
+        if problem := signature_problem(subject.stored or subject.model, keys):
+            yield subject.finding("O24-629", problem, "provenance.signed_by")

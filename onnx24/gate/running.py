@@ -19,6 +19,7 @@ from onnx24.backends.profiles import completed
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import BackendError, InputError
 from onnx24.gate.subject import Subject
+from onnx24.ir.inputs import regular
 from onnx24.ir.model import Model
 from onnx24.report.limits import METRICS, Limit, check_limits, named_values
 
@@ -196,8 +197,8 @@ def _latency(subject: Subject) -> Iterator[Diagnostic]:
     policy = subject.policy
     path = _file(policy.path("latency.ledger"))
     try:
-        ledger = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+        ledger = json.loads(regular(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as err:
         yield subject.finding("O24-652", f"{path}: {err}", "latency.ledger")
         return
     if policy.get("latency.same_model"):

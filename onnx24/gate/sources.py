@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from onnx24.errors import InputError
+from onnx24.ir.inputs import regular
 
 _TITLE = "org.opencontainers.image.title"
 _UNPACK = "io.deis.oras.content.unpack"
@@ -197,7 +198,7 @@ def _json(layout: Path, path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise _bad_layout(layout, f"{path.name} has more than {_MAX_JSON_BYTES} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
         raise _bad_layout(layout, f"{path.name}: {err}") from err
     if not isinstance(document, dict):

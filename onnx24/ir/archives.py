@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
+from onnx24.ir.inputs import regular
+
 UNREADABLE = (
     OSError,
     EOFError,
@@ -53,7 +55,7 @@ def headers(path: str | Path) -> dict[str, Header]:
     what a header says would take any memory.
     """
     found = {}
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(regular(path)) as archive:
         for info in archive.infolist():
             with archive.open(info) as file:
                 version = np.lib.format.read_magic(file)

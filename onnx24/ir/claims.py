@@ -39,7 +39,7 @@ class Claims24:
                 found = sorted(
                     {ValueKey(str(scope), str(name)) for scope, name in json.loads(text)}
                 )
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 found = []
             self._text, self._keys = text, dict.fromkeys(found)
         return self._keys

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
@@ -84,6 +85,12 @@ def refuse_irregular(names: Iterable[str]) -> None:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and name != os.devnull:
             message = "it is no regular file; '-' reads standard input"
             raise InputError.of("O24-001", message, file=name)
+
+
+def regular(path: str | os.PathLike[str]) -> Path:
+    """A file that is about to be read, whoever names it. Raises: as refuse_irregular."""
+    refuse_irregular([os.fspath(path)])
+    return Path(path)
 
 
 def refuse_input(path: str | os.PathLike[str]) -> None:

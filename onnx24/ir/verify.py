@@ -64,8 +64,14 @@ class Interface:
 
 
 def constant_inputs(model: Model) -> frozenset[str]:
-    """Inputs with a default value that `make_constant` took off this model's interface."""
-    return frozenset(json.loads(model.metadata.get(CONSTANT_INPUTS, "[]")))
+    """Inputs with a default value that `make_constant` took off this model's interface. A record
+    that does not parse counts as empty: anybody may have written it."""
+    try:
+        found = json.loads(model.metadata.get(CONSTANT_INPUTS, "[]"))
+    except (ValueError, RecursionError):
+        return frozenset()
+    names = found if isinstance(found, list) else []
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def make_constant(model: Model, names: frozenset[str]) -> None:

@@ -56,7 +56,7 @@ class Engine:
         if layers is not None:
             try:
                 engine.layers = layers_from_json(_text(layers))
-            except ValueError as err:
+            except (ValueError, RecursionError) as err:
                 raise _unreadable(layers, f"no layer information: {err}") from err
         if profile is not None:
             engine.profile = _profile(profile)

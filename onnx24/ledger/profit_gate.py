@@ -56,7 +56,7 @@ def rows_of(text: str, file: str) -> list[Measured]:
             Measured(str(row["name"]), str((row["model"] or {}).get("weight", "")), _gain(row))
             for row in json.loads(text)["rows"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
         raise InputError.of(
             "O24-048", "this is no ledger", file=file, hint="`onnx24 ledger MODEL … -o F.json`"
         ) from err

@@ -13,6 +13,7 @@
 | `onnx24.held-out.sha256` | of the samples held out of them, of every step that held some out |
 | `onnx24.report.sha256` | of what the report says of passes and weights (docs/report.md) |
 | `onnx24.content.sha256` | of the model as it was written: graph, weights, all other entries |
+| `onnx24.signature` | who vouches for that (signing.py): no part of the record |
 | `onnx24.source.data.checksum`, `onnx24.content.checksum` | instead of the two, in a fast record |
 
 A `full` record takes sha256 of every byte that was read and written, which for gigabytes takes
@@ -64,6 +65,7 @@ REPORT_KEY = "onnx24.report.sha256"
 CONTENT_KEY = "onnx24.content.sha256"
 SOURCE_DATA_SUM_KEY = "onnx24.source.data.checksum"
 CONTENT_SUM_KEY = "onnx24.content.checksum"
+SIGNATURE_KEY = "onnx24.signature"
 
 FAST_FROM_BYTES = 1 << 30
 """Values from which a record is fast by default: sha256 of what is read and written takes 1.3 s of
@@ -222,6 +224,7 @@ def record(
         REPORT_KEY: report_sha256,
         CONTENT_KEY: "",
         CONTENT_SUM_KEY: "",
+        SIGNATURE_KEY: "",
     }
     for key, value in entries.items():
         if value:
@@ -263,6 +266,7 @@ def forget(model: Model) -> None:
     for name, key in _KEYS.items():
         if name != "pipeline":
             model.metadata.pop(key, None)
+    model.metadata.pop(SIGNATURE_KEY, None)
 
 
 def digest_values(model: Model) -> None:
@@ -283,7 +287,7 @@ def data_digest(files: Mapping[str, str]) -> str:
 
 def content_digest(model: Model, *, fast: bool = False) -> str:
     """sha256 of the document with each tensor's values replaced by their digest, or by their
-    checksum, and without the entry that holds this digest."""
+    checksum, without the entry that holds this digest and the signature."""
     compiled = fast and _compiled(_referred_bytes(model))
     bare = ModelProto()
     bare.CopyFrom(model.proto)
@@ -297,7 +301,7 @@ def content_digest(model: Model, *, fast: bool = False) -> str:
         stub.name, stub.data_type, stub.raw_data = name, data_type, bytes.fromhex(digest)
         stub.dims.extend(dims)
     own = CONTENT_SUM_KEY if fast else CONTENT_KEY
-    kept = [entry for entry in model.proto.metadata_props if entry.key != own]
+    kept = [e for e in model.proto.metadata_props if e.key not in (own, SIGNATURE_KEY)]
     del bare.metadata_props[:]
     bare.metadata_props.extend(sorted(kept, key=lambda entry: entry.key))
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()

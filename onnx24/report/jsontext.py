@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import enum
 import math
 from collections.abc import Callable, Mapping
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
-class Document:
+class Document(abc.ABC):
     """What has a JSON document: `to_json` makes it."""
 
-    def to_json(self) -> Any:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def to_json(self) -> Any: ...
 
     def to_dict(self) -> dict[str, Any]:
         """The document, as plain values that any JSON writer takes."""

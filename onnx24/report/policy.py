@@ -22,6 +22,7 @@ from typing import Any
 
 from onnx24.codes import CODES
 from onnx24.errors import InputError
+from onnx24.ir.inputs import regular
 from onnx24.report.limits import METRICS
 
 if sys.version_info >= (3, 11):
@@ -134,6 +135,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "full": Key("flag", "all values are recorded by sha256, none by a checksum"),
         "pipeline": Key("text", "pattern that the pipeline's text must match"),
         "min_version": Key("text", "version of onnx24 that made it, at least"),
+        "signed_by": Key("path", "a file of Ed25519 public keys, one of which signed the model"),
     },
     "numeric": {
         "reference": Key("path", "the model to compare with"),
@@ -251,7 +253,7 @@ def _read(path: str, above: tuple[str, ...]) -> Policy:
         text, folder = presets()[path], "."
     else:
         try:
-            text, folder = Path(path).read_text(encoding="utf-8"), str(Path(path).parent)
+            text, folder = regular(path).read_text(encoding="utf-8"), str(Path(path).parent)
         except OSError as err:
             hint = _near(path, presets(), "presets are") if "/" not in path else None
             raise _bad(path, f"cannot be read: {err.strerror or err}", hint) from err

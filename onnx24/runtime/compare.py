@@ -57,6 +57,12 @@ class Comparison:
             if out.is_complete and not out.mismatches and out.rel_l2 > 1:
                 message = f"output {out.name!r} is off by {out.rel_l2:.4g} times its size"
                 found.append(diagnostic("O24-058", message, tensor=out.name))
+            elif out.faint is not None and out.faint.rel_l2 > 1:
+                message = (
+                    f"{out.faint.channels} of {out.faint.of} channels of output {out.name!r}, which "
+                    f"are small beside the others, are off by {out.faint.rel_l2:.4g} times their size"
+                )
+                found.append(diagnostic("O24-058", message, tensor=out.name))
         return found
 
     def breaches(self) -> list[Diagnostic]:

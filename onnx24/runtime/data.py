@@ -35,6 +35,7 @@ from onnx import TensorProto, numpy_helper
 from onnx24.diagnostics import Diagnostic
 from onnx24.errors import InputError
 from onnx24.ir.archives import UNREADABLE, Header, headers, reading
+from onnx24.ir.inputs import regular
 from onnx24.ir.model import Model
 from onnx24.runtime.inputs import InputSpec, index_bound, input_specs, shape_text
 from onnx24.runtime.sizes import concrete_shapes
@@ -639,7 +640,7 @@ class _TestData(SampleSource):
         for position, path in enumerate(_input_files(folder)):
             tensor = TensorProto()
             try:
-                tensor.ParseFromString(path.read_bytes())
+                tensor.ParseFromString(regular(path).read_bytes())
                 if tensor.data_location == TensorProto.EXTERNAL or not tensor.data_type:
                     raise ValueError("it holds no tensor with values")
                 array = numpy_helper.to_array(tensor)
@@ -727,9 +728,13 @@ class _Random(SampleSource):
         return tuple(s.name for s in self._specs)
 
     def _once(self, shapes: Mapping[str, tuple[int, ...]]) -> Feeds:
-        """What to feed in one run of these sizes."""
+        """What to feed in one run of these sizes: the largest of the integers that samples may hold,
+        since they may select from what a dimension is large."""
         self._shapes = dict(shapes)
-        return next(self.feeds(np.arange(1), 1))
+        feeds = next(self.feeds(np.arange(1), 1))
+        for name, bound in self._bounds.items():
+            feeds[name] = np.full_like(feeds[name], max(1, bound) - 1)
+        return feeds
 
     def fitted(self, specs: list[InputSpec]) -> SampleSource:
         given = {s.name: (s.dtype, self._shapes[s.name]) for s in self._specs}

@@ -17,13 +17,12 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from onnx24.errors import InputError
 from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.files import atomic_write
-from onnx24.ir.inputs import protect
+from onnx24.ir.inputs import protect, regular
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import tensors
 from onnx24.quant.calibrators import Range
@@ -51,7 +50,7 @@ class RangeCache:
     def load(cls, path: str | os.PathLike[str]) -> RangeCache:
         """Raises: InputError O24-223 for a file that cannot be read or is neither format."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = regular(path).read_text(encoding="utf-8")
             protect(path)
             return _from_json(text) if _is_json(path) else _from_tensorrt(text)
         except UNREADABLE as err:

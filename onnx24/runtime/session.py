@@ -113,7 +113,7 @@ class Session:
             }
             return dict(zip(self.outputs, self._session.run(None, plain), strict=True))
         except _errors() as err:
-            raise self._refused(err) from err
+            raise self._refused(err, hint=_OTHER_VALUES) from err
 
     def _ort_value(self, name: str, array: np.ndarray) -> ort.OrtValue:
         import onnxruntime as ort
@@ -137,8 +137,15 @@ class Session:
         model.save(path, external="external")
         return str(path)
 
-    def _refused(self, err: Exception) -> InputError:
-        return InputError.of("O24-016", f"ONNX Runtime: {_shortened(str(err))}", file=self._file)
+    def _refused(self, err: Exception, hint: str | None = None) -> InputError:
+        message = f"ONNX Runtime: {_shortened(str(err))}"
+        return InputError.of("O24-016", message, file=self._file, hint=hint)
+
+
+_OTHER_VALUES = (
+    "ONNX Runtime loads the model, and fails on these values: pass samples that it was made for, or "
+    "other sizes by --shapes"
+)
 
 
 def require_qdq(opset: int) -> None:

@@ -2,7 +2,8 @@
 
 Given sizes first, then those of the same name elsewhere, then 1 for a first dimension, which is the
 batch. What is left takes the smallest size of SIZES at which ONNX Runtime runs the model, all at
-once, or where none does, each by itself.
+once, or where none does, each by itself; where that fails too, with 2 for the first dimensions,
+which are the nodes of a graph that its edges name.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def concrete_shapes(
 
     given: sizes by input; a negative one gives none. runs: 2 where the model runs at these sizes, 1
     where one of its outputs is empty, as a pooling's is that is larger than its image, 0 where it
-    fails; asked only where something is left to search.
+    fails; asked only where something is left to search, or several first dimensions and integers
+    may be a graph's.
     Raises: InputError O24-505 for sizes that contradict the model or each other; O24-036 for an
     input of no known rank, and where no size runs.
     """
@@ -46,31 +48,35 @@ def concrete_shapes(
     wanted = {spec.name: _merged(spec, given.get(spec.name)) for spec in specs}
     named = _named(specs, wanted)
     free: dict[str, None] = {}
+    first: set[str] = set()
     keys: dict[str, list[int | str]] = {}
     for spec in specs:
         keys[spec.name] = []
         for axis, dim in enumerate(wanted[spec.name]):
-            if isinstance(dim, str) and dim in named:
+            if isinstance(dim, str) and dim in named and dim not in first:
                 dim = named[dim]
             if not isinstance(dim, int):
                 key = dim or f"{spec.name}[{axis}]"
                 if axis == 0:
                     named.setdefault(key, 1)
-                    dim = 1
-                else:
+                    first.add(key)
+                elif key not in first:
                     free[key] = None
-                    dim = key
+                dim = key
             keys[spec.name].append(dim)
     free = {key: None for key in free if key not in named}  # a batch's name at another axis
-    searched = tuple(n for n, dims in keys.items() if any(d in free for d in dims))
     empty: Shapes | None = None
-    for sizes in _choices(list(free)):
-        every = {**named, **sizes}
+    for batch, sizes in itertools.product((1, 2) if first else (1,), _choices(list(free))):
+        if batch == 2 and empty is not None:
+            break
+        every = {**named, **dict.fromkeys(first, batch), **sizes}
+        found = free if batch == 1 else {**free, **dict.fromkeys(first)}
+        searched = tuple(n for n, dims in keys.items() if any(d in found for d in dims))
         shapes = {
             name: tuple(dim if isinstance(dim, int) else every[dim] for dim in dims)
             for name, dims in keys.items()
         }
-        if not free:
+        if not (free or (len(first) > 1 and any(spec.dtype.kind in "iu" for spec in specs))):
             return shapes, ()
         small = all(math.prod(shape) <= MAX_ELEMENTS for shape in shapes.values())
         done = runs(shapes) if small else 0
@@ -79,8 +85,8 @@ def concrete_shapes(
         empty = empty or (shapes if done else None)
     if empty is not None:  # a detector that finds nothing in random numbers
         return empty, searched
-    spec = next(s for s in specs if any(d in free for d in keys[s.name]))
-    axis, dim = next((i, d) for i, d in enumerate(keys[spec.name]) if d in free)
+    spec = next(s for s in specs if any(d in found for d in keys[s.name]))
+    axis, dim = next((i, d) for i, d in enumerate(keys[spec.name]) if d in found)
     raise InputError.of(
         "O24-036",
         f"input {spec.name!r} is {spec.dims_text}: nothing says how large dimension {axis} ({dim}) "

@@ -1,13 +1,15 @@
-"""The front of cost against loss as one HTML file that needs nothing else."""
+"""The front of cost against loss: as one HTML file that needs nothing else, or as a PNG."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from onnx24 import __version__
+from onnx24.errors import BackendError
 from onnx24.report.page import page
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 320, 70, 46, 14
@@ -20,16 +22,16 @@ def render_front(
     said: str,
     front: Sequence[Mapping[str, Any]],
     layers: Sequence[Mapping[str, Any]],
-    objective: str,
-    unit: str,
+    label: str,
 ) -> str:
-    """The page; the same choice gives the same text. said: the summary's lines."""
+    """The page; the same choice gives the same text. said: the summary's lines; label: of the
+    costs' axis."""
     lines = "".join(f"<li>{escape(line.strip())}</li>" for line in said.splitlines())
     return page(
         f"onnx24 tune: {model}",
         [
             ("", f"<ul>{lines}</ul>"),
-            ("Cost against loss", _plot(front, f"{objective} [{unit}]")),
+            ("Cost against loss", _plot(front, label)),
             ("Layers", _table(layers)),
         ],
         f"onnx24 {__version__}",
@@ -101,3 +103,39 @@ def _table(layers: Sequence[Mapping[str, Any]]) -> str:
     )
     head = "<tr><th>weight</th><th>form</th><th>cost</th><th>dense</th><th>why</th></tr>"
     return f"<table>{head}{rows}</table>"
+
+
+# --- as a picture ---------------------------------------------------------------------------------
+
+
+def require_matplotlib() -> Any:
+    """Raises: BackendError O24-071 without it."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as err:
+        raise BackendError.of(
+            "O24-071", "a front as .png needs matplotlib, which is not installed"
+        ) from err
+    return Figure
+
+
+def draw_front(model: str, front: Sequence[Mapping[str, Any]], label: str) -> bytes:
+    """The PNG. Raises: BackendError O24-071 without matplotlib."""
+    figure = require_matplotlib()(figsize=(7, 4), dpi=120, layout="tight")
+    axes = figure.subplots()
+    decibels = [_decibels(point) for point in front]
+    costs = [float(point["cost"]) for point in front]
+    axes.plot(decibels, costs, "o-", color="0.4", markersize=4)
+    title = model
+    for x, y, point in zip(decibels, costs, front, strict=True):
+        if point["chosen"]:
+            axes.plot([x], [y], "o", color="#c33", markersize=8)
+            title += f"\nchosen: {_label(point)} dB, {100 * float(point['saving']):.0f} % less"
+    axes.invert_xaxis()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("predicted signal to noise of the worst output [dB], less to the right")
+    axes.set_ylabel(label)
+    axes.set_title(title.replace("$", r"\$"))
+    made = io.BytesIO()
+    figure.savefig(made, format="png", metadata={"Software": None})
+    return made.getvalue()

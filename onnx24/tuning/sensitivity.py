@@ -28,7 +28,7 @@ from onnx24.passmgr import manager
 from onnx24.passmgr.base import Pass, SiteRecord
 from onnx24.passmgr.pipeline import Pipeline
 from onnx24.runtime.trials import Reference, likeness_of
-from onnx24.tuning.costs import DENSE, Unit
+from onnx24.tuning.costs import DENSE, FORMATS, INT4, Unit
 
 if TYPE_CHECKING:
     from onnx24.layerwise.resources import Resources
@@ -60,6 +60,11 @@ _Measured = tuple[dict[str, float], dict[str, str]]
 def only(step: Pass, names: Iterable[str]) -> Pass:
     """A pass that takes these weights and no others."""
     return replace(step, include=tuple(glob.escape(name) for name in names))  # type: ignore[call-arg]
+
+
+def in_int4(step: Pass, names: Iterable[str]) -> Pass:
+    """A qdq that gives these weights INT4."""
+    return replace(step, int4=tuple(glob.escape(name) for name in names))  # type: ignore[call-arg]
 
 
 def _may_be_sparse(unit: Unit) -> bool:
@@ -146,9 +151,10 @@ class Sensitivity:
         weights, since ranges are kept for the model as it is; the model that is made in the end
         has its own. forms: weight → form."""
         model = Model.from_bytes(self._data)
-        int8 = [weight for weight, form in forms.items() if "int8" in form]
-        if int8:
-            self._run(model, [only(self._quantizer(), int8)])
+        quantized = [weight for weight, form in forms.items() if "int" in form]
+        if quantized:
+            int4 = [weight for weight, form in forms.items() if form == INT4]
+            self._run(model, [only(in_int4(self._quantizer(), int4), quantized)])
         for weight, form in forms.items():
             if "sparse" in form:
                 _put(model, self._pruned[weight])
@@ -250,12 +256,12 @@ def measure(task: Task) -> tuple[dict[str, float], dict[str, str]]:
             losses["sparse"] = _loss(model, task)
         else:
             refused["sparse"] = "prune24 leaves it dense"
-    if "int8" in unit.costs:
-        model, records = _quantized(task)
+    for form in (form for form in FORMATS if form in unit.costs):
+        model, records = _quantized(task, form)
         if any(record.action == "quantized" for record in records):
-            losses["int8"] = _loss(model, task)
+            losses[form] = _loss(model, task)
         else:
-            refused["int8"] = next((r.reason for r in records if r.reason), "qdq leaves it")
+            refused[form] = next((r.reason for r in records if r.reason), "qdq leaves it")
     if {"sparse", "int8"} <= losses.keys() and "sparse-int8" in unit.costs:
         losses["sparse-int8"] = losses["sparse"] + losses["int8"]
     if "sparse" not in unit.costs:
@@ -269,13 +275,14 @@ def _remotely(task: Task) -> Any:
     return joblib.delayed(measure)(task)
 
 
-def _quantized(task: Task) -> tuple[Model, list[SiteRecord]]:
+def _quantized(task: Task, form: str) -> tuple[Model, list[SiteRecord]]:
     """The model with that layer quantized, its ranges from the file; samples are not needed."""
     model = Model.from_bytes(task.data)
     with tempfile.TemporaryDirectory(prefix="onnx24-") as folder:
         cache = Path(folder) / "ranges.json"
         cache.write_bytes(task.ranges)
-        step = replace(task.quantize, cache=str(cache))  # type: ignore[call-arg]
+        step = in_int4(task.quantize, [task.unit.weight] if form == INT4 else [])
+        step = replace(step, cache=str(cache))  # type: ignore[call-arg]
         result = manager.run(model, Pipeline((step,)), target=task.target, reproducer_dir=None)
     return model, [record for record in result.records if record.weight == task.unit.weight]
 

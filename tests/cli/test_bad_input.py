@@ -333,12 +333,17 @@ def test_input_is_a_pipe(work, capsys):
         ["ledger", "--log", "pipe"],
         ["verify-provenance", "m.onnx", "--report", "pipe"],
         ["check", "m.onnx", "--policy", "/dev/zero"],
+        ["check", "m.onnx", "--policy", "extends.toml"],
+        ["compare", "m.onnx", "m.onnx", "--data", "folder"],
     ],
     ids=" ".join,
 )
 def test_no_command_waits_for_a_pipe(work, capsys, argv):
     _save(mlp([64, 32]))
     os.mkfifo("pipe")
+    Path("extends.toml").write_text('extends = "pipe"')
+    Path("folder").mkdir()
+    os.mkfifo("folder/a.npz")
     assert run(argv) == 2
     assert "O24-001" in capsys.readouterr().err
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnx24
@@ -119,8 +121,6 @@ def test_what_cannot_be_tuned_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    import onnx
-
     onnx.save(mlp([32, 64, 16]), "m.onnx")
     np.savez("calib.npz", x=ROWS)
     code = run(
@@ -190,3 +190,44 @@ def test_layers_are_measured_on_a_cluster_with_the_same_losses(tmp_path: Path) -
         )
         found.append(result.tuning.layers)
     assert found[0] == found[1]
+
+
+def test_a_front_is_drawn_as_a_picture_where_matplotlib_is(
+    tuned: onnx24.TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["tune", "none.onnx", "--calib", "c.npz", "--front", "f.pdf"]) == 2
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        assert run(["tune", "none.onnx", "--calib", "c.npz", "--front", "f.png"]) == 3
+    assert "O24-071" in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    picture = tuned.tuning.picture("a $model$")
+    assert picture.startswith(b"\x89PNG") and picture == tuned.tuning.picture("a $model$")
+
+
+def test_what_few_labels_are_held_to_is_said() -> None:
+    result = onnx24.tune(mlp([32, 16]), calib={"x": ROWS}, limit={"top1": 0.02})
+    assert result.tuning.limits == ("top1=0.02",) and result.tuning.held_to == ("top1=0.0833333",)
+    assert "held to top1=0.0833333" in result.tuning.summary()
+    assert [str(limit.limit) for limit in result.report.limits] == ["top1=0.0833333"]
+
+
+def test_weights_in_int4_are_a_form_where_they_are_asked_for() -> None:
+    rows = {"x": np.random.default_rng(1).standard_normal((64, 128), dtype=np.float32)}
+    net = mlp([128, 128, 32])
+    given = {"calib": rows, "limit": {"sqnr": 14}, "objective": "size", "target": "sm90-trt11"}
+    result = onnx24.tune(net, **given, formats="int8,int4")
+    assert "int4" in [row["form"] for row in result.tuning.layers]
+    types = {tensor.data_type for tensor in result.model.graph.initializer}
+    assert onnx.TensorProto.INT4 in types and result.model.opset_import[0].version == 21
+    row = result.tuning.layers[0]
+    assert row["costs"]["int4"] == 128 * 128 * (0.5 + 2 / 128) and row["losses"]["int4"] > 0
+    assert result.comparison[0]["sqnr_db"] >= 14
+    plain = onnx24.tune(net, **given)
+    assert all("int4" not in row["costs"] for row in plain.tuning.layers)
+    assert result.tuning.cost < plain.tuning.cost
+    for wrong in ({"formats": "fp8"}, {"formats": "int4", "target": "sm86-trt10"}):
+        with pytest.raises(onnx24.InputError) as caught:
+            onnx24.tune(net, **{**given, **wrong})
+        assert caught.value.code == "O24-043"

@@ -8,7 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx24.errors import InputError
+from onnx24.ir.claims import METADATA_KEY
 from onnx24.ir.model import Model
+from onnx24.ir.verify import CONSTANT_INPUTS, constant_inputs
 from onnx24.ir.wire import varint
 from onnx24.testing.generate import external_mlp, mlp
 
@@ -258,3 +260,11 @@ def test_unread_extra_tensor_is_still_checked():
     extra.dims[0] = 301
     proto.graph.initializer.append(extra)
     assert _code(proto)[0] == "O24-014"
+
+
+@pytest.mark.parametrize("text", ["[" * 9000, "{}", "[[1]]", "null", "[null, 3, {}]", '"x"', "]"])
+def test_records_in_metadata_that_anybody_may_have_written(text):
+    model = Model.from_proto(mlp([8, 8]))
+    for key in (METADATA_KEY, CONSTANT_INPUTS):
+        model.metadata[key] = text
+    assert constant_inputs(model) == frozenset() and list(model.claims) == []

@@ -64,6 +64,24 @@ def test_an_error_larger_than_the_output_is_said(data, factor, said):
     assert [d.code for d in found.findings()] == said
 
 
+def test_an_error_in_small_channels_is_said(data):
+    """Two of five columns are a thousandth of the others, and lost."""
+    scales = "s = Constant<value_floats = [1.0, 1.0, 1.0, 0.001, 0.001]>() y = Mul(r, s)"
+    rows = (
+        "u = Constant<value_ints = [2]>() t = Unsqueeze(x, u) c = Concat<axis = 2>"
+        "(t, t, t, t, t, t) r = Transpose<perm = [0, 2, 1]>(c) "
+    )
+    outputs = "float[N, 6, 5] y"
+    a = model(rows + scales, outputs=outputs)
+    b = model(
+        rows + scales.replace("0.001]", "-0.001]").replace("0.001,", "-0.001,"), outputs=outputs
+    )
+    found = compare(a, b, load_data(data[1], a))
+    (out,) = found.outputs
+    assert (out.faint.channels, out.faint.of) == (2, 5) and out.faint.rel_l2 == pytest.approx(2)
+    assert out.rel_l2 < 0.01 and [d.code for d in found.findings()] == ["O24-058"]
+
+
 def test_nan_and_infinity_are_seen(data):
     a = model("y = Identity(x)")
     b = model("y = Log(x)")  # NaN for what is negative

@@ -316,6 +316,24 @@ def test_random_indices_stay_inside_their_table():
     assert run["deep"].max() <= 8 and run["deep"].shape == (40, 7)
 
 
+def test_sizes_are_searched_that_take_every_random_index():
+    """A graph's edges name nodes, of which there must be two for 0 and 1 to be names."""
+    model = Model.from_text(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, nodes] x, int64[1, edges] i) => (float[1, edges] y)
+        { y = GatherElements<axis = 1>(x, i) }"""
+    )
+    for run in load_data("random:8", model).batches(model):
+        assert run["x"].shape == (1, 2)
+    nodes_first = Model.from_text(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[nodes, 3] x, int64[edges] i, int64[1, edges] j) => (float[edges, 3] y)
+        { y = Gather(x, i) }"""
+    )
+    for run in load_data("random:8", nodes_first).batches(nodes_first):
+        assert run["x"].shape == (2, 3) and run["i"].shape == (2,)
+
+
 def test_random_shapes():
     model = model_of(("x", TensorProto.FLOAT, ["b", "s"]), ("y", TensorProto.FLOAT, [4, "s"]))
     (run,) = load_data("random:1", model).batches(model)
