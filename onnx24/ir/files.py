@@ -134,20 +134,19 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ESTALE)
 
 
-def storage_error(
-    err: BaseException, doing: str = "cannot read or write a file"
-) -> InputError | None:
+def storage_error(err: BaseException, who: str = "") -> InputError | None:
     """What a disk or folder refuses while a command works, as its user reads it; None where `err`
     is something else. A temporary or working folder may fill up or vanish at any time."""
     if not isinstance(err, OSError):
         return None
     is_named = err.filename is not None or "temporary directory" in str(err)
-    if err.errno not in _WRITE_ERRORS and not (err.errno in _GONE and is_named):
+    is_full = err.errno in _WRITE_ERRORS
+    if not is_full and not (err.errno in _GONE and is_named):
         return None
     reason = os.strerror(err.errno) if err.errno else str(err)
     return InputError.of(
         "O24-040",
-        f"{doing}: {reason}",
+        f"{who}cannot {'write' if is_full else 'read or write'}: {reason}",
         file=str(err.filename or ""),
         hint="make room where the output, the work dir and temporary files (TMPDIR) go",
     )

@@ -383,7 +383,7 @@ def _explain(
     """The exception that leaves the manager."""
     if isinstance(err, _NOT_OUR_FAULT) or not isinstance(err, Exception):
         return err
-    if refused := storage_error(err, f"pass {step.name!r} could not read or write a file"):
+    if refused := storage_error(err, f"pass {step.name!r} "):
         return refused
     if isinstance(err, InternalError):
         return _with_reproducer(err, err, failure, reproducer_dir)
