@@ -11,7 +11,7 @@ from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 EXTRAS = ("fast", "sign")
-"""Those that are tried besides the dependencies: the others are hundreds of megabytes, or a server."""
+"""Tried besides the dependencies: the others are hundreds of megabytes, or a server."""
 
 
 def constraints(text: str) -> list[str]:
