@@ -37,7 +37,8 @@ class Lint(Pass):
     Without `fix` nothing is changed, and the exit code is 1 where a finding is an error. With it
     (O24-226) UINT8 becomes INT8 and its zero point 128 less; INT32 and quantized biases, and
     quantized scalars, become floats; scales of shape [1] scalars; zero points are written out;
-    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; a Clip between an
+    Clip, Transpose, Reshape and Identity of a stored INT8 weight are computed; what moves numbers
+    between an activation's Q and DQ (Transpose, MaxPool, Slice) stands behind DQ; a Clip between an
     activation's Q and DQ, as Brevitas and PyTorch write it, becomes INT8's own saturation, or a
     Clip of the floats; Q/DQ of com.microsoft and TensorRT's FP8 ones become ONNX's (O24-258);
     stored integers behind Cast and Mul stand behind DequantizeLinear (O24-257); weights, scales and

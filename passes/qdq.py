@@ -69,7 +69,7 @@ class Qdq(Pass):
     takes about a second; with `cache=` neither, so that it does not matter who has the samples.
 
     *Protection.* `budget=0.05` leaves layers in float (O24-237), those first that alone move the
-    model's outputs most, until the outputs' relative error on calibration samples is at most 5 %.
+    model's outputs most, until each output's relative error on calibration samples is at most 5 %.
     `min-agreement` does so until that share of samples keeps its class; it is on by default for
     classifiers (one output, [N, C]) with 200 samples and more that are not random. `min-output`
     does so, where no budget is given, until every output of another model has so many decibels, and

@@ -12,6 +12,7 @@ from onnx import FunctionProto, GraphProto, NodeProto
 from onnx24.analysis.packed24 import DOMAIN, OP
 from onnx24.effects import Effects
 from onnx24.ir import ops
+from onnx24.ir.calls import write_defaults
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import bodies, function_path
 
@@ -44,6 +45,7 @@ def inline_functions(model: Model) -> Inlined:
         for entry in function.opset_import:
             if (function.domain, function.name) not in stays:
                 entry.version = model.opsets.get(ops.own_domain(entry.domain), entry.version)
+    write_defaults(lean)
     inlined = onnx.inliner.inline_selected_functions(lean, list(stays), exclude=True)
     left = {function_path(function) for function in inlined.functions}
     model.proto.CopyFrom(inlined)

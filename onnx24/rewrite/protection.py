@@ -44,9 +44,9 @@ class where it is more than a few samples."""
 
 @dataclass(frozen=True)
 class Limits:
-    """budget: the outputs' largest relative error; agreement: the least share of samples whose
-    most likely class stays, for classifiers; sqnr_db: the least signal to noise of any output,
-    where no agreement is asked of it. 0 asks for neither."""
+    """budget: the largest relative error of any output, and of all together; agreement: the least
+    share of samples whose most likely class stays, for classifiers; sqnr_db: the least signal to
+    noise of any output, where no agreement is asked of it. 0 asks for neither."""
 
     budget: float = 0.0
     agreement: float = 0.0
@@ -73,7 +73,7 @@ class Limits:
         return limits
 
     def met_by(self, found: Likeness) -> bool:
-        if self.budget and not found.rel_l2 <= self.budget:
+        if self.budget and not found.largest <= self.budget:
             return False
         if self.sqnr_db and not found.sqnr_db >= self.sqnr_db:
             return False

@@ -78,6 +78,7 @@ class Repairs:
             yield from self._folded_constants()
             yield from self._float_biases()
             yield from self._explicit_zero_points()
+            yield from self._lifted()
             yield from self._saturated()
             yield from self._signed()
             yield from self._scalars()
@@ -332,6 +333,49 @@ class Repairs:
             self._drop_unread(clip.outputs[0])
             reason = "the Clip between Q and DQ is what INT8 saturates to now"
             yield Repair(name, "Clip", self._graph.scope, reason)
+
+    def _lifted(self) -> Iterator[Repair]:
+        """Q → operators that move numbers → DQ as Q → DQ → those operators, from the last on: the
+        same numbers, and nothing but DQ reads what a Q makes, as the other repairs want it."""
+        for node in reversed(list(self._graph.nodes)):
+            q = self._behind_moves(node)
+            if q is None or any(value.outputs for value in node.outputs[1:]):
+                continue
+            readers = self._readers(node)
+            if readers is None or not all(self._same_parameters(q, dq) for dq in readers):
+                continue
+            readers.sort(key=lambda dq: id(dq.outputs[0]) not in self._shown)
+            kept, *others = readers
+            if any(id(dq.outputs[0]) in self._shown for dq in others):
+                continue
+            if not self._admit(label(node)):
+                continue
+            source, real = node.inputs[0], kept.outputs[0]
+            name = fresh(self._graph, f"{source.name}_dequantized")
+            value = gs.Variable(name, real.dtype, source.shape)
+            made = fresh(self._graph, f"{name}_{_DQ}")
+            dq = gs.Node(_DQ, made, {}, [source, *kept.inputs[1:]], [value])
+            for other in others:
+                redirect(other.outputs[0], real)
+            for each in readers:
+                detach(each)
+            self._graph.nodes[:] = [
+                n for n in self._graph.nodes if all(n is not r for r in readers)
+            ]
+            node.inputs[0], node.outputs[0] = value, real
+            insert_before(self._graph, node, [dq])
+            reason = f"{node.op} stands behind DequantizeLinear now"
+            yield Repair(label(node), node.op, self._graph.scope, reason)
+
+    def _behind_moves(self, node: gs.Node) -> gs.Node | None:
+        """The Q, of one scale for the whole activation, whose numbers a node moves."""
+        while ops.is_onnx(node, *COMMUTING) and node.inputs[0].inputs:
+            node = node.inputs[0].inputs[0]
+            if ops.is_onnx(node, _Q):
+                scale = self._values(node.inputs[1])
+                stored = self._values(node.inputs[0]) is not None
+                return None if stored or scale is None or scale.size != 1 else node
+        return None
 
     def _clips_nothing(self, q: gs.Node, clip: gs.Node) -> bool:
         stored = self._quantized(q)

@@ -58,10 +58,9 @@ class Comparison:
                 message = f"output {out.name!r} is off by {out.rel_l2:.4g} times its size"
                 found.append(diagnostic("O24-058", message, tensor=out.name))
             elif out.faint is not None and out.faint.rel_l2 > 1:
-                message = (
-                    f"{out.faint.channels} of {out.faint.of} channels of output {out.name!r}, which "
-                    f"are small beside the others, are off by {out.faint.rel_l2:.4g} times their size"
-                )
+                some = f"{out.faint.channels} of {out.faint.of} channels of output {out.name!r}"
+                size = f"{out.faint.rel_l2:.4g} times their size"
+                message = f"{some}, which are small beside the others, are off by {size}"
                 found.append(diagnostic("O24-058", message, tensor=out.name))
         return found
 

@@ -728,7 +728,7 @@ class _Random(SampleSource):
         return tuple(s.name for s in self._specs)
 
     def _once(self, shapes: Mapping[str, tuple[int, ...]]) -> Feeds:
-        """What to feed in one run of these sizes: the largest of the integers that samples may hold,
+        """What to feed in one run of these sizes: of integers the largest that samples may hold,
         since they may select from what a dimension is large."""
         self._shapes = dict(shapes)
         feeds = next(self.feeds(np.arange(1), 1))

@@ -143,8 +143,8 @@ class Session:
 
 
 _OTHER_VALUES = (
-    "ONNX Runtime loads the model, and fails on these values: pass samples that it was made for, or "
-    "other sizes by --shapes"
+    "ONNX Runtime loads the model, and fails on these values: pass samples that it was made for, "
+    "or other sizes by --shapes"
 )
 
 

@@ -57,6 +57,12 @@ class Likeness:
     gap: Diagnostic | None = None
 
     @property
+    def largest(self) -> float:
+        """The relative error of all outputs or of the one that has the largest, whichever is
+        larger."""
+        return max(self.rel_l2, 10 ** (-self.worst[0] / 20))
+
+    @property
     def sqnr_db(self) -> float:
         """The least of outputs and of their faint channels."""
         return min(self.worst[0], self.faint[0])

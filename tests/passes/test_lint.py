@@ -629,3 +629,40 @@ def test_tensorrts_own_fp8_nodes_become_onnxs(text):
     assert codes(result).count("O24-258") == 4 and set(found(model, fp8)) == {"O24-634"}
     for got, expected in zip(outputs(model), want, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+MOVED = """g (float[2, 4, 6] x) => (float[A, B, C] y) {{
+  q = QuantizeLinear(x, s, z) {moves} d = DequantizeLinear({last}, {s}, z) {rest}
+}}"""
+
+
+@pytest.mark.parametrize("zero", [I8(9), U8(128), U8(3)])
+@pytest.mark.parametrize(
+    ("moves", "last", "rest"),
+    [
+        ("t = Transpose<perm = [1, 0, 2]>(q)", "t", "y = Identity(d)"),
+        ("t = Transpose(q) r = Reshape(t, n)", "r", "e = DequantizeLinear(r, s, z) y = Add(d, e)"),
+        ("p = MaxPool<kernel_shape = [3], pads = [1, 1]>(q)", "p", "y = Relu(d)"),
+        ("k = Slice(q, i0, i1) t = Identity(k)", "t", "f = Identity(d) y = Concat<axis = 0>(d, f)"),
+    ],
+)
+def test_what_moves_numbers_between_quantizers_stands_behind_them(zero, moves, last, rest):
+    text = MOVED.format(moves=moves, last=last, s="s", rest=rest)
+    given = {"s": F32(0.03), "z": zero, "n": np.array([4, 6, 2]), "i0": np.array([0])}
+    used = {k: v for k, v in {**given, "i1": np.array([1])}.items() if k in text}
+    model = build(text, **used)
+    fix(model)
+    assert [n.op_type for n in model.proto.graph.node][:2] == ["QuantizeLinear", "DequantizeLinear"]
+    assert set(found(model)) <= {"O24-630"}
+    lint(model, "{symmetric}")
+    assert not found(model)
+
+
+@pytest.mark.parametrize(
+    ("moves", "s"), [("t = Relu(q)", "s"), ("t = Transpose(q)", "s2"), ("t = Neg(q)", "s")]
+)
+def test_what_does_more_than_move_numbers_stays_between(moves, s):
+    text = MOVED.format(moves=moves, last="t", s=s, rest="y = Identity(d)")
+    model = build(text, z=I8(9), **{name: F32(0.03 + len(name)) for name in {"s", s}})
+    fix(model)
+    assert [n.op_type for n in model.proto.graph.node][1] == moves.split()[2].split("(")[0]

@@ -50,6 +50,20 @@ def test_budget_moves_the_layer_that_costs_most(tmp_path):
     assert measured == pytest.approx(found["output_error"], rel=0.3)
 
 
+def test_a_budget_is_kept_by_each_output(tmp_path):
+    """GTCRN: the mean of four outputs had 20 dB, and one of them 16."""
+    model, data = two(tmp_path)
+    weights = {name: model.weights[name] for name in ("w", "v")}
+    text = TWO.replace("(float[N, 24] y)", "(float[N, 24] a, float[N, 24] b)")
+    text = text.replace("  y = Add(a, b)\n", "")
+    wide = quantized(build(text, **weights), tmp_path, "budget=100", data=data, min_sqnr=None)
+    mean = statistics(wide)["output_error"]
+    narrow = quantized(
+        build(text, **weights), tmp_path, f"budget={1.2 * mean}", data=data, min_sqnr=None
+    )
+    assert codes(narrow) == {"good": "O24-200", "bad": "O24-237"}
+
+
 def test_a_wide_budget_moves_nothing_and_a_narrow_one_everything(tmp_path):
     model, data = two(tmp_path)
     result = quantized(model, tmp_path, "budget=100", data=data, min_sqnr=None)
