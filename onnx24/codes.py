@@ -203,7 +203,8 @@ _TABLE = (
         "O24-030",
         "error",
         "data cannot be read",
-        "Calibration or test data is not an .npz, a folder of .npz, or ONNX test data.",
+        "Calibration or test data is not an .npz, a folder of .npz or images, or ONNX test data; "
+        "or a file of it is broken.",
         "see `onnx24 compile --help` for the forms of DATA",
     ),
     Code(

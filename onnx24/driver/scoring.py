@@ -65,7 +65,12 @@ class Scoring:
         return [Limit("accuracy", 0.01)] if self.labels is not None else []
 
     def require(self, limits: Sequence[Limit]) -> None:
-        """Raises: InputError O24-043 for a limit that nothing is given for."""
+        """Raises: InputError O24-043 for a limit that nothing is given for, and the reverse."""
+        asked = {limit.metric for limit in limits}
+        if self.metric is not None and "metric" not in asked:
+            raise usage("metric without a limit", "say how much may be lost: metric=0.01")
+        if self.labels is not None and not asked & set(SCORED):
+            raise usage("labels without a limit", "say how much may be lost: accuracy=0.01")
         for limit in limits:
             if limit.metric == "accuracy" and self.labels is None:
                 raise usage(f"{limit} without labels", "pass --labels FILE.npy, one a sample")

@@ -73,6 +73,8 @@ def test_a_function_gets_all_outputs_and_the_labels() -> None:
         ({"max_drop": "accuracy=0.1", "labels": truth()[:9]}, "O24-032"),
         ({"max_drop": "accuracy=0.1", "labels": np.ones(192)}, "O24-030"),
         ({"limit": "accuracy=0.1", "labels": truth()}, "O24-043"),
+        ({"max_drop": "sqnr=1", "labels": truth()}, "O24-043"),
+        ({"max_drop": "sqnr=1", "metric": len}, "O24-043"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(wrong: dict[str, Any], code: str) -> None:

@@ -18,6 +18,7 @@ from onnx24.sparsity.solve import (
     refit,
     ria_scores,
     solve,
+    sweep,
     wanda_scores,
 )
 
@@ -180,3 +181,49 @@ def test_inverse_falls_back_to_double_and_then_says_so():
     np.testing.assert_allclose(_inverse(A, 0.0), np.diag([1.0, 1e9]), rtol=1e-6)
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         _inverse(-np.eye(4, dtype=np.float32), 0.0)
+
+
+def objective(Q: np.ndarray, problem) -> float:
+    off = (Q - problem.T).astype(np.float64)
+    return float(np.sum((off @ problem.A) * off))
+
+
+def test_a_sweep_finds_the_best_pair_of_a_single_group():
+    W, X = layer(R=40, K=4)
+    problem = make_problem(W, moments(X), asymmetric=False)
+    start = problem.T * mask_24(problem.T, axis=1)
+    Q = sweep(problem.T, problem.A, start, _Product(None))
+    pairs = [list(pair) for pair in itertools.combinations(range(4), 2)]
+    for row, found in zip(problem.T, Q, strict=True):
+        best = np.inf
+        for pair in pairs:
+            q = np.zeros(4)
+            q[pair] = np.linalg.solve(problem.A[np.ix_(pair, pair)], (row @ problem.A)[pair])
+            best = min(best, float((q - row) @ problem.A @ (q - row)))
+        assert (found - row) @ problem.A @ (found - row) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("K", [32, 128, 260])  # within a block, one, and more than two
+def test_sweeps_only_lower_the_error(K):
+    W, X = layer(R=300, K=K)
+    problem = make_problem(W, moments(X), asymmetric=False)
+    Q, product = problem.T * mask_24(problem.T, axis=1), _Product(None)
+    errors = [objective(Q, problem)]
+    for _ in range(4):
+        Q = sweep(problem.T, problem.A, Q, product)
+        assert is_24(Q, 1)
+        errors.append(objective(Q, problem))
+    assert errors[1] < 0.9 * errors[0]
+    assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.3])
+def test_more_steps_of_admm_are_better_at_every_damping(damping):
+    W, X = layer(R=64, K=64, rank=24)
+    problem = make_problem(W, moments(X), asymmetric=False).damped(damping)
+    few, default, many = (
+        objective(solve(problem, Method.ADMM, steps=n) * problem.scale, problem)
+        for n in (8, 20, 60)
+    )
+    swept = objective(solve(problem, Method.ADMM, steps=8, sweeps=1) * problem.scale, problem)
+    assert many < default < few and swept < few
