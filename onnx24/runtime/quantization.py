@@ -97,7 +97,8 @@ class Measured:
             return None
         rows = reader.rows.transpose(1, 0, 2)
         size = np.square(rows @ reader.exact.transpose(0, 2, 1), dtype=np.float64).sum((0, 2))
-        share = reader.weights / np.maximum(size + np.median(size), np.finfo(np.float64).tiny)
+        common = max(float(np.median(size)), np.finfo(np.float32).tiny)
+        share = reader.weights / (1 + np.square(size / common))
         share = share / share.sum()
         exact = np.einsum("n,gnk->gk", share, rows, dtype=np.float64)
         rounded = np.einsum("n,gnk->gk", share, fake_quantized(rows, amax), dtype=np.float64)
