@@ -22,11 +22,12 @@ else
 PYTEST_OPTIONS ?=
 endif
 
-.PHONY: help install demo test lint format docs clean
+.PHONY: help install demo test test-lowest lint format docs clean
 
 help:
 	@echo "make demo     compile a trained model to 2:4 INT8 and build a TensorRT-RTX engine (MODEL=cnn|vit)"
 	@echo "make test     lint, types and the test suite"
+	@echo "make test-lowest  the test suite with the lowest allowed versions (LOWEST=python3.10)"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   rewrite the sources in the house format"
 	@echo "make docs     regenerate the generated pages of docs/"
@@ -58,6 +59,17 @@ lint: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --maxprocesses=8 --dist=worksteal $(PYTEST_OPTIONS)
 
+# The lowest versions that pyproject.toml allows, on the oldest Python: its bounds are no guesses.
+LOWEST ?= python3.10
+
+test-lowest:
+	$(LOWEST) -m venv .venv-lowest
+	$(LOWEST) tests/packaging/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet \
+	    --constraint .venv-lowest/constraints.txt --editable '.[fast,sign]' \
+	    filecheck hypothesis jsonschema pytest pytest-xdist scikit-learn
+	.venv-lowest/bin/python -m pytest --numprocesses=$(JOBS) --maxprocesses=8 --dist=worksteal $(PYTEST_OPTIONS)
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -66,5 +78,5 @@ docs: $(INSTALLED)
 	$(BIN)/python -m onnx24.testing.docs
 
 clean:
-	rm -rf $(VENV) build dist out onnx24.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest build dist out onnx24.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

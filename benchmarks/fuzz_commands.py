@@ -1,4 +1,4 @@
-"""The cases of fuzz_check.py against every command that reads a model, each in its own process.
+"""The cases of fuzz_check.py against every command that reads a model, 40 a process.
 
 python benchmarks/fuzz_commands.py [--count 50000] [--seed 0] [--seconds 900] [--models FOLDER]
     [--keep FOLDER]
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
+import json
 import os
 import resource
 import signal
@@ -24,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -43,29 +45,47 @@ COMMANDS = {
     "compare": "compare M M --data random:1",
 }
 """`check` is judged as its own sandbox's child does."""
-_WALL_S = 120.0
+FILE = "case.onnx"
+BATCH = 40
+"""Cases that one process runs, one after the other."""
+_WALL_S = 600.0
 _IMPORTED = ("onnxruntime", "onnx_graphsurgeon", "onnx24.gate.judge", "onnx24.driver.compiling")
 
 
-def _child(name: str, path: str) -> NoReturn:
-    code = 70
+class Case(NamedTuple):
+    number: int
+    command: str
+    name: str
+    data: bytes
+
+
+def _child(todo: list[Case], writer: int) -> NoReturn:
+    """Run each case, and write a line of what became of it."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(4 * SECONDS), int(4 * SECONDS)))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        code = _judged(path) if name == "check" else _run(COMMANDS[name].replace("M", path))
-    except SystemExit as done:
-        code = int(done.code or 0)
+        for case in todo:
+            begin = time.process_time()
+            spent = int(begin + 4 * SECONDS) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
+            Path(FILE).write_bytes(case.data)
+            code = _judged(FILE) if case.command == "check" else _run(case.command)
+            mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            line = json.dumps([code, time.process_time() - begin, mib])
+            os.write(writer, line.encode() + b"\n")
     finally:
-        os._exit(code)
+        os._exit(70)
 
 
-def _run(command: str) -> int:
+def _run(name: str) -> int:
     from onnx24.cli.app import run
 
-    return run(command.split())
+    try:
+        return run(COMMANDS[name].replace("M", FILE).split())
+    except SystemExit as done:
+        return int(done.code or 0)
 
 
 def _judged(path: str) -> int:
@@ -75,16 +95,27 @@ def _judged(path: str) -> int:
     return judge(path, read_policy("registry-strict"), target="sm86-trt10").exit_code
 
 
-def one(name: str, path: str) -> tuple[int, float, float]:
-    """(exit code or minus the signal, CPU time [s], resident memory [MiB]) of one case."""
-    child = os.fork()
-    if child == 0:
-        _child(name, path)
-    timer = threading.Timer(_WALL_S, os.kill, (child, signal.SIGKILL))
-    timer.start()
-    _, status, used = os.wait4(child, 0)
-    timer.cancel()
-    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+def results(todo: list[Case]) -> Iterator[tuple[Case, int, float, float]]:
+    """(case, exit code or minus the signal, CPU time [s], resident memory of its process [MiB]).
+    A process that dies costs the case that it had begun, and another goes on behind it."""
+    while todo:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _child(todo, writer)
+        os.close(writer)
+        timer = threading.Timer(_WALL_S, os.kill, (child, signal.SIGKILL))
+        timer.start()
+        with os.fdopen(reader) as lines:
+            found = [json.loads(line) for line in lines]
+        _, status, used = os.wait4(child, 0)
+        timer.cancel()
+        for case, result in zip(todo, found, strict=False):
+            yield (case, *result)
+        todo = todo[len(found) :]
+        if todo:
+            yield todo[0], os.waitstatus_to_exitcode(status), used.ru_utime, used.ru_maxrss / 1024
+            todo = todo[1:]
 
 
 @contextlib.contextmanager
@@ -121,24 +152,28 @@ def main() -> int:
     slowest = largest = 0.0
     with tempfile.TemporaryDirectory(prefix="onnx24-fuzz-") as folder, _in(folder):
         Path("seed.onnx").write_bytes(models[0])
+        Path(FILE).write_bytes(models[0])
         for name in names:  # imports what a command needs, but starts no thread that a fork lacks
             if name not in ("check", "compare"):
                 with open(os.devnull, "w") as null, _silenced(null):
-                    _run(COMMANDS[name].replace("M", "seed.onnx"))
-        for i, (case, data) in enumerate(cases(options.count, options.seed, models)):
+                    _run(name)
+        todo = (
+            Case(i, names[i % len(names)], name, data)
+            for i, (name, data) in enumerate(cases(options.count, options.seed, models))
+        )
+        while batch := list(itertools.islice(todo, BATCH)):
+            for case, code, seconds, mib in results(batch):
+                found[f"{case.command}: {code}"] += 1
+                slowest, largest = max(slowest, seconds), max(largest, mib)
+                if code not in CONTRACT or seconds > SECONDS or mib > MIB:
+                    what = f"code {code}, {seconds:.1f} s, {mib:.0f} MiB"
+                    failures.append(f"{case.command} {case.name}: {what}")
+                    print(f"FAILED {failures[-1]}", flush=True)
+                    if keep is not None:
+                        keep.mkdir(parents=True, exist_ok=True)
+                        (keep / f"{case.command}-{case.number}.onnx").write_bytes(case.data)
             if time.monotonic() - begin > options.seconds:
                 break
-            name = names[i % len(names)]
-            Path("case.onnx").write_bytes(data)
-            code, seconds, mib = one(name, "case.onnx")
-            found[f"{name}: {code}"] += 1
-            slowest, largest = max(slowest, seconds), max(largest, mib)
-            if code not in CONTRACT or seconds > SECONDS or mib > MIB:
-                failures.append(f"{name} {case}: code {code}, {seconds:.1f} s, {mib:.0f} MiB")
-                print(f"FAILED {failures[-1]}", flush=True)
-                if keep is not None:
-                    keep.mkdir(parents=True, exist_ok=True)
-                    (keep / f"{name}-{i}.onnx").write_bytes(data)
     for kind, number in sorted(found.items()):
         print(f"{number:7,}  {kind}")
     print(

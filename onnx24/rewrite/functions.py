@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import onnx
 import onnx.inliner
-from onnx import FunctionProto, GraphProto, NodeProto
+from onnx import FunctionProto, NodeProto
 
 from onnx24.analysis.packed24 import DOMAIN, OP
 from onnx24.effects import Effects
 from onnx24.ir import ops
+from onnx24.ir.calls import nodes_of, write_defaults
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import bodies, function_path
+from onnx24.ir.scopes import function_path
 
 
 class Inlined(NamedTuple):
@@ -44,6 +44,7 @@ def inline_functions(model: Model) -> Inlined:
         for entry in function.opset_import:
             if (function.domain, function.name) not in stays:
                 entry.version = model.opsets.get(ops.own_domain(entry.domain), entry.version)
+    write_defaults(lean)
     inlined = onnx.inliner.inline_selected_functions(lean, list(stays), exclude=True)
     left = {function_path(function) for function in inlined.functions}
     model.proto.CopyFrom(inlined)
@@ -61,7 +62,7 @@ def _objection(model: Model, function: FunctionProto) -> str:
     for entry in function.opset_import:
         domain = ops.own_domain(entry.domain)
         own, wanted = entry.version, model.opsets.get(domain, entry.version)
-        for node in _nodes(function) if own != wanted else ():
+        for node in nodes_of(function) if own != wanted else ():
             if ops.domain(node) == domain and not _is_same(node, own, wanted):
                 return (
                     f"it is of opset {own} and the model of {wanted}, where {node.op_type} "
@@ -80,14 +81,6 @@ def _is_same(node: NodeProto, own: int, wanted: int) -> bool:
     except onnx.defs.SchemaError:
         return False
     return a.since_version == b.since_version
-
-
-def _nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    """Those of bodies too."""
-    for node in graph.node:
-        yield node
-        for _, body in bodies(node):
-            yield from _nodes(body)
 
 
 def _drop_unused_imports(model: Model, keep: set[str]) -> None:

@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import onnx.inliner
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from onnx24.ir.bounds import BYTES_PER_BYTE, beyond, brought, within
+from onnx24.ir.calls import inlined
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import ScopeNames, bodies, node_label
 from onnx24.ir.shapes import ShapeTable, infer
@@ -29,12 +29,7 @@ def require_room(model: Model) -> None:
     """Raises: InputError O24-017. A model and its variants are looked at once."""
     if "room" in model.proved:
         return
-    proto = model.proto
-    if proto.functions:
-        proto = ModelProto()
-        proto.CopyFrom(model.proto)
-        with contextlib.suppress(RuntimeError, ValueError):
-            proto = onnx.inliner.inline_local_functions(proto)
+    proto = inlined(model.proto)
     least = brought(proto)
     bounds = model.bounds
     sizes = _Sizes(infer(model.variant(proto)))

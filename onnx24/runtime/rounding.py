@@ -11,14 +11,12 @@ products in float32 and rounds each result once.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
-import onnx
-import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx24.ir import ops
+from onnx24.ir.calls import inlined
 from onnx24.ir.model import Model
 from onnx24.ir.scopes import bodies, scopes, tensors
 from onnx24.ir.shapes import ShapeTable, infer
@@ -55,11 +53,7 @@ def rounded(model: Model) -> Model:
     if not has_16_bit(model):
         return model
     proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    if proto.functions:
-        # Bodies are typed only where they are called. A function of another opset stays.
-        with contextlib.suppress(RuntimeError, ValueError):
-            proto = onnx.inliner.inline_local_functions(proto)
+    proto.CopyFrom(inlined(model.proto))  # bodies are typed only where they are called
     widened = model.variant(proto)
     table = infer(widened)
     for scope in reversed(list(scopes(proto))):  # a copied node takes its bodies with it

@@ -69,7 +69,9 @@ def test_sparse_tensors_with_large_indices_are_read(linear: bool, as_node: bool)
 @pytest.mark.parametrize("rows", [32, 131])
 def test_narrow_types_are_read_and_kept(dtype: str, rows: int):
     """Odd sizes too: 131 x 31 values don't fill whole bytes. Bit patterns, since some have no 0."""
-    data_type = getattr(TensorProto, dtype)
+    data_type = getattr(TensorProto, dtype, None)
+    if data_type is None:
+        pytest.skip(f"onnx {onnx.__version__} has no {dtype}")
     bits = {"6E": 6, "4E": 4, "T2": 2, "T4": 4}.get(dtype.replace("FLOAT", "")[:2], 8)
     bits = 2 if dtype.endswith("INT2") else 4 if dtype == "INT4" else bits
     count = rows * 31

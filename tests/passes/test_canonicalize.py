@@ -500,6 +500,25 @@ def test_functions_of_another_opset_whose_operators_are_not() -> None:
     assert not gone and "Hardmax" in kept["function:loc:f"] and model.to_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "call", ["loc.g(x)", "loc.g<slope = 0.25>(x)", "loc.f(x)", "loc.h(x)", "loc.h<s = 0.25>(x)"]
+)
+def test_defaults_of_a_functions_attributes_are_kept(call: str) -> None:
+    """onnx 1.23's inliner drops them: LeakyRelu would take its own 0.01 instead of 0.5."""
+    model = text_model(
+        f"g (float[2,8] x) => (float[2,8] y) {{ y = {call} }}"
+        '<domain: "loc", opset_import: ["" : 17, "loc" : 1]> f (a) => (b) { b = loc.g(a) }'
+        '<domain: "loc", opset_import: ["" : 17, "loc" : 1]> h <s> (a) => (b) '
+        "{ b = loc.g<slope: float = @s>(a) }"
+        '<domain: "loc", opset_import: ["" : 17]> g <slope: float = 0.5> (a) => (b) '
+        "{ b = LeakyRelu<alpha: float = @slope>(a) }",
+        extra=', "loc" : 1',
+    )
+    rewritten(model)
+    alpha = model.proto.graph.node[0].attribute[0].f
+    assert ops(model) == ["LeakyRelu"] and alpha == (0.25 if "0.25" in call else 0.5)
+
+
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
 def test_functions_that_no_runtime_calls_stay(domain: str) -> None:
     """ONNX Runtime computes its own operator; the inliner would take the function."""

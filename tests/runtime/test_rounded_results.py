@@ -80,3 +80,12 @@ def test_a_float32_model_stays_what_it_is() -> None:
         '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
     )
     assert rounded(of) is of
+
+
+def test_defaults_of_a_functions_attributes_count() -> None:
+    """onnx 1.23's inliner drops them: LeakyRelu would take its own 0.01 instead of 0.5."""
+    text = """<domain: "own", opset_import: ["" : 21]>
+    leak <slope: float = 0.5> (h) => (c) { c = LeakyRelu<alpha: float = @slope>(h) }"""
+    of = model("h = Cast<to = Half>(x) c = own.leak(h) y = Cast<to = 1>(c)", "float16", 21, text)
+    x = -np.ones((1, 4), np.float32)
+    np.testing.assert_array_equal(Session(rounded(of)).run({"x": x})["y"], 0.5 * x)
