@@ -223,7 +223,7 @@ class Qdq(Pass):
                 choice.products.append(site)
         quantizer.settle()
         protection = self._protect(quantizer, ctx)
-        written = quantizer.write(self._rounding, correct_bias=self._corrects)
+        written = quantizer.write(self._rounding, self._correction)
         moved = [(k, ValueKey(k.scope, n)) for k, names in written.int4.items() for n in names]
         move_claims_of_products(model, moved, lambda: ctx.analysis(model, WeightUses))
         for node, what in missing.shared:
@@ -260,9 +260,9 @@ class Qdq(Pass):
         return Rounding.NEAREST if self.cache and self.rounding is Rounding.AUTO else self.rounding
 
     @property
-    def _corrects(self) -> bool:
+    def _correction(self) -> Correction:
         auto = self.correct_bias is Correction.AUTO
-        return not self.cache if auto else self.correct_bias is Correction.TRUE
+        return Correction.FALSE if auto and self.cache else self.correct_bias
 
     def _search(self, ctx: Context | None) -> RangeSearch:
         def digest() -> str | None:
@@ -275,7 +275,7 @@ class Qdq(Pass):
             self.cache,
             wants_samples=bool(self.min_sqnr)
             or bool(self.budget)
-            or self._corrects
+            or self._correction is not Correction.FALSE
             or self.weights is WeightRange.MSE,
             all_samples=self.all_samples,
             digest=digest,

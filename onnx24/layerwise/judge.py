@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,14 +55,25 @@ class Budget:
         return self.rel_l2 > 0 or self.agreement > 0
 
     def met_by(self, found: Agreement) -> bool:
-        if self.rel_l2 and not found.rel_l2 <= self.rel_l2:
-            return False
-        if not self.agreement or found.top1 is None:
-            return True
-        changed = 1 - found.top1
-        if 0 < found.samples < FEWEST:  # one of them would be a large share
-            changed = found.expected
-        return changed <= 1 - self.agreement + 1e-12
+        return self.share_left(found) >= 1
+
+    def share_left(self, found: Agreement) -> float:
+        """What is allowed as a share of what was found; 1 and more where that is within it."""
+        shares = [math.inf]
+        if self.rel_l2:
+            shares.append(_share(self.rel_l2, found.rel_l2))
+        if self.agreement and found.top1 is not None:
+            changed = 1 - found.top1
+            if 0 < found.samples < FEWEST:  # one of them would be a large share
+                changed = found.expected
+            shares.append(_share(1 - self.agreement + 1e-12, changed))
+        return min(shares)
+
+
+def _share(allowed: float, found: float) -> float:
+    if found <= allowed:
+        return math.inf
+    return allowed / found if math.isfinite(found) else 0.0
 
 
 class Judge:

@@ -30,6 +30,10 @@ class Saved:
             self._folder = folder / f"layers-{name}"
             self._folder.mkdir(parents=True, exist_ok=True)
 
+    def within(self, identity: str) -> Saved:
+        """What was solved under one more condition, in a folder of its own."""
+        return Saved(self._folder, identity)
+
     def load(
         self, keys: Sequence[ValueKey], like: Mapping[str, np.ndarray]
     ) -> list[LayerResult] | None:

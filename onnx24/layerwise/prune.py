@@ -9,7 +9,7 @@ the outputs) goes back to magnitude, layer by layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ from onnx24.layerwise.resources import Resources
 from onnx24.layerwise.results import LayerResult
 from onnx24.layerwise.segments import Piece, Unsupported, whole
 from onnx24.layerwise.solver import Settings, solve_layers
-from onnx24.layerwise.stages import Layer, draws, make_plan
+from onnx24.layerwise.stages import Layer, Plan, draws, make_plan
 from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmentation, Augmented
 from onnx24.runtime.data import Calibration
@@ -39,6 +39,9 @@ __all__ = ["Solved", "can_be_judged", "solve_model"]
 
 HELD_BACK = 0.1
 MAX_HELD_RUNS = 256
+TRIES, TIGHTER = 4, 0.9
+"""How often layers are solved anew for a budget, and how much less error is asked for each time."""
+Results = dict[ValueKey, LayerResult]
 
 
 @dataclass(kw_only=True)
@@ -162,19 +165,28 @@ def solve_model(
         keys = [] if budget.any else [key for key in plan.unsolved if not key.scope]
         return {k.name: prune_24_by_stride(dense[k.name], strides[k]) for k in keys}
 
-    results = solve_layers(
-        model,
-        plan,
-        dense,
-        unsolved(),
-        strides,
-        fitting,
-        None if alone else held,
-        settings,
-        resources,
-        progress,
-        saved,
-    )
+    def solving(plan: Plan, saved: Saved) -> Results:
+        return solve_layers(
+            model,
+            plan,
+            dense,
+            unsolved(),
+            strides,
+            fitting,
+            None if alone else held,
+            settings,
+            resources,
+            progress,
+            saved,
+        )
+
+    def without(keys: Collection[ValueKey]) -> Results:
+        """The layers solved anew, where those of `keys` stay dense."""
+        rest = {key: stride for key, stride in strides.items() if key not in keys}
+        chosen = ",".join(sorted(map(str, rest)))
+        return solving(make_plan(model, found, rest), saved.within(chosen))
+
+    results = solving(plan, saved)
     solved = Solved(
         results=results,
         layers={layer.key: layer for layer in plan.layers if layer.key in results},
@@ -188,8 +200,19 @@ def solve_model(
     if not alone and solved.layers:
         with threadpool_limits(1):
             shown = whole(model, list(solved.layers.values()), dense, held.names, outputs)
-            less = unsolved()
-            _judge(model, shown, solved, dense, less, strides, held, resources, budget, progress)
+            _judge(
+                model,
+                shown,
+                solved,
+                dense,
+                unsolved(),
+                strides,
+                held,
+                resources,
+                budget,
+                without,
+                progress,
+            )
     return solved
 
 
@@ -203,6 +226,7 @@ def _judge(
     held: Calibration,
     resources: Resources,
     budget: Budget,
+    without: Callable[[Collection[ValueKey]], Results],
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     def samples() -> Iterator[Mapping[str, np.ndarray]]:
@@ -210,7 +234,7 @@ def _judge(
 
     with Store(resources.memory_bytes // 2, resources.folder) as store:
         judge = Judge(piece, samples, dense, store, resources.threads)
-        _choose(judge, solved, {**dense, **unsolved}, strides, budget, progress)
+        _choose(judge, solved, {**dense, **unsolved}, strides, budget, without, progress)
 
 
 def _choose(
@@ -219,6 +243,7 @@ def _choose(
     dense: dict[str, np.ndarray],
     strides: Mapping[ValueKey, int],
     budget: Budget,
+    without: Callable[[Collection[ValueKey]], Results],
     progress: Callable[..., Iterator[Any]],
 ) -> None:
     """Which layers go back to magnitude, and which to dense. dense: but for the unsolved."""
@@ -253,7 +278,7 @@ def _choose(
             solved.fallen_back.append(layer.key)
         solved.agreement = judge(_weights(dense, layers, solved.results))
     if budget.any:
-        _keep_budget(judge, solved, dense, layers, budget, progress)
+        _keep_budget(judge, solved, dense, layers, budget, without, progress)
 
 
 def _keep_budget(
@@ -262,32 +287,46 @@ def _keep_budget(
     dense: dict[str, np.ndarray],
     layers: Sequence[Layer],
     budget: Budget,
+    without: Callable[[Collection[ValueKey]], Results],
     progress: Callable[..., Iterator[Any]],
 ) -> None:
-    """Make layers dense again, those first that give back most for each weight, until the
-    measured error is within the budget."""
+    """Leave layers dense, those first that by themselves do most for each weight, until the
+    measured error is within the budget.
+
+    A layer is fitted to those before it, and errs more where they change: so the others are solved
+    anew. How many stay dense is what the layers' own errors, added as squares, say; where that was
+    not enough, more is asked of them, and nothing is pruned after TRIES.
+    """
     assert solved.agreement is not None
     if budget.met_by(solved.agreement):
         return
     solved.agreement_before = solved.agreement
-    error = solved.agreement.rel_l2
-    gains: dict[ValueKey, float] = {}
-
-    def without(back: Sequence[Layer]) -> dict[str, np.ndarray]:
-        keys = {layer.key for layer in back}
-        kept = {k: r for k, r in solved.results.items() if k not in keys}
-        return _weights(dense, layers, kept)
-
-    for layer in progress(layers, "sensitivity", total=len(layers)):
-        left = judge(without([layer])).rel_l2
-        gains[layer.key] = error**2 - left**2
-    order = sorted(layers, key=lambda layer: -gains[layer.key] / dense[layer.key.name].size)
-    n = fewest(len(order), lambda n: budget.met_by(judge(without(order[:n]))), known=(0,))
-    solved.predicted = math.sqrt(max(0.0, error**2 - sum(gains[x.key] for x in order[:n])))
-    for layer in order[:n]:
-        solved.dense_again[layer.key] = gains[layer.key]
-        del solved.results[layer.key]
-    solved.agreement = judge(without(order[:n]))
+    own = {
+        layer.key: judge(_weights(dense, [layer], solved.results)).rel_l2 ** 2
+        for layer in progress(layers, "sensitivity", total=len(layers))
+    }
+    order = sorted(layers, key=lambda layer: -own[layer.key] / dense[layer.key.name].size)
+    left = [sum(own[layer.key] for layer in order[n:]) for n in range(len(order))]
+    share = budget.share_left(solved.agreement) ** 2
+    count, results, found = 0, solved.results, solved.agreement
+    for _ in range(TRIES):
+        enough = (n for n, error in enumerate(left) if error <= share * left[0])
+        count = max(count + 1, next(enough, len(order)))
+        if count >= len(order):
+            break
+        results = without([layer.key for layer in order[:count]])
+        found = judge(_weights(dense, layers, results))
+        if budget.met_by(found):
+            break
+        share *= min(budget.share_left(found), TIGHTER) ** 2
+    else:
+        count = len(order)
+    if count >= len(order):
+        count, results, found = len(order), {}, judge(dense)
+    solved.predicted = solved.agreement.rel_l2 * math.sqrt(sum(left[count : count + 1]) / left[0])
+    solved.results, solved.agreement = results, found
+    solved.fallen_back = [key for key in solved.fallen_back if key in results]
+    solved.dense_again.update((layer.key, own[layer.key]) for layer in order[:count])
 
 
 def _weights(

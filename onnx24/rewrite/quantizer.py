@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 
 from onnx24.analysis.format_choice import Choice, Objection
 from onnx24.analysis.formats import Format
@@ -24,10 +25,11 @@ from onnx24.analysis.placement import (
     place,
     range_objection,
 )
+from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
 from onnx24.quant.calibrators import Method, Range
-from onnx24.quant.rounding import Rounding
+from onnx24.quant.rounding import Correction, Rounding
 from onnx24.quant.scales import INT8_MAX, symmetric_scale
 from onnx24.rewrite.qdq import FP8, INT8, Int4, Pairs, insert_pairs
 from onnx24.runtime.data import Calibration
@@ -39,6 +41,8 @@ __all__ = ["Quantizer", "Written"]
 
 ADAPTIVE_WORK = 1 << 27
 """N · K² of the weights that rounding=auto rounds adaptively, summed: about a second."""
+JUDGED = 16
+"""Samples that tell whether corrected biases bring the outputs nearer."""
 PairedWeights = dict[tuple[str, int], PairedWeight]
 
 
@@ -168,19 +172,27 @@ class Quantizer:
     def likeness(self, choice: Choice, rows: int) -> Likeness:
         """Of the outputs, were these layers quantized with the ranges as they are, on about so
         many samples. Raises: InputError O24-016 where ONNX Runtime does not run it."""
+        return self._tried(*self._formats(choice), rows)
+
+    def _tried(self, formats: list[Pairs], int4: Int4, rows: int) -> Likeness:
         trial = self.model.variant(self.model.skeleton())
-        formats, int4 = self._formats(choice)
         with trial.surgeon() as graph:
             insert_pairs(graph, self.flow, formats, int4)
         return self.reference.likeness(trial, rows)
 
     # --- pairs -----------------------------------------------------------------------------
-    def write(self, rounding: Rounding, *, correct_bias: bool) -> Written:
-        """Quantize what the choice still names."""
-        (int8, fp8), int4 = self._formats(self.choice)
+    def write(self, rounding: Rounding, correction: Correction) -> Written:
+        """Quantize what the choice still names. correction: `auto` takes the biases' back where
+        the outputs on JUDGED samples do not come nearer by it."""
+        formats, int4 = self._formats(self.choice)
+        int8, fp8 = formats
         written = Written(int8, fp8, int4.made)
         if int8.placement.edges:
-            self._refine(int8, rounding, correct_bias)
+            self._round(int8, rounding)
+            if correction is Correction.AUTO:
+                self._correct_if_better(formats, int4)
+            elif correction is Correction.TRUE:
+                self._correct(int8)
         if written.activation_pairs or int4.layers:
             with self.model.surgeon() as graph:
                 insert_pairs(graph, self.flow, [int8, fp8], int4)
@@ -193,8 +205,8 @@ class Quantizer:
         values = {layer.weight: found.read(self.model, layer.weight) for layer in layers}
         return [int8, fp8], Int4(layers, values)
 
-    def _refine(self, pairs: Pairs, rounding: Rounding, correct_bias: bool) -> None:
-        """Round weights otherwise than to the nearest, and correct biases."""
+    def _round(self, pairs: Pairs, rounding: Rounding) -> None:
+        """Round weights otherwise than to the nearest."""
         weights = list(pairs.weights.values())
         if rounding is Rounding.ADAPTIVE:
             found = moments(self.model, weights, self.data, self.progress, whole=True)
@@ -204,15 +216,31 @@ class Quantizer:
             for weight in weights:
                 if (moment := self.measured.second_moments(weight)) is not None:
                     weight.adapt(moment)
-        if not correct_bias or self.measured is None:
+
+    def _correct_if_better(self, formats: list[Pairs], int4: Int4) -> None:
+        try:
+            before = self._tried(formats, int4, JUDGED)
+        except InputError:  # nothing to judge by, so nothing is moved
             return
-        for weight in weights:
+        kept = self._correct(formats[0])
+        if self._tried(formats, int4, JUDGED).rel_l2 > before.rel_l2:
+            for key, values in kept.items():
+                self.flow.found.replace(self.model, key, values)
+
+    def _correct(self, pairs: Pairs) -> dict[ValueKey, np.ndarray]:
+        """Take the mean error out of each layer's bias; the biases as they were."""
+        kept: dict[ValueKey, np.ndarray] = {}
+        if self.measured is None:
+            return kept
+        for weight in pairs.weights.values():
             for layer in weight.readers:
                 bias = bias_of(self.flow, layer)
                 amax = pairs.amax[pairs.placement.seat(layer.data)]
                 error = self.measured.mean_error(weight, layer, amax)
                 if bias is not None and error is not None:
+                    kept.setdefault(bias.key, self.flow.found.read(self.model, bias.key))
                     bias.shift(self.model, self.flow.found, -error)
+        return kept
 
     def _pairs(self, element: Format, choice: Choice) -> Pairs:
         """The pairs of one format, with the ranges as they are now."""

@@ -86,12 +86,20 @@ class Measured:
 
     def mean_error(self, weight: PairedWeight, layer: Layer, amax: float) -> np.ndarray | None:
         """How much the layer's product grows by quantization on average, by output channel [N];
-        None where it is not followed."""
+        None where it is not followed.
+
+        Rows count by their share, and less where their output is large: a few tokens of an encoder
+        have outputs many times the others', whose range cuts them, and normalization hides what
+        they lose; their error is no reason to move all others.
+        """
         reader = self._reader(weight, layer)
         if reader is None or weight.form is None or weight.form.kind == "deconv":
             return None
         rows = reader.rows.transpose(1, 0, 2)
-        share = reader.weights / reader.weights.sum()
+        size = np.square(rows @ reader.exact.transpose(0, 2, 1), dtype=np.float64).sum((0, 2))
+        common = max(float(np.median(size)), np.finfo(np.float32).tiny)
+        share = reader.weights / (1 + np.square(size / common))
+        share = share / share.sum()
         exact = np.einsum("n,gnk->gk", share, rows, dtype=np.float64)
         rounded = np.einsum("n,gnk->gk", share, fake_quantized(rows, amax), dtype=np.float64)
         change = np.einsum("gk,grk->gr", rounded, reader.rounded)

@@ -352,6 +352,22 @@ def test_budget_leaves_dense_what_costs_most(tmp_path):
     assert errors[-1] == 0
 
 
+@pytest.mark.parametrize("share", [0.75, 0.45])
+def test_a_budget_below_the_error_of_all_still_prunes_many(share, tmp_path):
+    """Layers are fitted to those before them: making one dense without solving the others anew
+    made the error larger, so that nothing was pruned."""
+    x, found = correlated(400, 32), []
+    for budget in (0.0, None):
+        model = mlp(layers=8)
+        data = data_for(tmp_path, model, x=x)
+        options = f"budget={budget if budget is not None else share * found[0]}"
+        model, result = compiled(model, f"prune24{{{options}}}", data)
+        found.append(result.passes[-1].statistics["output_error"])
+        dense = sum(r.code == "O24-134" for r in result.records)
+    assert found[1] <= share * found[0]
+    assert 1 <= dense <= 5
+
+
 # --- the same bytes ----------------------------------------------------------------------------
 def digest(model: Model) -> bytes:
     return model.to_bytes()
