@@ -326,7 +326,8 @@ def _keep_budget(
     solved.predicted = solved.agreement.rel_l2 * math.sqrt(sum(left[count : count + 1]) / left[0])
     solved.results, solved.agreement = results, found
     solved.fallen_back = [key for key in solved.fallen_back if key in results]
-    solved.dense_again.update((layer.key, own[layer.key]) for layer in order[:count])
+    dense_now = [layer.key for layer in order if layer.key not in results]
+    solved.dense_again.update((key, own[key]) for key in dense_now)
 
 
 def _weights(
