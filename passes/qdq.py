@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-from threadpoolctl import threadpool_limits
-
 from onnx24.analysis.dataflow import Shapes
 from onnx24.analysis.format_choice import (
     Choice,
@@ -36,6 +34,7 @@ from onnx24.rewrite.qdq_completion import Missing, complete
 from onnx24.rewrite.qdq_facts import facts_of, likeness_facts, product_facts, reason_of
 from onnx24.rewrite.quantizer import Quantizer, Written
 from onnx24.rewrite.shared import move_claims_of_products
+from onnx24.runtime.blas import one_thread
 from onnx24.runtime.compare import require_values
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.difference import NAME_OUTPUTS
@@ -189,7 +188,7 @@ class Qdq(Pass):
                 raise ValueError(f"{name} is 0 or more dB, not {value}")
 
     def run(self, model: Model, ctx: Context) -> None:
-        with threadpool_limits(1):  # observers have threads of their own
+        with one_thread():  # observers have threads of their own
             self._run(model, ctx)
 
     def _run(self, model: Model, ctx: Context) -> None:

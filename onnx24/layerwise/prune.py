@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from onnx24.analysis.weight_uses import WeightUses
 from onnx24.diagnostics import Diagnostic, diagnostic
@@ -31,6 +30,7 @@ from onnx24.layerwise.solver import Settings, solve_layers
 from onnx24.layerwise.stages import Layer, Plan, draws, make_plan
 from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmentation, Augmented
+from onnx24.runtime.blas import one_thread
 from onnx24.runtime.data import Calibration
 from onnx24.runtime.difference import NAME_OUTPUTS
 from onnx24.sparsity.masks import prune_24_by_stride
@@ -198,7 +198,7 @@ def solve_model(
     if budget.any:
         solved.leave_dense(plan.unsolved)
     if not alone and solved.layers:
-        with threadpool_limits(1):
+        with one_thread():
             shown = whole(model, list(solved.layers.values()), dense, held.names, outputs)
             _judge(
                 model,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from onnx24.errors import BackendError
 from onnx24.ir.keys import ValueKey
@@ -29,6 +28,7 @@ from onnx24.layerwise.sites import Site
 from onnx24.layerwise.stages import Layer, Plan, Segment
 from onnx24.layerwise.store import Store
 from onnx24.runtime.augment import Augmented
+from onnx24.runtime.blas import one_thread
 from onnx24.runtime.data import Calibration
 from onnx24.sparsity.masks import prune_24_by_stride
 from onnx24.sparsity.solve import STEPS, Method, Moments, Problem, make_problem, solve
@@ -94,7 +94,7 @@ def solve_layers(
     walk = _Walk(model, plan, dense, strides, settings, resources, progress, saved)
     walk.current.update(pruned)
     with (
-        _one_thread(),
+        one_thread(),
         ThreadPoolExecutor(resources.threads) as walk.pool,
         ThreadPoolExecutor(resources.threads) as walk.inner,
         Store(resources.memory_bytes // 2, resources.folder) as walk.store,
@@ -582,15 +582,8 @@ def _solve_task(
 
 
 def _solve_remotely(problem: Problem, settings: Settings) -> np.ndarray:
-    with _one_thread():
+    with one_thread():
         return _solve_task(problem, settings, None)
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """BLAS held to one thread; scipy's, too, which is limited only where it is loaded already."""
-    import scipy.linalg  # noqa: F401
-
-    return threadpool_limits(1)
 
 
 def parallel(resources: Resources) -> AbstractContextManager[joblib.Parallel | None]:
