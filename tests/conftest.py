@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from hypothesis import settings
 # repeated; elsewhere new ones.
 settings.register_profile("onnx24", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("onnx24")
+
+# `make test &` of a shell without job control ignores Ctrl-C, and every child would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
