@@ -215,7 +215,7 @@ def _text(cell: str) -> str:
 def add_to(file: Path, new: list[dict[str, str]]) -> None:
     """Write the table into a file, above which text may stand: new rows for old ones."""
     text = file.read_text() if file.exists() else ""
-    before, _, _ = text.partition("| model |")
+    before, _, _ = text.partition(f"| {HEAD[0]} | {HEAD[1]} | {HEAD[2]} |")
     old = [line.strip("| ").split(" | ") for line in text[len(before) :].splitlines()[2:]]
     kept = [dict(zip(HEAD, row, strict=True)) for row in old]
     order = {row["model"]: i for i, row in enumerate(rows())}
