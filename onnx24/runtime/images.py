@@ -271,7 +271,7 @@ class _Pictures(Stacked):
         form, path, image = self._form, self._paths[i], _pillow()
         try:
             with image.open(path) as opened:
-                flat = opened.convert(_CHANNELS[form.channels])
+                flat = _8_bit(opened).convert(_CHANNELS[form.channels])
                 resized = flat.resize((form.width, form.height), image.Resampling.BILINEAR)
             pixels = np.asarray(resized).reshape(form.height, form.width, form.channels)
         except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as err:
@@ -279,6 +279,17 @@ class _Pictures(Stacked):
         if (len(self._kept) + 1) * math.prod(form.shape) <= KEPT_BYTES:
             self._kept[i] = pixels
         return pixels
+
+
+def _8_bit(opened: Any) -> Any:
+    """Grey of 16 bits with its upper 8, as pillow reads colours; its own conversion clips at 255.
+    Raises: ValueError for floats, and for more bits."""
+    if opened.mode.split(";")[0] not in ("I", "F"):
+        return opened
+    values = np.asarray(opened)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 1 << 16:
+        raise ValueError(f"8 or 16 bits a channel, found mode {opened.mode}")
+    return _pillow().fromarray((values >> 8).astype(np.uint8))
 
 
 def _pillow() -> Any:
