@@ -12,6 +12,7 @@ import numpy as np
 
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.model import Model
 from onnx24.report.limits import SCORED, Limit, LimitResult
 from onnx24.runtime.data import Calibration
@@ -34,7 +35,7 @@ def labels_of(labels: Any, *, integers: bool = True) -> np.ndarray | None:
         file = os.fspath(labels)
         try:
             labels = np.load(Path(file), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as err:
+        except UNREADABLE as err:
             raise InputError.of("O24-030", f"labels: {err}", file=file) from err
     if not isinstance(labels, np.ndarray) or (integers and labels.dtype.kind not in "iu"):
         kind = " of integers" if integers else ""

@@ -86,6 +86,8 @@ def test_what_the_model_leaves_open_is_said(photos: Path) -> None:
         ({"mean": (1, 2)}, "N, 3, 8, 8", "O24-043"),
         ({"mean": (0, 0, 0)}, "N, 1, 8, 8", "O24-043"),
         ({"size": 0}, "N, 3, H, W", "O24-043"),
+        ({"size": "224"}, "N, 3, H, W", "O24-043"),
+        ({"mean": "imagenet"}, "N, 3, 8, 8", "O24-043"),
         ({"layout": "hwc"}, "N, 3, 8, 8", "O24-043"),
     ],
 )  # fmt: skip
