@@ -32,7 +32,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx24.errors import InputError
 from onnx24.ir import ops, wire
-from onnx24.ir.scopes import bodies, function_path, node_label, tensors
+from onnx24.ir.scopes import bodies, function_path, node_label, nodes_of, tensors
 from onnx24.ir.weights import element_count, payload_bytes, reference_of
 
 if TYPE_CHECKING:
@@ -199,14 +199,14 @@ def _calls(
     graph: FunctionProto | GraphProto, found: Mapping[ops.FunctionId, FunctionProto]
 ) -> list[ops.FunctionId]:
     """Each call, as often as it occurs."""
-    called = (ops.called(node) for node in _nodes(graph))
+    called = (ops.called(node) for node in nodes_of(graph))
     return [identity for identity in called if identity in found]
 
 
 def _own_bytes(function: FunctionProto) -> int:
     """With the payloads that are not in the document."""
     stored = 0
-    for node in _nodes(function):
+    for node in nodes_of(function):
         for attr in node.attribute:
             for tensor in (attr.t, *attr.tensors):
                 stored += payload_bytes(tensor) if reference_of(tensor) is not None else 0
@@ -214,14 +214,7 @@ def _own_bytes(function: FunctionProto) -> int:
 
 
 def _count(graph: GraphProto | FunctionProto) -> int:
-    return sum(1 for _ in _nodes(graph))
-
-
-def _nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for _, body in bodies(node):
-            yield from _nodes(body)
+    return sum(1 for _ in nodes_of(graph))
 
 
 # --- sizes ------------------------------------------------------------------------------------
