@@ -479,12 +479,29 @@ def within(nbytes: int) -> Iterator[None]:
         yield
     finally:
         with _LOCK:
-            _inside -= 1
-            if not _inside and _before is not None:
-                import resource
+            _inside = max(0, _inside - 1)
+            if not _inside:
+                _give_back()
 
-                resource.setrlimit(resource.RLIMIT_DATA, _before)
-                _before = None
+
+def _give_back() -> None:
+    global _before
+    if _before is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, _before)
+        _before = None
+
+
+def _forget() -> None:
+    """A forked process has none of the threads that are in blocks, or that hold the lock."""
+    global _LOCK, _inside
+    _LOCK, _inside = threading.Lock(), 0
+    _give_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _raise_data(more: int, most: tuple[int, int]) -> None:

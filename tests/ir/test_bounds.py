@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -213,6 +214,20 @@ def test_budgets_of_several_threads_add_up():
         may_leave.set()
         thread.join()
     assert np.empty(2 << 30, np.uint8).size, "the last one gives the limit back"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
+def test_a_forked_process_is_held_to_no_budget():
+    with within(16 << 20):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                code = int(np.empty(256 << 20, np.uint8).size != 256 << 20)
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_stacks_of_threads_are_no_part_of_a_models_budget():
