@@ -72,13 +72,13 @@ def catch_cut_files() -> None:
     number = getattr(signal, "SIGBUS", None)
     if _HANDLERS or number is None or signal.getsignal(number) is not signal.SIG_DFL:
         return
-    import ctypes
-
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
-    _HANDLERS.append(kind(lambda _: _say_cut()))
     try:
+        import ctypes
+
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+        _HANDLERS.append(kind(lambda _: _say_cut()))
         ctypes.CDLL(None).signal(int(number), _HANDLERS[-1])
-    except (OSError, AttributeError):
+    except (ImportError, OSError, AttributeError, MemoryError):  # no executable memory (SELinux)
         return
 
 

@@ -30,6 +30,8 @@ NONE = "none"
 DEFAULT_TOP1, DEFAULT_SQNR, FEWEST = 0.01, 20.0, 100
 """Where no limit is given: labels that may change, for classifiers with so many samples to judge
 by; decibels for all others."""
+MOST_SQNR = 400.0
+"""Decibels beyond which a limit is a typing error; no error would be left, or any."""
 CONFIDENCE = 0.95
 """Of so few labels as are held out, one more or less says little: a share of 1 % of 64 is no
 label at all. As many may change as would at that share in 95 of 100 draws."""
@@ -177,13 +179,14 @@ def _relative_error(limit: Limit) -> float | None:
     """
     if limit.metric == "top1":
         return None
-    if limit.metric == "sqnr":
+    if limit.metric == "sqnr" and abs(limit.bound) <= MOST_SQNR:
         return float(10 ** (-limit.bound / 20))
     if limit.metric == "rel-l2" and limit.bound > 0:
         return limit.bound
-    if limit.metric == "cosine" and 0 < limit.bound < 1:  # of noise at right angles
+    if limit.metric == "cosine" and 1e-9 < limit.bound < 1:  # of noise at right angles
         return math.sqrt(1 / limit.bound**2 - 1)
     raise usage(
-        f"--limit {limit}: prune24 and qdq keep sqnr, top1, and rel-l2 and cosine within 0 to 1",
+        f"--limit {limit}: prune24 and qdq keep sqnr of up to {MOST_SQNR:g} dB, top1, and rel-l2 "
+        "and cosine within 0 to 1",
         "pass it as --max-drop, which is only looked at, or use tune",
     )

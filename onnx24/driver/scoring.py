@@ -12,6 +12,7 @@ import numpy as np
 
 from onnx24.driver.usage import usage
 from onnx24.errors import InputError
+from onnx24.ir.archives import UNREADABLE
 from onnx24.ir.model import Model
 from onnx24.report.limits import SCORED, Limit, LimitResult
 from onnx24.runtime.data import Calibration
@@ -34,7 +35,7 @@ def labels_of(labels: Any, *, integers: bool = True) -> np.ndarray | None:
         file = os.fspath(labels)
         try:
             labels = np.load(Path(file), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as err:
+        except UNREADABLE as err:
             raise InputError.of("O24-030", f"labels: {err}", file=file) from err
     if not isinstance(labels, np.ndarray) or (integers and labels.dtype.kind not in "iu"):
         kind = " of integers" if integers else ""
@@ -116,12 +117,18 @@ class Scoring:
 
 
 def _accuracy(limit: Limit, output: np.ndarray, labels: np.ndarray | None) -> float:
-    """The share of samples whose largest class is their label."""
+    """The share of samples whose largest class is their label; NaN is no class."""
     assert labels is not None
     rows = output.reshape(-1, output.shape[-1]) if output.ndim else output.reshape(1, 1)
-    if len(rows) != len(labels):
+    if rows.shape[1] < 2:
         raise usage(
-            f"{limit}: {len(labels)} labels for an output of {list(output.shape)}",
+            f"{limit}: an output of {list(output.shape)} has one class",
+            "pass metric= from Python, with what its one number means",
+        )
+    if len(rows) != labels.size:
+        raise usage(
+            f"{limit}: {labels.size} labels for an output of {list(output.shape)}",
             "one label a sample; name the output of classes: accuracy=0.01@OUTPUT",
         )
-    return float(np.mean(rows.argmax(axis=1) == labels))
+    hits = (rows.argmax(axis=1) == labels.reshape(-1)) & ~np.isnan(rows).any(axis=1)
+    return float(np.mean(hits))

@@ -32,7 +32,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx24.errors import InputError
 from onnx24.ir import ops, wire
-from onnx24.ir.scopes import bodies, function_path, node_label, tensors
+from onnx24.ir.scopes import bodies, function_path, node_label, nodes_of, tensors
 from onnx24.ir.weights import element_count, payload_bytes, reference_of
 
 if TYPE_CHECKING:
@@ -87,15 +87,19 @@ def beyond(what: str, name: str, **where: Any) -> InputError:
     return InputError.of("O24-017", what, hint=hint, **where)
 
 
+_NUMBER = 1 / 4
+"""Of a part: of the numbers that ONNX does not pack, an honest forest of trees has millions."""
+
+
 class Count:
     """Nodes and parts of a file so far. Raises: InputError O24-017 for more than the bounds."""
 
     def __init__(self, bounds: Bounds, file: str) -> None:
-        self.nodes = self.messages = 0
+        self.nodes, self.messages = 0, 0.0
         self._bounds, self._file = bounds, file
 
     def message(self, kind: str | None) -> None:
-        self.messages += 1
+        self.messages += _NUMBER if kind == wire.NUMBER else 1
         self.nodes += kind == "NodeProto"
         if self.nodes > self._bounds.nodes:
             raise beyond(
@@ -195,14 +199,14 @@ def _calls(
     graph: FunctionProto | GraphProto, found: Mapping[ops.FunctionId, FunctionProto]
 ) -> list[ops.FunctionId]:
     """Each call, as often as it occurs."""
-    called = (ops.called(node) for node in _nodes(graph))
+    called = (ops.called(node) for node in nodes_of(graph))
     return [identity for identity in called if identity in found]
 
 
 def _own_bytes(function: FunctionProto) -> int:
     """With the payloads that are not in the document."""
     stored = 0
-    for node in _nodes(function):
+    for node in nodes_of(function):
         for attr in node.attribute:
             for tensor in (attr.t, *attr.tensors):
                 stored += payload_bytes(tensor) if reference_of(tensor) is not None else 0
@@ -210,14 +214,7 @@ def _own_bytes(function: FunctionProto) -> int:
 
 
 def _count(graph: GraphProto | FunctionProto) -> int:
-    return sum(1 for _ in _nodes(graph))
-
-
-def _nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for _, body in bodies(node):
-            yield from _nodes(body)
+    return sum(1 for _ in nodes_of(graph))
 
 
 # --- sizes ------------------------------------------------------------------------------------
@@ -330,7 +327,9 @@ def _rule(node: NodeProto, name: str, given: Sequence[_Known]) -> _Known:
         data = x.data if name in ("Identity", "Cast") else None
         return _Known(x.least, x.shape, data)
     if name in _MOVED:
-        return _Known(x.least, None if x.data is None else (len(x.data),), x.data)
+        if x.data is None or name == "Transpose":  # which puts numbers into another order
+            return _Known(x.least)
+        return _Known(x.least, (len(x.data),), x.data)
     if name == "Concat":
         least = sum(value.least for value in given)
         is_vector = all(value.shape is not None and len(value.shape) == 1 for value in given)
@@ -457,28 +456,62 @@ def _dims(value: Any) -> _Shape | None:
 
 # --- native code ------------------------------------------------------------------------------
 
-_ONE_AT_A_TIME = threading.Lock()
+_LOCK = threading.Lock()
+_inside = 0
+_before: tuple[int, int] | None = None
+"""The limit that is given back when the last leaves; None where none was set."""
 
 
 @contextlib.contextmanager
 def within(nbytes: int) -> Iterator[None]:
     """Within the block the process gets at most so much more private memory, where the system can
-    say so (Linux) and no other thread is in such a block. What is refused to native code comes
-    back as a MemoryError or as the library's own error."""
-    if not _ONE_AT_A_TIME.acquire(blocking=False):
-        yield
-        return
+    say so (Linux). What is refused to native code comes back as a MemoryError or as the library's
+    own error. The limit is the process's: of several threads in such blocks each adds its own
+    nbytes, and the last who leaves gives the limit back."""
+    global _inside, _before
+    with _LOCK:
+        if not _inside:
+            _before = _limit_data(nbytes)
+        elif _before is not None:
+            _raise_data(nbytes, _before)
+        _inside += 1
     try:
-        before = _limit_data(nbytes)
-        try:
-            yield
-        finally:
-            if before is not None:
-                import resource
-
-                resource.setrlimit(resource.RLIMIT_DATA, before)
+        yield
     finally:
-        _ONE_AT_A_TIME.release()
+        with _LOCK:
+            _inside = max(0, _inside - 1)
+            if not _inside:
+                _give_back()
+
+
+def _give_back() -> None:
+    global _before
+    if _before is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, _before)
+        _before = None
+
+
+def _forget() -> None:
+    """A forked process has none of the threads that are in blocks, or that hold the lock."""
+    global _LOCK, _inside
+    _LOCK, _inside = threading.Lock(), 0
+    _give_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _raise_data(more: int, most: tuple[int, int]) -> None:
+    """Raise the lowered limit by so much, up to what it was."""
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_DATA)[0] + more
+    if most[0] != resource.RLIM_INFINITY:
+        soft = min(soft, most[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, most[1]))
 
 
 def _limit_data(more: int) -> tuple[int, int] | None:

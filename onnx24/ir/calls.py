@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx.inliner
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 
 from onnx24.ir import ops
-from onnx24.ir.scopes import bodies, scopes
+from onnx24.ir.scopes import nodes_of, scopes
 
-__all__ = ["inlined", "nodes_of", "write_defaults"]
+__all__ = ["inlined", "write_defaults"]
 
 Functions = Mapping[ops.FunctionId, FunctionProto]
 
@@ -54,14 +54,6 @@ def _defaults(
                 own.name = name
                 found.append(own)
     return found
-
-
-def nodes_of(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    """Those of bodies too."""
-    for node in graph.node:
-        yield node
-        for _, body in bodies(node):
-            yield from nodes_of(body)
 
 
 def inlined(model: ModelProto) -> ModelProto:

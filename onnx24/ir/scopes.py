@@ -71,6 +71,14 @@ def _nested(scope: Scope, names: ScopeNames) -> Iterator[Scope]:
             yield from _nested(Scope(path, graph, scope.path), names)
 
 
+def nodes_of(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """Those of bodies too."""
+    for node in graph.node:
+        yield node
+        for _, body in bodies(node):
+            yield from nodes_of(body)
+
+
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """(attribute name, body) of a node; several graphs of one attribute are numbered."""
     for attr in node.attribute:

@@ -21,6 +21,7 @@ Children = dict[str, dict[int, str]]
 """Kind of message → number of a field that holds messages → their kind."""
 
 TENSOR = "TensorProto"
+NUMBER = "number"
 CHILDREN: Children = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -128,7 +129,8 @@ def rewrite(
 ) -> Rope | None:
     """Replace every TensorProto of a message for which `on_tensor(buf, start, end)` returns a
     rope; None means that nothing was replaced. children: what is looked into. on_field: is told of
-    each field, those of tensors included, and which kind of message it is (None: of no message).
+    each field, those of tensors included, and which kind of message it is (None: of no message;
+    NUMBER).
 
     Raises: WireError, also for messages nested deeper than MAX_DEPTH.
     """
@@ -154,7 +156,7 @@ class _Walk:
             child = children.get(tag >> 3) if tag & 7 == _BYTES else None
             body, pos = skip(buf, pos, end, tag & 7)
             if on_field is not None:
-                on_field(child)
+                on_field(child if tag & 7 == _BYTES else NUMBER)
             if child is None:
                 continue
             if child == TENSOR:
@@ -178,7 +180,7 @@ class _Walk:
         while pos < end:
             tag, pos = read_varint(self.buf, pos, end)
             _, pos = skip(self.buf, pos, end, tag & 7)
-            on_field(None)
+            on_field(None if tag & 7 == _BYTES else NUMBER)
 
 
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14

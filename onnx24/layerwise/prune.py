@@ -323,9 +323,11 @@ def _keep_budget(
         count = len(order)
     if count >= len(order):
         count, results, found = len(order), {}, judge(dense)
-    solved.predicted = solved.agreement.rel_l2 * math.sqrt(sum(left[count : count + 1]) / left[0])
+    if 0 < left[0] < math.inf:
+        rest = sum(left[count : count + 1]) / left[0]
+        solved.predicted = solved.agreement.rel_l2 * math.sqrt(rest)
     solved.results, solved.agreement = results, found
-    solved.fallen_back = [key for key in solved.fallen_back if key in results]
+    solved.fallen_back = []  # what is left was solved anew
     dense_now = [layer.key for layer in order if layer.key not in results]
     solved.dense_again.update((key, own[key]) for key in dense_now)
 

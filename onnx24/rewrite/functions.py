@@ -11,9 +11,9 @@ from onnx import FunctionProto, NodeProto
 from onnx24.analysis.packed24 import DOMAIN, OP
 from onnx24.effects import Effects
 from onnx24.ir import ops
-from onnx24.ir.calls import nodes_of, write_defaults
+from onnx24.ir.calls import write_defaults
 from onnx24.ir.model import Model
-from onnx24.ir.scopes import function_path
+from onnx24.ir.scopes import function_path, nodes_of
 
 
 class Inlined(NamedTuple):

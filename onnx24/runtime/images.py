@@ -8,6 +8,7 @@ get the pixels themselves. What the model does not say (layout, size) the caller
 from __future__ import annotations
 
 import math
+import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -61,14 +62,21 @@ class Images(_Options):
         """Raises: InputError O24-043 for values that make no sense."""
         for name in ("mean", "std"):
             given = getattr(self, name)
-            values = np.atleast_1d(np.asarray(1.0 if given is None else given, np.float64))
+            try:
+                values = np.atleast_1d(np.asarray(1.0 if given is None else given, np.float64))
+            except (TypeError, ValueError) as err:
+                raise _wrong(f"{name} {given!r}: one number, or three") from err
             if values.ndim != 1 or len(values) not in (1, 3) or not np.isfinite(values).all():
                 raise _wrong(f"{name} {given!r}: one number, or three")
             if name == "std" and not (values > 0).all():
                 raise _wrong(f"std {given!r}: more than 0")
         if self.layout not in (None, "nchw", "nhwc"):
             raise _wrong(f"layout {self.layout!r}: nchw or nhwc")
-        if self.size is not None and not all(1 <= n <= 1 << 15 for n in _pair(self.size)):
+        try:
+            sides = (1, 1) if self.size is None else _pair(self.size)
+        except (TypeError, ValueError):
+            sides = (0, 0)
+        if not all(1 <= n <= 1 << 15 for n in sides):
             raise _wrong(f"size {self.size!r}: height and width, of 1 to 32768")
 
     def source(self, specs: list[InputSpec], shapes: Mapping[str, Sequence[int]]) -> Stacked:
@@ -92,7 +100,9 @@ def _wrong(message: str) -> InputError:
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    """Raises: TypeError, ValueError for another thing."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return operator.index(height), operator.index(width)
 
 
 def numbers_of(text: str, flag: str) -> tuple[float, ...]:
@@ -271,7 +281,7 @@ class _Pictures(Stacked):
         form, path, image = self._form, self._paths[i], _pillow()
         try:
             with image.open(path) as opened:
-                flat = opened.convert(_CHANNELS[form.channels])
+                flat = _8_bit(opened).convert(_CHANNELS[form.channels])
                 resized = flat.resize((form.width, form.height), image.Resampling.BILINEAR)
             pixels = np.asarray(resized).reshape(form.height, form.width, form.channels)
         except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as err:
@@ -279,6 +289,17 @@ class _Pictures(Stacked):
         if (len(self._kept) + 1) * math.prod(form.shape) <= KEPT_BYTES:
             self._kept[i] = pixels
         return pixels
+
+
+def _8_bit(opened: Any) -> Any:
+    """Grey of 16 bits with its upper 8, as pillow reads colours; its own conversion clips at 255.
+    Raises: ValueError for floats, and for more bits."""
+    if opened.mode.split(";")[0] not in ("I", "F"):
+        return opened
+    values = np.asarray(opened)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 1 << 16:
+        raise ValueError(f"8 or 16 bits a channel, found mode {opened.mode}")
+    return _pillow().fromarray((values >> 8).astype(np.uint8))
 
 
 def _pillow() -> Any:

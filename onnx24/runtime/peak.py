@@ -23,6 +23,7 @@ from onnx24.ir.weights import numpy_dtype
 
 FOLDED_BYTES_PER_BYTE = 8
 """What ONNX Runtime may make of constants, and hold of them while it prepares a session."""
+_STACK_BYTES = 8 << 20
 
 
 def require_room(model: Model) -> None:
@@ -40,9 +41,21 @@ def require_room(model: Model) -> None:
     model.proved.add("room")
 
 
-def preparing(model: Model) -> contextlib.AbstractContextManager[None]:
-    """Within the block a session is made, in the memory that this may take."""
-    return within(model.bounds.nbytes + FOLDED_BYTES_PER_BYTE * brought(model.proto))
+def preparing(model: Model, threads: int) -> contextlib.AbstractContextManager[None]:
+    """Within the block a session of so many threads is made, in the memory that this may take."""
+    fixed = model.bounds.nbytes + threads * _stack_bytes()
+    return within(fixed + FOLDED_BYTES_PER_BYTE * brought(model.proto))
+
+
+def _stack_bytes() -> int:
+    """Of one thread, which counts in full from its start: 128 of 8 MiB are a GiB."""
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    except ImportError:
+        return 0
+    return _STACK_BYTES if soft == resource.RLIM_INFINITY else max(soft, _STACK_BYTES)
 
 
 @dataclass

@@ -83,9 +83,10 @@ class Session:
 
         source = self._source(model)
         try:
-            with preparing(model):
+            options = _options(optimize, fast, threads)
+            with preparing(model, options.intra_op_num_threads):
                 self._session = ort.InferenceSession(
-                    source, _options(optimize, fast, threads), providers=["CPUExecutionProvider"]
+                    source, options, providers=["CPUExecutionProvider"]
                 )
         except _errors() as err:
             raise self._refused(err) from err

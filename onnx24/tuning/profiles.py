@@ -36,7 +36,7 @@ def times_of(documents: Sequence[tuple[str, str]]) -> Times:
             for row in json.loads(text)["rows"]:
                 if forms := _forms(row):
                     found.setdefault(str(row["name"]), {}).update(forms)
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
             raise InputError.of(
                 "O24-048", "this is no ledger", file=file, hint="`onnx24 ledger MODEL … -o F.json`"
             ) from err

@@ -96,8 +96,14 @@ def test_where_there_is_no_protection_that_is_said(more: dict[str, Any], reason:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"calib": "random:64", "limit": "sqnr=20"}, {"limit": "max-abs=1"}, {"limit": "loud"}],
-    ids=["random", "metric", "name"],
+    [
+        {"calib": "random:64", "limit": "sqnr=20"},
+        {"limit": "max-abs=1"},
+        {"limit": "loud"},
+        {"limit": "sqnr=-7000"},
+        {"limit": "cosine=1e-200"},
+    ],
+    ids=["random", "metric", "name", "overflow", "underflow"],
 )
 def test_what_is_no_limit_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(onnx24.InputError) as caught:

@@ -12,6 +12,8 @@ import pytest
 
 import onnx24
 from onnx24.cli.app import run
+from onnx24.driver.scoring import _accuracy, labels_of
+from onnx24.report.limits import Limit
 from onnx24.testing.generate import mlp
 
 ROWS = np.random.default_rng(4).standard_normal((192, 32)).astype(np.float32)
@@ -46,6 +48,22 @@ def test_accuracy_is_judged_by_the_labels_of_the_samples_held_out() -> None:
     reversed_rows = {"x": ROWS[::-1].copy()}  # other samples, whose labels stand in their order
     result = compiled(data=reversed_rows, labels=truth()[::-1].copy(), max_drop="accuracy=0.9")
     assert 0 < (result.report.limits[0].value or 0) < 0.5
+
+
+def test_labels_in_a_column_and_outputs_that_tell_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    column = compiled(labels=truth()[:, None], max_drop="accuracy=0.9").report.limits[0]
+    assert column.value == compiled(labels=truth(), max_drop="accuracy=0.9").report.limits[0].value
+    accuracy = Limit("accuracy", 0.01)
+    zeros = np.zeros(4, np.int64)
+    assert _accuracy(accuracy, np.full((4, 2), np.nan, np.float32), zeros) == 0
+    Path("labels.npy").write_bytes(b"PK\x03\x04 cut")  # an archive, numpy thinks
+    with pytest.raises(onnx24.InputError, match="O24-030"):
+        labels_of("labels.npy")
+    with pytest.raises(onnx24.InputError, match="one class"):
+        _accuracy(accuracy, np.ones((4, 1), np.float32), zeros)
 
 
 def test_a_function_gets_all_outputs_and_the_labels() -> None:

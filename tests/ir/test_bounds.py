@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +193,65 @@ def test_native_code_is_held_to_a_budget():
     with pytest.raises(MemoryError), within(64 << 20):
         np.ones(1 << 27)
     assert np.ones(1 << 24).nbytes == 1 << 27, "and nothing else is, afterwards"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux")
+def test_budgets_of_several_threads_add_up():
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def other():
+        with within(16 << 20):
+            entered.set()
+            may_leave.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait()
+    try:
+        with within(512 << 20):
+            assert np.empty(256 << 20, np.uint8).size
+    finally:
+        may_leave.set()
+        thread.join()
+    assert np.empty(2 << 30, np.uint8).size, "the last one gives the limit back"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
+def test_a_forked_process_is_held_to_no_budget():
+    with within(16 << 20):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                code = int(np.empty(256 << 20, np.uint8).size != 256 << 20)
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_stacks_of_threads_are_no_part_of_a_models_budget():
+    proto = model_of([NODE("Relu", ["x"], ["y"])])
+    model = Model.from_bytes(proto.SerializeToString(), bounds=Bounds(mib=64))
+    assert Session(model, threads=32).outputs == ["y"]
+
+
+def test_numbers_of_an_attribute_are_less_than_parts():
+    """A forest of trees has millions of them, unpacked."""
+    proto = model_of([NODE("Relu", ["x"], ["y"], trees=list(range(1000)))])
+    Model.from_bytes(proto.SerializeToString(), check=False, bounds=Bounds(messages=500))
+
+
+def test_pads_that_are_transposed_are_not_read_in_the_old_order():
+    pads = np.array([[0, 0], [0, 0], [40_000, 0]])  # of three axes; the last has 40,000
+    nodes = [
+        NODE("Transpose", ["pads"], ["t"]),
+        NODE("Reshape", ["t", "flat"], ["u"]),
+        NODE("Pad", ["v", "u"], ["y"]),
+    ]
+    weight = np.ones((1, 1, 40_000), np.float32)
+    proto = model_of(nodes, pads=pads, flat=np.array([-1]), v=weight)
+    Model.from_bytes(proto.SerializeToString())
 
 
 def test_nobody_asks_for_shapes_without_a_budget():

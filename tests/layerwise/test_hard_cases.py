@@ -23,8 +23,11 @@ from onnx import TensorProto, helper
 from onnx24.errors import InputError
 from onnx24.ir.keys import ValueKey
 from onnx24.ir.model import Model
+from onnx24.layerwise.judge import Agreement, Budget
 from onnx24.layerwise.progress import Saved
+from onnx24.layerwise.prune import Solved, _keep_budget
 from onnx24.layerwise.results import LayerResult
+from onnx24.layerwise.stages import Layer
 from onnx24.runtime.augment import parse_augmentation
 from onnx24.runtime.data import load_data
 from onnx24.sparsity.masks import is_24
@@ -367,3 +370,32 @@ def test_pixels_of_eight_bits_are_shifted(tmp_path):
     x = RNG(0).integers(0, 256, (20, 4, 8, 8)).astype(np.uint8)
     _, result = compiled(model, "prune24{augment=shift2x4}", data_for(tmp_path, model, x=x))
     assert result.passes[-1].statistics["samples"] == 4 * 18
+
+
+def test_layers_that_err_only_together():
+    """No layer by itself says which to leave dense; the rest, solved anew, is not by magnitude."""
+    keys = [ValueKey("", "a"), ValueKey("", "b")]
+    dense = {key.name: np.ones((4, 4), np.float32) for key in keys}
+    layers = {key: Layer(key, (), helper.make_node("Relu", ["x"], ["y"]), 0) for key in keys}
+
+    def results(chosen):
+        return {key: LayerResult(stored=np.zeros((4, 4)), bias=None) for key in chosen}
+
+    def judge(weights):
+        return Agreement(
+            rel_l2=float(all(not value.any() for value in weights.values())), top1=None
+        )
+
+    solved = Solved(results=results(keys), layers=layers, unsolved={}, fallen_back=[keys[1]])
+    solved.agreement = Agreement(rel_l2=1.0, top1=None)
+    _keep_budget(
+        judge,
+        solved,
+        dense,
+        list(layers.values()),
+        Budget(rel_l2=0.5),
+        lambda back: results(key for key in keys if key not in back),
+        lambda items, *_, **__: iter(items),
+    )
+    assert (list(solved.dense_again), list(solved.results)) == (keys[:1], keys[1:])
+    assert solved.fallen_back == [] and solved.agreement.rel_l2 == 0 and solved.predicted is None

@@ -86,6 +86,8 @@ def test_what_the_model_leaves_open_is_said(photos: Path) -> None:
         ({"mean": (1, 2)}, "N, 3, 8, 8", "O24-043"),
         ({"mean": (0, 0, 0)}, "N, 1, 8, 8", "O24-043"),
         ({"size": 0}, "N, 3, H, W", "O24-043"),
+        ({"size": "224"}, "N, 3, H, W", "O24-043"),
+        ({"mean": "imagenet"}, "N, 3, 8, 8", "O24-043"),
         ({"layout": "hwc"}, "N, 3, 8, 8", "O24-043"),
     ],
 )  # fmt: skip
@@ -144,3 +146,13 @@ def test_without_pillow_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(onnx24.BackendError, match=r"pip install 'onnx24\[images\]'"):
         rows(str(photos), model("N, 3, 2, 2"))
+
+
+def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.full((4, 6), 0x8000, np.uint16)
+    image.fromarray(values).save(tmp_path / "a.png")
+    assert np.allclose(rows(str(tmp_path), model("N, 3, 4, 6")), 128 / 255)
+    image.fromarray(values.astype(np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(onnx24.InputError, match="8 or 16 bits") as caught:
+        rows(str(tmp_path), model("N, 1, 4, 6"))
+    assert caught.value.code == "O24-030"
