@@ -281,7 +281,8 @@ class _Pictures(Stacked):
         form, path, image = self._form, self._paths[i], _pillow()
         try:
             with image.open(path) as opened:
-                flat = _8_bit(opened).convert(_CHANNELS[form.channels])
+                upright = _upright(opened)
+                flat = _8_bit(upright).convert(_CHANNELS[form.channels])
                 resized = flat.resize((form.width, form.height), image.Resampling.BILINEAR)
             pixels = np.asarray(resized).reshape(form.height, form.width, form.channels)
         except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as err:
@@ -289,6 +290,13 @@ class _Pictures(Stacked):
         if (len(self._kept) + 1) * math.prod(form.shape) <= KEPT_BYTES:
             self._kept[i] = pixels
         return pixels
+
+
+def _upright(opened: Any) -> Any:
+    """As viewers show it: phones store how they were held."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(opened)
 
 
 def _8_bit(opened: Any) -> Any:

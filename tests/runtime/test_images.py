@@ -156,3 +156,13 @@ def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path: Path) -> None:
     with pytest.raises(onnx24.InputError, match="8 or 16 bits") as caught:
         rows(str(tmp_path), model("N, 1, 4, 6"))
     assert caught.value.code == "O24-030"
+
+
+def test_a_photo_is_read_as_it_was_held(tmp_path: Path) -> None:
+    lying = image.new("RGB", (6, 4), (0, 0, 0))
+    lying.putpixel((0, 0), RGB)
+    exif = lying.getexif()
+    exif[0x0112] = 6  # orientation: to be turned by 90 degrees to the right
+    lying.save(tmp_path / "a.png", exif=exif)
+    (found,) = rows(str(tmp_path), model("N, 3, 6, 4"))
+    assert np.allclose(found[:, 0, 3], [1, 0.2, 0]) and found.sum() == pytest.approx(1.2)
