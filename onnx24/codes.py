@@ -883,7 +883,7 @@ _TABLE = (
         "warning",
         "zero point is implied",
         "Without a zero point QuantizeLinear makes UINT8, whatever the reader takes it for.",
-        "write an INT8 zero point of 0",
+        "write a zero point of 0 in the quantized type (INT8, INT4, FP8); `lint --fix` does",
     ),
     Code(
         "O24-230",
