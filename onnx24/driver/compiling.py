@@ -234,12 +234,12 @@ def compile(
     max_drop: limits of the comparison, which must be met. labels: the right class of each sample of
     `data`, else of `calib`, for the limit accuracy, how much of it may be lost. metric: a function
     of (outputs by name, labels) whose value, the larger the better, may fall by the limit metric.
-    recover: what training the result back
-    may take, without labels and with the original as teacher: steps (200, "200steps"), or a time
-    ("5min"), whose number of steps depends on the machine; needs torch and 16 real samples.
-    output: a file to write the model into;
-    without it nothing is written, and `Result.save` does. engine: a file to build an engine into,
-    by `backend` ("auto" where only `engine` is given); timeout: of the build [seconds].
+    recover: what training the result back may take, without labels and with the original as
+    teacher: steps (200, "200steps"), or a time ("5min"), whose number of steps depends on the
+    machine; needs torch and 16 real samples.
+    output: a file to write the model into; without it nothing is written, and `Result.save` does.
+    engine: a file to build an engine into, by `backend` ("auto" where only `engine` is given);
+    timeout: of the build [seconds].
     guard: "on", "off" or "each", as for `optimize`.
     memory, workers, executor, work_dir: what the run may use; nothing of it changes the result.
     progress: a function that is called with each `Progress`.

@@ -16,7 +16,7 @@ from onnx24.layerwise.store import Store
 from onnx24.runtime.difference import Differences, gap_finding, mean_rel_l2
 from onnx24.runtime.trials import Margins
 
-__all__ = ["Agreement", "Budget", "Judge", "fewest"]
+__all__ = ["FEWEST", "Agreement", "Budget", "Judge", "fewest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Agreement:
 
 
 FEWEST = 200
-"""Samples from which on the share of equal classes is counted; of fewer it is expected."""
+"""Samples from which on the share of equal classes is counted; of fewer it is expected. One of 200
+is qdq's default of half a per cent."""
 
 
 @dataclass(frozen=True)

@@ -357,16 +357,19 @@ class _Walk:
         ]
         lacks = np.concatenate(branch, axis=1)[:, some]
         mean = np.concatenate(mean_s)[some]
+        trials = []
+        for b, problem in enumerate(problems):
+            U, V = (np.concatenate([rows[b] for rows in side]) for side in (held.U, held.V))
+            part = problem.of_rows(some)
+            trials.append((part, moments[b], U, V @ part.W.T + lacks))
 
         def wrong(damping: float) -> float:
             total = 0.0
-            for b, (problem, moment) in enumerate(zip(problems, moments, strict=True)):
-                tried = problem.of_rows(some).damped(damping)
-                q = solve(tried, Method.WANDA, each=self._each)
-                U, V = (np.concatenate([rows[b] for rows in side]) for side in (held.U, held.V))
-                error = V @ tried.W.T + lacks - U @ q.T
+            for part, moment, U, wanted in trials:
+                q = solve(part.damped(damping), Method.WANDA, each=self._each)
+                error = wanted - U @ q.T
                 if centred:
-                    shift = tried.W @ moment.mean_v - q @ moment.mean_u + mean
+                    shift = part.W @ moment.mean_v - q @ moment.mean_u + mean
                     error -= shift.astype(np.float32)
                 total += float(np.square(error, dtype=np.float64).sum())
             return total

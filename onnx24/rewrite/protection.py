@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx24.analysis.placement import Layer
 from onnx24.errors import InputError
-from onnx24.layerwise.judge import fewest
+from onnx24.layerwise.judge import FEWEST, fewest
 from onnx24.rewrite.quantizer import Quantizer
 from onnx24.runtime.trials import Likeness
 
@@ -21,8 +21,6 @@ __all__ = ["Limits", "Protection", "protect"]
 
 SCREEN = 16
 """Samples of the first look."""
-FEWEST = 200
-"""Samples from which on every agreement is asked for: one of 200 is the default's half per cent."""
 SAMPLES = 512
 """Samples that outputs are compared on, FEWEST with large models, as WORK allows."""
 WORK = 1 << 32

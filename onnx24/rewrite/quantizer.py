@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx24.analysis.format_choice import Choice, Objection
 from onnx24.analysis.formats import Format
-from onnx24.analysis.int8_weights import PairedWeight, bias_of, paired_weights
+from onnx24.analysis.int8_weights import Bias, PairedWeight, bias_of, paired_weights
 from onnx24.analysis.placement import (
     Flow,
     Layer,
@@ -43,6 +43,7 @@ ADAPTIVE_WORK = 1 << 27
 """N · K² of the weights that rounding=auto rounds adaptively, summed: about a second."""
 JUDGED = 16
 """Samples that tell whether corrected biases bring the outputs nearer."""
+MeanErrors = list[tuple[Bias, np.ndarray]]
 PairedWeights = dict[tuple[str, int], PairedWeight]
 
 
@@ -189,10 +190,11 @@ class Quantizer:
         written = Written(int8, fp8, int4.made)
         if int8.placement.edges:
             self._round(int8, rounding)
-            if correction is Correction.AUTO:
-                self._correct_if_better(formats, int4)
-            elif correction is Correction.TRUE:
-                self._correct(int8)
+            errors = [] if correction is Correction.FALSE else self._mean_errors(int8)
+            if errors and correction is Correction.AUTO:
+                self._correct_if_better(errors, formats, int4)
+            else:
+                self._correct(errors)
         if written.activation_pairs or int4.layers:
             with self.model.surgeon() as graph:
                 insert_pairs(graph, self.flow, [int8, fp8], int4)
@@ -217,30 +219,34 @@ class Quantizer:
                 if (moment := self.measured.second_moments(weight)) is not None:
                     weight.adapt(moment)
 
-    def _correct_if_better(self, formats: list[Pairs], int4: Int4) -> None:
+    def _correct_if_better(self, errors: MeanErrors, formats: list[Pairs], int4: Int4) -> None:
         try:
             before = self._tried(formats, int4, JUDGED)
         except InputError:  # nothing to judge by, so nothing is moved
             return
-        kept = self._correct(formats[0])
+        kept = {bias.key: self.flow.found.read(self.model, bias.key) for bias, _ in errors}
+        self._correct(errors)
         if self._tried(formats, int4, JUDGED).rel_l2 > before.rel_l2:
             for key, values in kept.items():
                 self.flow.found.replace(self.model, key, values)
 
-    def _correct(self, pairs: Pairs) -> dict[ValueKey, np.ndarray]:
-        """Take the mean error out of each layer's bias; the biases as they were."""
-        kept: dict[ValueKey, np.ndarray] = {}
+    def _correct(self, errors: MeanErrors) -> None:
+        for bias, error in errors:
+            bias.shift(self.model, self.flow.found, -error)
+
+    def _mean_errors(self, pairs: Pairs) -> MeanErrors:
+        """Of each layer that has a bias to take it out of."""
+        found: MeanErrors = []
         if self.measured is None:
-            return kept
+            return found
         for weight in pairs.weights.values():
             for layer in weight.readers:
                 bias = bias_of(self.flow, layer)
                 amax = pairs.amax[pairs.placement.seat(layer.data)]
                 error = self.measured.mean_error(weight, layer, amax)
                 if bias is not None and error is not None:
-                    kept.setdefault(bias.key, self.flow.found.read(self.model, bias.key))
-                    bias.shift(self.model, self.flow.found, -error)
-        return kept
+                    found.append((bias, error))
+        return found
 
     def _pairs(self, element: Format, choice: Choice) -> Pairs:
         """The pairs of one format, with the ranges as they are now."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnx24.diagnostics import Diagnostic, Severity, diagnostic
+from onnx24.quant.choice import decibel
 
 NAME_OUTPUTS = (
     "name what to judge by, such as a value before the operator that selects: outputs=NAME"
@@ -276,7 +277,7 @@ class Accumulator:
         below = slice(gaps[0] + 1, None)
         quiet, error = float(signal[below].sum()), float(noise[below].sum())
         counts = len(signal[below]), len(signal)
-        return Faint(*counts, math.sqrt(error / quiet), _decibels(quiet, error))
+        return Faint(*counts, math.sqrt(error / quiet), decibel(quiet, error))
 
     def result(self, name: str) -> OutputDiff:
         if self.mismatches:
@@ -288,7 +289,7 @@ class Accumulator:
                 self.max_abs,
                 self._rel_l2(),
                 self._cosine(),
-                _decibels(self.signal, self.noise),
+                decibel(self.signal, self.noise),
             )
         return OutputDiff(
             name=name,
@@ -318,12 +319,6 @@ class Accumulator:
             return 1.0
         norms = math.sqrt(self.signal) * math.sqrt(self.other)
         return max(-1.0, min(1.0, self.dot / norms)) if norms else 0.0
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if not noise:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def is_float(array: np.ndarray) -> bool:

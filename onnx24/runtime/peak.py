@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnx import GraphProto, NodeProto, TensorProto
@@ -17,6 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 from onnx24.ir.bounds import BYTES_PER_BYTE, beyond, brought, within
 from onnx24.ir.calls import inlined
 from onnx24.ir.model import Model
+from onnx24.ir.repair import reads
 from onnx24.ir.scopes import ScopeNames, bodies, node_label
 from onnx24.ir.shapes import ShapeTable, infer
 from onnx24.ir.weights import numpy_dtype
@@ -108,7 +108,7 @@ class _Sizes:
 
     def peak(self, graph: GraphProto, path: str, names: ScopeNames) -> _Held:
         """The most at a time, node by node, with that of a node's bodies."""
-        last = {name: i for i, node in enumerate(graph.node) for name in _read(node)}
+        last = {name: i for i, node in enumerate(graph.node) for name in reads(node)}
         kept = {value.name for value in graph.output}
         alive: dict[str, int] = {}
         held, total = _Held(), 0
@@ -124,16 +124,7 @@ class _Sizes:
                 alive[name] = self.nbytes(name, path)
                 total += alive[name]
             held.raise_to(total + inner, node)
-            for name in {*_read(node), *node.output}:
+            for name in {*reads(node), *node.output}:
                 if name not in kept and last.get(name, i) <= i:
                     total -= alive.pop(name, 0)
         return held
-
-
-def _read(node: NodeProto) -> Iterator[str]:
-    """Also by its bodies."""
-    yield from node.input
-    for _, body in bodies(node):
-        for inner in body.node:
-            yield from _read(inner)
-        yield from (value.name for value in body.output)
