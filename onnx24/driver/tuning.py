@@ -41,7 +41,17 @@ from onnx24.report.limits import Limit, check_limits, named_values
 from onnx24.report.table import table
 from onnx24.runtime.compare import compare
 from onnx24.targets.gpus import gpu_of
-from onnx24.tuning.costs import DENSE, FORMATS, INT4, OBJECTIVES, UNITS, Unit, has_int4, units_of
+from onnx24.tuning.costs import (
+    DENSE,
+    FORMATS,
+    INT4,
+    INT4_OPSET,
+    OBJECTIVES,
+    UNITS,
+    Unit,
+    has_int4,
+    units_of,
+)
 from onnx24.tuning.page import draw_front, render_front, require_matplotlib
 from onnx24.tuning.profiles import Times, times_of, with_measured
 from onnx24.tuning.search import Options, Point, choose, front
@@ -266,7 +276,7 @@ def tune(
             f"formats int4: {row.name} takes no weights in INT4, which opset 21 has",
             "targets of TensorRT 11 and of TensorRT-RTX do",
         )
-    steps = _at_opset(list(parse(text)), 21 if INT4 in allowed else 0)
+    steps = _at_opset(list(parse(text)), INT4_OPSET if INT4 in allowed else 0)
     base = _base(source.load(), steps, row)
     layers, _ = layers_of(base, row, profiles)
     units = units_of(layers, row, rates, objective, allowed)

@@ -23,6 +23,7 @@ __all__ = [
     "FORMATS",
     "FORMS",
     "INT4",
+    "INT4_OPSET",
     "OBJECTIVES",
     "UNITS",
     "Unit",
@@ -42,7 +43,7 @@ _MAC_PJ = {2: 1.5, 1: 0.23}
 _DRAM_PJ_A_BYTE = 160.0
 _INT4_BYTES = 0.5 + 2 / 128
 """Of a weight in INT4, with its share of the 16-bit scale that a block of 128 has."""
-_INT4_OPSET = 21
+INT4_OPSET = 21
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def units_of(
 
 def has_int4(target: Target) -> bool:
     """Whether the target takes weights in INT4, which opset 21 brought."""
-    return target.int8_initializers and target.opset_max >= _INT4_OPSET
+    return target.int8_initializers and target.opset_max >= INT4_OPSET
 
 
 def _has(group: Sequence[ModelLayer], form: str, target: Target, formats: Sequence[str]) -> bool:
